@@ -1,0 +1,142 @@
+//! Carrying out the plan's writes.
+
+use std::io;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
+use datapath_common::{Address, FrontendKey, PeerKey, maps};
+
+use super::maps::{Maps, TableError, io_of, trie_key};
+use crate::plan::{MapOp, MapWriter, WriteError};
+
+impl MapWriter for Maps {
+    fn write(&mut self, op: &MapOp) -> Result<(), WriteError> {
+        if let MapOp::WriteSlots { start, ids } = op {
+            return self
+                .write_slots(*start, ids)
+                .map_err(|e| refusal(maps::SEGMENTS, e));
+        }
+        let (map, done) = (op.map(), self.carry_out(op));
+        done.map_err(|(row, error)| refusal(map, self.refused(map, row, error)))
+    }
+}
+
+/// A full map keeps its sentence, with the flag; other answers keep their number.
+fn refusal(map: &'static str, error: TableError) -> WriteError {
+    let source = match error {
+        TableError::Full { .. } | TableError::Beyond { .. } => {
+            io::Error::new(io::ErrorKind::StorageFull, error)
+        }
+        TableError::Kernel { source, .. } => source,
+        TableError::Kind { .. } => io::Error::other(error),
+    };
+    WriteError { map, source }
+}
+
+type Done = Result<(), (String, MapError)>;
+
+impl Maps {
+    fn write_slots(&mut self, start: u32, ids: &[u32]) -> Result<(), TableError> {
+        if self.segments.write(start, ids) {
+            return Ok(());
+        }
+        Err(TableError::Beyond {
+            map: maps::SEGMENTS,
+            limit: self.segments.len(),
+            row: format!("a segment of {} slots from slot {start} on", ids.len()),
+        })
+    }
+
+    fn carry_out(&mut self, op: &MapOp) -> Done {
+        match op {
+            MapOp::PutFront4 { key, row } => put(&mut self.front_v4, key, row, || frontend(key)),
+            MapOp::PutFront6 { key, row } => put(&mut self.front_v6, key, row, || frontend(key)),
+            MapOp::DeleteFront4 { key } => delete(&mut self.front_v4, key, || frontend(key)),
+            MapOp::DeleteFront6 { key } => delete(&mut self.front_v6, key, || frontend(key)),
+            MapOp::PutBackend4 { id, row } => set(&mut self.back_v4, *id, row),
+            MapOp::PutBackend6 { id, row } => set(&mut self.back_v6, *id, row),
+            MapOp::PutPod4 { addr, via } => put(&mut self.pods_v4, addr, via, || ip(*addr)),
+            MapOp::PutPod6 { addr, via } => put(&mut self.pods_v6, addr, via, || ip(*addr)),
+            MapOp::DeletePod4 { addr } => delete(&mut self.pods_v4, addr, || ip(*addr)),
+            MapOp::DeletePod6 { addr } => delete(&mut self.pods_v6, addr, || ip(*addr)),
+            MapOp::PutPeer4 { key, via } => put_peer(&mut self.peers_v4, *key, *via),
+            MapOp::PutPeer6 { key, via } => put_peer(&mut self.peers_v6, *key, *via),
+            MapOp::DeletePeer4 { key } => delete_peer(&mut self.peers_v4, *key),
+            MapOp::DeletePeer6 { key } => delete_peer(&mut self.peers_v6, *key),
+            MapOp::PutNode { addr, node } => put(&mut self.nodes_v4, addr, node, || ip(*addr)),
+            MapOp::DeleteNode { addr } => delete(&mut self.nodes_v4, addr, || ip(*addr)),
+            // Written through memory, in `write_slots`.
+            MapOp::WriteSlots { .. } => Ok(()),
+        }
+    }
+}
+
+fn ip<A: Address>(addr: A) -> String {
+    addr.to_ip().to_string()
+}
+
+fn frontend<A: Address>(key: &FrontendKey<A>) -> String {
+    match key.addr.to_ip() {
+        std::net::IpAddr::V4(a) => format!("{a}:{}/{}", key.port, key.proto),
+        std::net::IpAddr::V6(a) => format!("[{a}]:{}/{}", key.port, key.proto),
+    }
+}
+
+fn peer<A: Address>(key: PeerKey<A>) -> String {
+    format!("{}/{}", key.addr.to_ip(), key.prefix_len)
+}
+
+fn put<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    value: &V,
+    row: impl FnOnce() -> String,
+) -> Done {
+    map.insert(key, value, 0).map_err(|e| (row(), e))
+}
+
+fn delete<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    row: impl FnOnce() -> String,
+) -> Done {
+    unless_absent(map.remove(key)).map_err(|e| (row(), e))
+}
+
+fn set<V: Pod>(map: &mut Array<MapData, V>, id: u32, value: &V) -> Done {
+    map.set(id, value, 0)
+        .map_err(|e| (format!("backend {id}"), e))
+}
+
+fn put_peer<A: Pod + Address, V: Pod>(
+    map: &mut LpmTrie<MapData, A, V>,
+    key: PeerKey<A>,
+    value: V,
+) -> Done {
+    map.insert(&trie_key(key), value, 0)
+        .map_err(|e| (peer(key), e))
+}
+
+fn delete_peer<A: Pod + Address, V: Pod>(
+    map: &mut LpmTrie<MapData, A, V>,
+    key: PeerKey<A>,
+) -> Done {
+    unless_absent(map.remove(&trie_key(key))).map_err(|e| (peer(key), e))
+}
+
+/// Deleting what is not there is done already.
+fn unless_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(e) => {
+            let errno = match &e {
+                MapError::SyscallError(e) => e.io_error.raw_os_error(),
+                _ => None,
+            };
+            if errno == Some(libc::ENOENT) || matches!(e, MapError::KeyNotFound) {
+                return Ok(());
+            }
+            Err(io_of(e).into())
+        }
+        ok => ok,
+    }
+}

@@ -1,0 +1,118 @@
+//! How large the maps are, and the flag that says so.
+
+use datapath_common::maps;
+
+/// Entries of the maps, each for IPv4 and for IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacities {
+    /// Service addresses and ports (`tulle_front_*`).
+    pub frontends: u32,
+    /// Slots of all segments (`tulle_segments`).
+    pub slots: u32,
+    /// Backends (`tulle_back_*`).
+    pub backends: u32,
+    /// Rows of the flow tables, two for each flow (`tulle_flow_*`).
+    pub flows: u32,
+    /// Fragmented datagrams under way (`tulle_frag_*`).
+    pub fragments: u32,
+    /// Pods of this node (`tulle_pods_*`).
+    pub pods: u32,
+    /// Pod networks of other nodes (`tulle_peers_*`), and nodes (`tulle_nodes_v4`).
+    pub nodes: u32,
+    /// Bytes of the event ring (`tulle_events`).
+    pub event_bytes: u32,
+}
+
+const fn default_of(name: &str) -> u32 {
+    let mut i = 0;
+    while i < maps::ALL.len() {
+        if const_eq(maps::ALL[i].name, name) {
+            return maps::ALL[i].default_entries;
+        }
+        i += 1;
+    }
+    0
+}
+
+const fn const_eq(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+impl Capacities {
+    /// The sizes that the object was built with.
+    pub const DEFAULT: Self = Self {
+        frontends: default_of(maps::FRONT_V4),
+        slots: default_of(maps::SEGMENTS),
+        backends: default_of(maps::BACK_V4),
+        flows: default_of(maps::FLOW_V4),
+        fragments: default_of(maps::FRAG_V4),
+        pods: default_of(maps::PODS_V4),
+        nodes: default_of(maps::NODES_V4),
+        event_bytes: default_of(maps::EVENTS),
+    };
+
+    /// Entries of the map of this name; `None` if its size is fixed.
+    pub fn entries(&self, map: &str) -> Option<u32> {
+        Some(match map {
+            maps::FRONT_V4 | maps::FRONT_V6 => self.frontends,
+            maps::SEGMENTS => self.slots,
+            maps::BACK_V4 | maps::BACK_V6 => self.backends,
+            maps::FLOW_V4 | maps::FLOW_V6 => self.flows,
+            maps::FRAG_V4 | maps::FRAG_V6 => self.fragments,
+            maps::PODS_V4 | maps::PODS_V6 => self.pods,
+            maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => self.nodes,
+            maps::EVENTS => self.event_bytes,
+            _ => return None,
+        })
+    }
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// The agent's flag that sizes the map of this name; `None` if its size is fixed.
+pub fn flag(map: &str) -> Option<&'static str> {
+    Some(match map {
+        maps::FRONT_V4 | maps::FRONT_V6 => "--max-frontends",
+        maps::SEGMENTS => "--max-segments",
+        maps::BACK_V4 | maps::BACK_V6 => "--max-backends",
+        maps::FLOW_V4 | maps::FLOW_V6 => "--max-flows",
+        maps::FRAG_V4 | maps::FRAG_V6 => "--max-fragments",
+        maps::PODS_V4 | maps::PODS_V6 => "--max-pods",
+        maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => "--max-nodes",
+        maps::EVENTS => "--event-bytes",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sized_map_has_a_flag_and_its_default() {
+        for info in maps::ALL {
+            assert_eq!(
+                Capacities::DEFAULT.entries(info.name).is_some(),
+                flag(info.name).is_some()
+            );
+            if let Some(entries) = Capacities::DEFAULT.entries(info.name) {
+                assert_eq!(entries, info.default_entries, "{}", info.name);
+            }
+        }
+    }
+}

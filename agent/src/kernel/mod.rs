@@ -1,0 +1,45 @@
+//! The kernel side: programs and maps. Nothing here knows Kubernetes.
+//!
+//! [`probe`](probe::probe) says what the node offers, [`Datapath::open`] loads
+//! or takes over, `sync_uplink` and `sync_pods` attach, [`FlowGc`] removes what
+//! has expired, [`cleanup`](cleanup::cleanup) removes everything. Everything
+//! blocks shortly and runs on the thread whose network namespace is the node's.
+
+mod apply;
+pub mod attach;
+pub mod capacity;
+pub mod cleanup;
+mod clsact;
+pub mod counters;
+pub mod gc;
+pub mod loader;
+pub mod lock;
+pub mod maps;
+pub mod pins;
+pub mod place;
+pub mod probe;
+pub mod programs;
+mod rtnl;
+mod scan;
+pub mod segments;
+pub mod shape;
+mod sys;
+pub mod usage;
+pub mod xdp;
+
+pub use attach::{AttachKind, Report};
+pub use capacity::Capacities;
+pub use gc::{FlowGc, NamedBackend, Pass};
+pub use loader::{Datapath, LoadError, MapFate, Opened, Options};
+pub use lock::InstanceLock;
+pub use maps::{Maps, TableError};
+pub use place::Place;
+pub use xdp::{XdpChoice, XdpMode};
+
+/// Now, in ticks of `CLOCK_MONOTONIC`, as the programs count them.
+pub fn now_ticks() -> u32 {
+    use nix::time::{ClockId, clock_gettime};
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(std::time::Duration::ZERO, std::time::Duration::from);
+    (now.as_nanos() >> datapath_common::TICK_SHIFT) as u32
+}

@@ -1,0 +1,13 @@
+//! Tulle's node agent: `source` (objects) → `model` (cluster state) → `plan`
+//! (tables, pure) → `kernel` (maps and programs), beside `net` (the slow path).
+//! `run` joins them in one loop, `admin` answers for it on a socket.
+
+pub mod admin;
+pub mod args;
+pub mod clean;
+pub mod kernel;
+pub mod model;
+pub mod net;
+pub mod plan;
+pub mod run;
+pub mod source;

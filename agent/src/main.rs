@@ -1,0 +1,26 @@
+//! The node agent's command.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tulle_agent::args::{Args, Verb};
+use tulle_agent::{clean, run};
+
+fn main() -> ExitCode {
+    let done = match Args::parse().verb {
+        Verb::Run(args) => run::run(*args),
+        Verb::Cleanup(args) => clean::run(&args),
+        Verb::Version => {
+            println!("tulle-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tulle-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Cluster state in our words: only what the datapath is compiled from, already
+//! checked, with one canonical form for each thing.
+
+pub mod address;
+pub mod convert;
+mod endpoints;
+mod state;
+mod warning;
+
+pub use endpoints::usable;
+pub use state::{Dirty, Model};
+pub use warning::{Fault, Warning};
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use datapath_common::{Mac, proto};
+use ipnet::IpNet;
+
+/// Namespace and name of an object.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NamespacedName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl NamespacedName {
+    /// From its two parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Address family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub const fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// The name that Kubernetes uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// Transport protocol of a service port.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => proto::TCP,
+            Self::Udp => proto::UDP,
+            Self::Sctp => proto::SCTP,
+        }
+    }
+
+    /// The name that Kubernetes uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+/// How a Service is exposed, as far as this node's tables are concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Exposure {
+    /// Its ClusterIPs are served, whatever `spec.type` says (KP-04).
+    Served,
+    /// `clusterIP: None` (KP-02).
+    Headless,
+    /// Type ExternalName (KP-03).
+    ExternalName,
+    /// Labelled for another proxy (KP-01).
+    OtherProxy,
+}
+
+/// A Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// How it is exposed.
+    pub exposure: Exposure,
+    /// At most one address of each family (KP-05); empty unless `exposure` is `Served`.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports, unique by name and by (port, protocol).
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct ServicePort {
+    /// Name; empty for the single unnamed port.
+    pub name: String,
+    /// Port number.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSlice {
+    /// Namespace and name of the slice itself.
+    pub name: NamespacedName,
+    /// Name of the Service it belongs to, in its namespace (KP-08). `None` for
+    /// a slice that feeds nothing: no label, or labelled headless (KP-09).
+    pub service: Option<String>,
+    /// Family of its addresses; `None` for FQDN (KP-10).
+    pub family: Option<Family>,
+    /// Ports by name and protocol.
+    pub ports: Vec<SlicePort>,
+    /// Endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port of an EndpointSlice.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SlicePort {
+    /// Name that ties it to a Service's port (KP-13).
+    pub name: String,
+    /// Port number on the endpoints, never 0 (KP-12).
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// An endpoint: its first address (KP-15) and its conditions, defaults filled in (KP-18).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Endpoint {
+    /// Address.
+    pub addr: IpAddr,
+    /// Condition `ready`; absent means true.
+    pub ready: bool,
+    /// Condition `serving`; absent means true.
+    pub serving: bool,
+    /// Condition `terminating`; absent means false.
+    pub terminating: bool,
+}
+
+/// A Node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Networks of its pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of type InternalIP, in their order.
+    pub internal_ips: Vec<IpAddr>,
+    /// Annotation `flannel.alpha.coreos.com/public-ip` (FL-14).
+    pub public_ip: Option<Ipv4Addr>,
+    /// `VtepMAC` of annotation `flannel.alpha.coreos.com/backend-data` (FL-15).
+    pub vtep_mac: Option<Mac>,
+}
+
+/// An object of the cluster; cheap to clone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// A Service.
+    Service(Arc<Service>),
+    /// An EndpointSlice.
+    Slice(Arc<EndpointSlice>),
+    /// A Node.
+    Node(Arc<Node>),
+}
+
+/// Kind of an [`Object`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// v1/Service.
+    Service,
+    /// discovery.k8s.io/v1/EndpointSlice.
+    EndpointSlice,
+    /// v1/Node.
+    Node,
+}
+
+impl Kind {
+    /// The kind as manifests write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+        }
+    }
+}
+
+/// What identifies an object.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ObjectKey {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace (empty for a Node) and name.
+    pub name: NamespacedName,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Node => write!(f, "Node {}", self.name.name),
+            Kind::Service | Kind::EndpointSlice => write!(f, "{} {}", self.kind.name(), self.name),
+        }
+    }
+}
+
+impl Object {
+    /// What identifies this object.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Service(s) => ObjectKey {
+                kind: Kind::Service,
+                name: s.name.clone(),
+            },
+            Self::Slice(s) => ObjectKey {
+                kind: Kind::EndpointSlice,
+                name: s.name.clone(),
+            },
+            Self::Node(n) => ObjectKey {
+                kind: Kind::Node,
+                name: NamespacedName::new("", n.name.as_str()),
+            },
+        }
+    }
+}

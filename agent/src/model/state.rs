@@ -1,0 +1,131 @@
+//! The objects of the cluster and who depends on whom.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{EndpointSlice, Kind, NamespacedName, Node, Object, ObjectKey, Service};
+use crate::source::Change;
+
+/// What has to be compiled anew.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Dirty {
+    /// Services whose frontends or endpoints may have changed.
+    pub services: BTreeSet<NamespacedName>,
+    /// A Node changed.
+    pub nodes: bool,
+}
+
+/// The cluster as this node knows it.
+#[derive(Debug, Default)]
+pub struct Model {
+    services: HashMap<NamespacedName, Arc<Service>>,
+    slices: HashMap<NamespacedName, Arc<EndpointSlice>>,
+    /// Service → its slices, also while the Service itself is unknown (KP-11).
+    slices_of: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    nodes: BTreeMap<String, Arc<Node>>,
+    synced: bool,
+}
+
+impl Model {
+    /// Takes one change in and adds what depends on it to `dirty`.
+    pub fn apply(&mut self, change: Change, dirty: &mut Dirty) {
+        match change {
+            Change::Apply(Object::Service(service)) => {
+                dirty.services.insert(service.name.clone());
+                self.services.insert(service.name.clone(), service);
+            }
+            Change::Apply(Object::Slice(slice)) => self.put_slice(slice, dirty),
+            Change::Apply(Object::Node(node)) => {
+                dirty.nodes = true;
+                self.nodes.insert(node.name.clone(), node);
+            }
+            Change::Delete(key) => self.delete(&key, dirty),
+            Change::Synced => self.synced = true,
+        }
+    }
+
+    /// Whether the first full list has been read: nothing is pruned before (KP-128).
+    pub const fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// A Service.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
+        self.services.get(name).map(AsRef::as_ref)
+    }
+
+    /// All Services, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().map(AsRef::as_ref)
+    }
+
+    /// The slices of a Service, by name.
+    pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.slices.get(name))
+            .map(AsRef::as_ref)
+    }
+
+    /// A Node.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name).map(AsRef::as_ref)
+    }
+
+    /// All Nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().map(AsRef::as_ref)
+    }
+
+    /// Numbers of Services, `EndpointSlices` and Nodes.
+    pub fn sizes(&self) -> [usize; 3] {
+        [self.services.len(), self.slices.len(), self.nodes.len()]
+    }
+
+    fn put_slice(&mut self, slice: Arc<EndpointSlice>, dirty: &mut Dirty) {
+        let name = slice.name.clone();
+        self.forget_slice(&name, dirty);
+        if let Some(service) = service_of(&slice) {
+            self.slices_of
+                .entry(service.clone())
+                .or_default()
+                .insert(name.clone());
+            dirty.services.insert(service);
+        }
+        self.slices.insert(name, slice);
+    }
+
+    /// Unlinks a slice, also from the Service that it no longer names.
+    fn forget_slice(&mut self, name: &NamespacedName, dirty: &mut Dirty) {
+        let Some(service) = self.slices.remove(name).as_deref().and_then(service_of) else {
+            return;
+        };
+        if let Some(names) = self.slices_of.get_mut(&service) {
+            names.remove(name);
+            if names.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        dirty.services.insert(service);
+    }
+
+    fn delete(&mut self, key: &ObjectKey, dirty: &mut Dirty) {
+        match key.kind {
+            Kind::Service => {
+                if self.services.remove(&key.name).is_some() {
+                    dirty.services.insert(key.name.clone());
+                }
+            }
+            Kind::EndpointSlice => self.forget_slice(&key.name, dirty),
+            Kind::Node => dirty.nodes |= self.nodes.remove(&key.name.name).is_some(),
+        }
+    }
+}
+
+/// The Service that a slice feeds, by label and in its own namespace (KP-08).
+fn service_of(slice: &EndpointSlice) -> Option<NamespacedName> {
+    let service = slice.service.as_deref()?;
+    Some(NamespacedName::new(slice.name.namespace.as_str(), service))
+}

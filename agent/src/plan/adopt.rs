@@ -1,0 +1,133 @@
+//! After a restart: the maps' rows → [`Applied`]. Nothing in the rows is
+//! trusted; what is inconsistent is marked so that the ordinary diff rewrites it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use datapath_common::{Address, Backend, BackendState, Frontend, Scope};
+
+use super::allocator::Region;
+use super::applied::{Applied, Capacities, Rows, backend_row, net};
+use super::backends::Backends;
+use super::ops::FrontKey;
+use crate::model::Family;
+
+impl Applied {
+    /// Rebuilds what a former agent had applied. A frontend whose segment
+    /// overlaps another's, ends outside the map, or names a backend that is not
+    /// active, is kept as it is and rewritten by the next plan. Slots of no
+    /// frontend are free at once: no packet is under way for as long as a process starts.
+    pub fn from_rows(capacities: Capacities, rows: &Rows, now: Instant) -> Self {
+        let mut applied = Self::new(capacities);
+        adopt_backends(&mut applied.v4, &rows.back_v4, now);
+        adopt_backends(&mut applied.v6, &rows.back_v6, now);
+        let slots = rows.segments.len().min(capacities.segments as usize);
+        applied.slots = rows.segments[..slots].to_vec();
+        let mut fronts: BTreeMap<FrontKey, Frontend> = BTreeMap::new();
+        let any = Scope::Any as u8;
+        let v4 = rows.front_v4.iter().filter(|(k, _)| k.scope == any);
+        let v6 = rows.front_v6.iter().filter(|(k, _)| k.scope == any);
+        fronts.extend(v4.map(|(key, row)| (FrontKey::from(key), *row)));
+        fronts.extend(v6.map(|(key, row)| (FrontKey::from(key), *row)));
+        let suspect: Vec<FrontKey> = fronts
+            .iter()
+            .filter(|(k, row)| !applied.own_segment(k, row))
+            .map(|(k, _)| *k)
+            .collect();
+        for key in suspect {
+            let Some(row) = fronts.remove(&key) else {
+                continue;
+            };
+            applied.adopt_damaged(key, row, now);
+        }
+        for (key, row) in fronts {
+            applied.put_front(key, row, now);
+        }
+        if !applied.fronts.is_empty() || applied.v4.any_used() || applied.v6.any_used() {
+            applied.expect_unknown_flows(now);
+        }
+        let pods = rows.pods_v4.iter().map(|(addr, via)| (addr.to_ip(), *via));
+        applied.pods = pods.collect();
+        applied
+            .pods
+            .extend(rows.pods_v6.iter().map(|(addr, via)| (addr.to_ip(), *via)));
+        applied.peers = rows
+            .peers_v4
+            .iter()
+            .filter_map(|(k, v)| Some((net(k)?, *v)))
+            .collect();
+        applied.peers.extend(
+            rows.peers_v6
+                .iter()
+                .filter_map(|(k, v)| Some((net(k)?, *v))),
+        );
+        applied.nodes = rows
+            .nodes_v4
+            .iter()
+            .map(|(addr, node)| ((*addr).into(), *node))
+            .collect();
+        applied
+    }
+
+    /// Takes the segment's slots out of the free ones if all of it is sound.
+    fn own_segment(&mut self, key: &FrontKey, row: &Frontend) -> bool {
+        let Some(region) = Region::new(row.start, row.len) else {
+            return true;
+        };
+        let backends = self.backends(Family::of(key.addr));
+        let active = |id: &u32| {
+            backends
+                .row(*id)
+                .is_some_and(|row| row.state == BackendState::Active)
+        };
+        let ids = self.ids(row);
+        let sound = ids.len() == region.len as usize && ids.iter().all(active);
+        sound && self.segments.take_at(region)
+    }
+
+    fn adopt_damaged(&mut self, key: FrontKey, row: Frontend, now: Instant) {
+        // Length 0 while it is put, so that its slots are not counted twice.
+        self.put_front(
+            key,
+            Frontend {
+                start: 0,
+                len: 0,
+                ..row
+            },
+            now,
+        );
+        self.fronts.insert(key, row);
+        if let Some(region) = Region::new(row.start, row.len) {
+            self.limbo.extend(self.segments.take_within(region));
+        }
+        let end = (row.start as usize)
+            .saturating_add(row.len as usize)
+            .min(self.slots.len());
+        let named = self
+            .slots
+            .get(row.start as usize..end)
+            .unwrap_or_default()
+            .to_vec();
+        let backends = self.backends_mut(Family::of(key.addr));
+        let named: Vec<u32> = named
+            .into_iter()
+            .filter(|id| backends.row(*id).is_some())
+            .collect();
+        for id in &named {
+            backends.use_id(*id);
+        }
+        self.damaged.insert(key, named);
+    }
+}
+
+fn adopt_backends<A: Address>(backends: &mut Backends, rows: &[(u32, Backend<A>)], now: Instant) {
+    let mut rows: Vec<_> = rows.iter().filter(|(id, _)| *id != 0).collect();
+    rows.sort_unstable_by_key(|(id, _)| *id);
+    for (id, row) in rows {
+        let row = backend_row(row);
+        if row.state != BackendState::Free || row.generation != 0 {
+            backends.adopt(*id, row, now);
+        }
+    }
+    backends.finish_adoption();
+}

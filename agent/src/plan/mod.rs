@@ -1,0 +1,28 @@
+//! Pure: cluster state and facts about this node → writes to the maps.
+//!
+//! [`Planner`] holds everything together for the one task that owns model,
+//! plan and maps. It does no I/O of its own and reads no clock.
+
+mod adopt;
+mod allocator;
+mod applied;
+mod backends;
+mod desired;
+mod diff;
+mod facts;
+mod numbers;
+mod ops;
+mod outcome;
+mod peers;
+mod planner;
+
+pub use allocator::{CapacityError, GRACE, Region, SegmentAllocator};
+pub use applied::{Applied, Capacities, Rows};
+pub use backends::{BackendKey, BackendRow, Backends};
+pub use desired::{Desired, PortKey, Wanted, compile};
+pub use facts::{LocalPod, NodeFacts, derived_vtep_mac, outer_sum};
+pub use numbers::Numbers;
+pub use ops::{FrontKey, MapOp, MapWriter, WriteError};
+pub use outcome::{Counts, Failure, Outcome, PlanError, Unit};
+pub use peers::{Peer, Ways, peers, underlay, vtep_mac};
+pub use planner::Planner;

@@ -1,0 +1,445 @@
+//! The planner: takes changes in, carries out what they mean, retries what failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::allocator::GRACE;
+use super::applied::Applied;
+use super::desired::{Desired, PortKey, compile};
+use super::diff::{self, Draft};
+use super::facts::NodeFacts;
+use super::numbers::Numbers;
+use super::ops::{FrontKey, MapOp, MapWriter};
+use super::outcome::{Counts, Failure, Outcome, PlanError, Unit};
+use super::peers::{Peer, Ways, differing, peers};
+use crate::model::{Dirty, Family, Model, NamespacedName, Warning};
+use crate::source::Batch;
+use datapath_common::BackendState;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Errors that an [`Outcome`] carries.
+const ERRORS_KEPT: usize = 2;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Retry {
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+/// Model, desired and applied state of one node.
+#[derive(Debug)]
+pub struct Planner {
+    node: String,
+    model: Model,
+    facts: Option<NodeFacts>,
+    source_warnings: Arc<[Warning]>,
+    peer_warnings: Vec<Warning>,
+    dirty: Dirty,
+    ways_stale: bool,
+    adopted: bool,
+    desired: Desired,
+    ways: Ways,
+    applied: Applied,
+    numbers: Numbers,
+    /// Service ports that are gone, until their frontend's row is.
+    leaving: BTreeMap<PortKey, FrontKey>,
+    pending: BTreeMap<Unit, Retry>,
+    releasing: BTreeSet<(Family, u32)>,
+}
+
+impl Planner {
+    /// A planner for the node of this name, whose maps hold `applied`.
+    pub fn new(node: impl Into<String>, applied: Applied) -> Self {
+        let highest = applied
+            .frontends()
+            .map(|(_, row)| row.service)
+            .max()
+            .unwrap_or(0);
+        Self {
+            node: node.into(),
+            model: Model::default(),
+            facts: None,
+            source_warnings: Arc::default(),
+            peer_warnings: Vec::new(),
+            dirty: Dirty::default(),
+            ways_stale: true,
+            adopted: false,
+            desired: Desired::default(),
+            ways: Ways::default(),
+            applied,
+            numbers: Numbers::after(highest),
+            leaving: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            releasing: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in a batch of changes. Nothing is written before [`Planner::run`].
+    pub fn ingest(&mut self, batch: Batch) {
+        for change in batch.changes {
+            self.model.apply(change, &mut self.dirty);
+        }
+        self.source_warnings = batch.warnings;
+        self.ways_stale |= self.dirty.nodes;
+        self.dirty.nodes = false;
+    }
+
+    /// Takes in what the net side knows of this node now.
+    pub fn set_facts(&mut self, facts: NodeFacts) {
+        if self.facts.as_ref() != Some(&facts) {
+            self.facts = Some(facts);
+            self.ways_stale = true;
+        }
+    }
+
+    /// Writes what is due. Before the first full list and the first facts
+    /// nothing is: what a former agent wrote stays (KP-128).
+    ///
+    /// `clock` is [`Instant::now`] outside tests.
+    pub fn run(&mut self, writer: &mut impl MapWriter, clock: impl Fn() -> Instant) -> Outcome {
+        let clock: &dyn Fn() -> Instant = &clock;
+        let mut outcome = Outcome::default();
+        if !self.is_ready() {
+            return outcome;
+        }
+        self.applied.segments.reclaim(clock());
+        self.compile();
+        self.run_units(writer, clock, &mut outcome, |unit| {
+            !matches!(unit, Unit::Backend(..))
+        });
+        for family in [Family::V4, Family::V6] {
+            for id in self.applied.backends_mut(family).take_idle() {
+                self.pending.entry(Unit::Backend(family, id)).or_default();
+            }
+        }
+        self.run_units(writer, clock, &mut outcome, |unit| {
+            matches!(unit, Unit::Backend(..))
+        });
+        self.release_numbers();
+        outcome.pending = self.pending.len();
+        outcome
+    }
+
+    /// When [`Planner::run`] has something to do without a new change: a retry
+    /// or slots to reclaim.
+    pub fn next_run(&self) -> Option<Instant> {
+        if !self.is_ready() {
+            return None;
+        }
+        let retries = self.pending.values().filter_map(|retry| retry.not_before);
+        retries.chain(self.applied.segments.next_reclaim()).min()
+    }
+
+    /// Frees draining backends that no flow names. `unused` is what a scan of
+    /// the flow tables found that began at `scan_began`; backends that were
+    /// still in use shortly before that are left for the next scan. The rows
+    /// are written by the next [`Planner::run`].
+    pub fn release_backends(
+        &mut self,
+        unused: impl IntoIterator<Item = (Family, u32)>,
+        scan_began: Instant,
+    ) {
+        for (family, id) in unused {
+            let backends = self.applied.backends(family);
+            let quiet = backends
+                .drained(id)
+                .is_some_and(|since| since + GRACE <= scan_began);
+            if quiet && backends.users(id) == 0 {
+                self.releasing.insert((family, id));
+                self.pending
+                    .insert(Unit::Backend(family, id), Retry::default());
+            }
+        }
+    }
+
+    /// Takes in which frontends have flows, found by a scan of the flow tables
+    /// that began at `scan_began`. A frontend that comes back while it has
+    /// flows lets these decide; after a restart every new one does until the
+    /// first scan.
+    pub fn note_flows(&mut self, live: &BTreeSet<FrontKey>, scan_began: Instant) {
+        self.applied.note_flows(live, scan_began);
+    }
+
+    /// Draining backends: those that a scan of the flow tables asks about.
+    pub fn draining(&self) -> Vec<(Family, u32)> {
+        let of = |family: Family| {
+            let rows = self.applied.backends(family).rows();
+            rows.filter(|(_, row)| row.state == BackendState::Draining)
+                .map(move |(id, _)| (family, id))
+        };
+        of(Family::V4).chain(of(Family::V6)).collect()
+    }
+
+    /// Whether the first full list and the first facts are there.
+    pub fn is_ready(&self) -> bool {
+        self.model.is_synced() && self.facts.is_some()
+    }
+
+    /// Other nodes of the overlay: what the slow path has to be set up for,
+    /// known as soon as Nodes are, before any facts.
+    pub fn peers(&self) -> Vec<Peer> {
+        let own = self.facts.as_ref().and_then(|facts| facts.node_ip4);
+        peers(&self.model, &self.node, own).0
+    }
+
+    /// The cluster's state.
+    pub const fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What the maps hold.
+    pub const fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// The frontends that should exist.
+    pub const fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Everything that is wrong with the cluster's state.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.source_warnings.to_vec();
+        warnings.extend(self.peer_warnings.iter().cloned());
+        warnings.extend(self.desired.warnings());
+        warnings
+    }
+
+    /// The service port behind a service number.
+    pub fn service_name(&self, number: u32) -> Option<&PortKey> {
+        self.numbers.name(number)
+    }
+
+    /// Sizes of things.
+    pub fn counts(&self) -> Counts {
+        let backends = |state| {
+            let of = |family| self.applied.backends(family).rows();
+            of(Family::V4)
+                .chain(of(Family::V6))
+                .filter(|(_, row)| row.state == state)
+                .count()
+        };
+        Counts {
+            services: self.desired.services(),
+            frontends: self
+                .applied
+                .frontends()
+                .filter(|(key, _)| !key.is_address())
+                .count(),
+            backends: backends(BackendState::Active),
+            draining: backends(BackendState::Draining),
+            warnings: self.warnings().len(),
+            pending: self.pending.len(),
+        }
+    }
+
+    fn compile(&mut self) {
+        let mut touched = BTreeSet::new();
+        for service in std::mem::take(&mut self.dirty.services) {
+            self.compile_service(&service, &mut touched);
+        }
+        if !self.adopted {
+            self.adopted = true;
+            touched.extend(self.applied.frontends().map(|(key, _)| *key));
+            for family in [Family::V4, Family::V6] {
+                let ids = self.applied.backends(family).rows().map(|(id, _)| id);
+                self.pending
+                    .extend(ids.map(|id| (Unit::Backend(family, id), Retry::default())));
+            }
+        }
+        if self.ways_stale {
+            self.ways_stale = false;
+            self.compile_ways();
+        }
+        let fronts = touched
+            .into_iter()
+            .map(|key| (Unit::Frontend(key), Retry::default()));
+        self.pending.extend(fronts);
+    }
+
+    fn compile_service(&mut self, service: &NamespacedName, touched: &mut BTreeSet<FrontKey>) {
+        let before = self.desired.claimed(service);
+        self.desired
+            .update(service, compile(&self.model, service), touched);
+        for (front, port) in before {
+            if !self.desired.has_port(&port) {
+                self.leaving.insert(port, front);
+            }
+        }
+    }
+
+    fn compile_ways(&mut self) {
+        let Some(facts) = &self.facts else { return };
+        let (peers, warnings) = peers(&self.model, &self.node, facts.node_ip4);
+        let ways = Ways::new(&self.model, facts, &peers);
+        let mut units: BTreeSet<Unit> = BTreeSet::new();
+        units.extend(
+            differing(&ways.pods, &self.applied.pods)
+                .copied()
+                .map(Unit::Pod),
+        );
+        units.extend(
+            differing(&ways.peers, &self.applied.peers)
+                .copied()
+                .map(Unit::Peer),
+        );
+        units.extend(
+            differing(&ways.nodes, &self.applied.nodes)
+                .copied()
+                .map(Unit::Node),
+        );
+        for (first, last) in ways.changed_since(&self.ways) {
+            let family = Family::of(first);
+            let ids = self.applied.backends(family).at(first, last);
+            units.extend(ids.map(|id| Unit::Backend(family, id)));
+        }
+        self.pending
+            .extend(units.into_iter().map(|unit| (unit, Retry::default())));
+        self.peer_warnings = warnings;
+        self.ways = ways;
+    }
+
+    fn run_units(
+        &mut self,
+        writer: &mut impl MapWriter,
+        clock: &dyn Fn() -> Instant,
+        outcome: &mut Outcome,
+        which: impl Fn(&Unit) -> bool,
+    ) {
+        let now = clock();
+        let due = |retry: &Retry| retry.not_before.is_none_or(|at| at <= now);
+        let mut units: Vec<Unit> = self
+            .pending
+            .iter()
+            .filter(|(unit, retry)| which(unit) && due(retry))
+            .map(|(unit, _)| *unit)
+            .collect();
+        units.sort_by_key(|unit| self.phase(unit));
+        for unit in units {
+            match self.run_unit(unit, writer, clock, &mut outcome.written) {
+                Ok(()) => {
+                    self.pending.remove(&unit);
+                }
+                Err(error) => {
+                    let retry = self.pending.entry(unit).or_default();
+                    let delay = FIRST_RETRY.saturating_mul(1 << retry.failures.min(16));
+                    retry.failures = retry.failures.saturating_add(1);
+                    retry.not_before = Some(clock() + delay.min(LAST_RETRY));
+                    outcome.failed += 1;
+                    if outcome.errors.len() < ERRORS_KEPT {
+                        outcome.errors.push(Failure { unit, error });
+                    }
+                }
+            }
+        }
+    }
+
+    /// An address refuses what meets no frontend: it is marked after its
+    /// frontends are there, and unmarked before they go.
+    fn phase(&self, unit: &Unit) -> u8 {
+        match unit {
+            Unit::Node(_) | Unit::Pod(_) | Unit::Peer(_) => 0,
+            Unit::Frontend(key) => match (key.is_address(), self.desired.has_address(key.addr)) {
+                (true, false) => 1,
+                (false, _) if self.desired.frontend(key).is_none() => 2,
+                (false, _) => 3,
+                (true, true) => 4,
+            },
+            Unit::Backend(..) => 5,
+        }
+    }
+
+    fn run_unit(
+        &mut self,
+        unit: Unit,
+        writer: &mut impl MapWriter,
+        clock: &dyn Fn() -> Instant,
+        written: &mut usize,
+    ) -> Result<(), PlanError> {
+        let draft = match self.draft(unit) {
+            Err(PlanError::Capacity(error)) => {
+                // A segment that cannot be trusted may hold the slots that are needed.
+                if let Unit::Frontend(key) = unit
+                    && let Some(draft) = diff::blank(&self.applied, key)
+                {
+                    diff::execute(&draft, writer, &mut self.applied, clock, written)?;
+                }
+                return Err(error.into());
+            }
+            draft => draft?,
+        };
+        diff::execute(&draft, writer, &mut self.applied, clock, written)?;
+        if let Unit::Backend(family, id) = unit {
+            self.releasing.remove(&(family, id));
+        }
+        Ok(())
+    }
+
+    fn draft(&mut self, unit: Unit) -> Result<Draft, PlanError> {
+        let (applied, ways) = (&mut self.applied, &self.ways);
+        Ok(match unit {
+            Unit::Node(addr) => row(ways.nodes.get(&addr), applied.nodes.get(&addr), |node| {
+                MapOp::node(addr, node)
+            }),
+            Unit::Pod(addr) => row(ways.pods.get(&addr), applied.pods.get(&addr), |via| {
+                MapOp::pod(addr, via)
+            }),
+            Unit::Peer(net) => row(ways.peers.get(&net), applied.peers.get(&net), |via| {
+                MapOp::peer(net, via)
+            }),
+            Unit::Frontend(key) if key.is_address() => {
+                diff::address(applied, key, self.desired.has_address(key.addr))?
+            }
+            Unit::Frontend(key) => {
+                let want = self.desired.frontend(&key).map(|(port, backends)| {
+                    let in_row = applied.fronts.get(&key).map(|row| row.service);
+                    (self.numbers.of(port, in_row), backends)
+                });
+                diff::frontend(applied, ways, key, want)?
+            }
+            Unit::Backend(family, id) => diff::backend(
+                applied,
+                ways,
+                family,
+                id,
+                self.releasing.contains(&(family, id)),
+            ),
+        })
+    }
+
+    fn release_numbers(&mut self) {
+        let Self {
+            leaving,
+            desired,
+            pending,
+            numbers,
+            ..
+        } = self;
+        leaving.retain(|port, front| {
+            if desired.has_port(port) {
+                return false;
+            }
+            let written = !pending.contains_key(&Unit::Frontend(*front));
+            if written {
+                numbers.release(port);
+            }
+            !written
+        });
+    }
+}
+
+/// The write that makes `have` what it should be, if one is needed.
+fn row<V: Copy + PartialEq>(
+    want: Option<&V>,
+    have: Option<&V>,
+    op: impl FnOnce(Option<V>) -> MapOp,
+) -> Draft {
+    let ops = if want == have {
+        Vec::new()
+    } else {
+        vec![op(want.copied())]
+    };
+    ops.into()
+}

@@ -1,0 +1,438 @@
+//! The loop: events in, work by its paces, a snapshot out.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use tokio::sync::watch;
+
+use super::faults::Part;
+use super::serving::Serving;
+use super::shared::Shared;
+use super::slow::{self, Ended, Slow};
+use super::status::{self, Names, Snapshot};
+use super::waiting::Waiting;
+use crate::net::{Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
+use crate::source::Batch;
+use crate::source::manifests::Manifests;
+
+/// Until notifications are subscribed to again.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// Until pods that could not be looked at are looked at again.
+const PODS_AGAIN: Duration = Duration::from_millis(250);
+
+enum State {
+    /// Nothing is touched yet.
+    Waiting(Box<Waiting>),
+    /// The datapath is ours.
+    Serving(Box<Serving>),
+}
+
+/// The agent's one task.
+pub struct Agent {
+    shared: Shared,
+    manifests: Manifests,
+    watcher: Option<Watcher>,
+    watch_again: Option<Instant>,
+    slow: Slow,
+    slow_passes: u64,
+    state: State,
+    names: Option<Arc<Names>>,
+    publish: watch::Sender<Arc<Snapshot>>,
+}
+
+enum Event {
+    Objects(Option<Batch>),
+    Net(Result<NetChanged, NetlinkError>),
+    SlowPath(Ended),
+    Time,
+}
+
+impl Agent {
+    /// Before the first event.
+    pub fn new(
+        shared: Shared,
+        manifests: Manifests,
+        publish: watch::Sender<Arc<Snapshot>>,
+    ) -> Self {
+        let slow = Slow::new(shared.netlink.clone(), shared.args.places.sysctls());
+        Self {
+            shared,
+            manifests,
+            watcher: None,
+            watch_again: Some(Instant::now()),
+            slow,
+            slow_passes: 0,
+            state: State::Waiting(Box::default()),
+            names: None,
+            publish,
+        }
+    }
+
+    /// Runs until something makes going on impossible, or until it is dropped:
+    /// what is set up stays.
+    pub async fn run(&mut self) -> anyhow::Error {
+        match self.go_on().await {
+            Err(error) => error,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn go_on(&mut self) -> anyhow::Result<Infallible> {
+        self.publish();
+        loop {
+            match self.event().await {
+                Event::Objects(Some(batch)) => self.objects(batch).await?,
+                Event::Objects(None) => bail!(
+                    "the thread that reads {} has ended; start the agent again",
+                    self.shared.args.state.display()
+                ),
+                Event::Net(Ok(changed)) => self.net(changed),
+                Event::Net(Err(error)) => {
+                    self.watcher = None;
+                    self.watch_again = Some(Instant::now() + WATCH_AGAIN);
+                    let faults = vec![error.to_string()];
+                    self.shared.faults.set(Part::Notifications, faults);
+                }
+                Event::SlowPath(ended) => self.slow_path(ended),
+                Event::Time => {}
+            }
+            self.work().await;
+            self.publish();
+        }
+    }
+
+    /// The next event; objects first.
+    async fn event(&mut self) -> Event {
+        let wake = self.wake();
+        let Self {
+            manifests,
+            watcher,
+            slow,
+            ..
+        } = self;
+        tokio::select! {
+            biased;
+            batch = manifests.recv() => Event::Objects(batch),
+            changed = heard(watcher) => Event::Net(changed),
+            ended = slow.ended() => Event::SlowPath(ended),
+            () = until(wake) => Event::Time,
+        }
+    }
+
+    /// When there is something to do without an event: only what [`Agent::work`] then takes.
+    fn wake(&self) -> Option<Instant> {
+        let paces = &self.shared.paces;
+        let due = match &self.state {
+            State::Waiting(_) => paces.uplink.due(),
+            // A pass that is under way ends by itself; its next turn cannot come before.
+            State::Serving(serving) => paces
+                .next(self.slow.is_idle())
+                .into_iter()
+                .chain(serving.next())
+                .min(),
+        };
+        due.into_iter().chain(self.watch_again).min()
+    }
+
+    async fn objects(&mut self, batch: Batch) -> anyhow::Result<()> {
+        let now = Instant::now();
+        match &mut self.state {
+            State::Waiting(waiting) => {
+                waiting.take(batch);
+                let Some(node) = waiting.node(&self.shared.args.node).cloned() else {
+                    waiting.complain(&self.shared.args.node);
+                    return Ok(());
+                };
+                let Some(objects) = std::mem::take(waiting).into_batch() else {
+                    return Ok(());
+                };
+                let serving = Serving::open(&self.shared, node, objects)?;
+                self.begin(serving).await;
+            }
+            State::Serving(serving) => {
+                let nodes = serving.batch(&mut self.shared, batch);
+                let paces = &mut self.shared.paces;
+                paces.names.ask(now);
+                if nodes {
+                    paces.programs.ask_now(now);
+                    paces.facts.ask_now(now);
+                    paces.slow.ask(now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The datapath is ours. Its maps and links stay as they are until the
+    /// first facts are there.
+    async fn begin(&mut self, mut serving: Serving) {
+        let started = Instant::now();
+        let shared = &mut self.shared;
+        shared.faults.set(Part::Node, serving.view.notes.clone());
+        let opened = serving.datapath.opened();
+        let adopted = adopted(opened);
+        tracing::info!(
+            "{} maps taken over, {} made",
+            adopted,
+            opened.maps.len() - adopted
+        );
+        if let Some(watcher) = &mut self.watcher {
+            watcher.set_interest(
+                serving
+                    .view
+                    .interest(&shared.uplink, shared.args.overlay.vni),
+            );
+        }
+        self.slow.start(serving.overlay(shared), started);
+        look_at_facts(&mut serving, shared).await;
+        shared.paces.uplink.done(started, Instant::now());
+        self.state = State::Serving(Box::new(serving));
+    }
+
+    fn net(&mut self, changed: NetChanged) {
+        let now = Instant::now();
+        let paces = &mut self.shared.paces;
+        if changed.uplink {
+            paces.uplink.ask(now);
+        }
+        if changed.pods || changed.uplink {
+            paces.facts.ask(now);
+        }
+        if changed.overlay {
+            paces.slow.ask(now);
+        }
+    }
+
+    fn slow_path(&mut self, ended: Ended) {
+        let first = self.slow_passes == 0;
+        self.slow_passes += 1;
+        let failed = match ended.result {
+            Ok(report) => {
+                slow::log(&report, first);
+                if !first {
+                    self.shared.counted.repairs += report.repaired as u64;
+                }
+                report.failed
+            }
+            Err(error) => vec![error],
+        };
+        self.shared.faults.set(Part::SlowPath, failed);
+        self.shared.paces.slow.done(ended.began, Instant::now());
+    }
+
+    /// Does what is due.
+    async fn work(&mut self) {
+        self.watch().await;
+        self.look_at_uplink().await;
+        let State::Serving(serving) = &mut self.state else {
+            return;
+        };
+        let shared = &mut self.shared;
+        let now = Instant::now();
+        if shared.paces.programs.take(now) && serving.reconfigure(shared) {
+            let paces = &mut shared.paces;
+            paces.facts.ask_now(now);
+            paces.slow.ask(now);
+            let interest = serving
+                .view
+                .interest(&shared.uplink, shared.args.overlay.vni);
+            if let Some(watcher) = &mut self.watcher {
+                watcher.set_interest(interest);
+            }
+            if serving.is_configured(shared) {
+                serving.sync_links(shared, true);
+            } else {
+                shared.paces.programs.done(now, Instant::now());
+            }
+        }
+        if shared.paces.facts.take(now) {
+            look_at_facts(serving, shared).await;
+        }
+        if serving.planner.next_run().is_some_and(|due| due <= now) {
+            serving.plan(shared);
+        }
+        if self.slow.is_idle() && shared.paces.slow.take(now) {
+            self.slow.start(serving.overlay(shared), now);
+        }
+        if shared.paces.links.take(now) {
+            serving.sync_links(shared, false);
+            shared.paces.links.done(now, Instant::now());
+        }
+        serving.walk(shared);
+        if shared.paces.names.take(now) {
+            let began = Instant::now();
+            self.names = Some(Arc::new(status::names(&serving.planner)));
+            shared.paces.names.done(began, Instant::now());
+        }
+    }
+
+    /// Subscribes to notifications, the first time or again; what happened meanwhile is looked at.
+    async fn watch(&mut self) {
+        let now = Instant::now();
+        if self.watch_again.is_none_or(|at| at > now) {
+            return;
+        }
+        let shared = &mut self.shared;
+        let interest = match &self.state {
+            State::Serving(serving) => serving
+                .view
+                .interest(&shared.uplink, shared.args.overlay.vni),
+            State::Waiting(_) => Interest {
+                uplink: shared.uplink.name.clone(),
+                device: device_name(shared.args.overlay.vni),
+                own_pod_cidrs: Vec::new(),
+            },
+        };
+        match Watcher::open(interest).await {
+            Ok(watcher) => {
+                shared.faults.set(Part::Notifications, Vec::new());
+                self.watcher = Some(watcher);
+                self.watch_again = None;
+                self.net(NetChanged::ALL);
+            }
+            Err(error) => {
+                shared
+                    .faults
+                    .set(Part::Notifications, vec![error.to_string()]);
+                self.watch_again = Some(Instant::now() + WATCH_AGAIN);
+            }
+        }
+    }
+
+    async fn look_at_uplink(&mut self) {
+        let began = Instant::now();
+        let shared = &mut self.shared;
+        if !shared.paces.uplink.take(began) {
+            return;
+        }
+        match Uplink::find(&shared.netlink, shared.args.uplink.as_deref()).await {
+            Ok(uplink) => {
+                shared.faults.set(Part::Uplink, Vec::new());
+                if uplink != shared.uplink {
+                    tracing::info!(
+                        "uplink {} changed: {}, MTU {}, {}",
+                        uplink.name,
+                        uplink.ip4(),
+                        uplink.mtu,
+                        uplink.mac
+                    );
+                    shared.uplink = uplink;
+                    shared.paces.programs.ask_now(began);
+                }
+            }
+            // The datapath goes on with what it has.
+            Err(error) => {
+                shared.faults.set(Part::Uplink, vec![error.to_string()]);
+            }
+        }
+        shared.paces.uplink.done(began, Instant::now());
+    }
+
+    fn publish(&mut self) {
+        let shared = &self.shared;
+        let mut status = admin_api::Status {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            node: shared.args.node.clone(),
+            started_at_secs: shared.started_secs,
+            state_dir: shared.args.state.display().to_string(),
+            uplink: shared.uplink.name.clone(),
+            last_sync_micros: shared.counted.last_sync.map(|took| took.as_micros() as u64),
+            syncs: shared.counted.syncs,
+            sync_failures: shared.counted.sync_failures,
+            drift_repairs: shared.counted.repairs,
+            faults: shared.faults.sentences(),
+            ..admin_api::Status::default()
+        };
+        match &self.state {
+            State::Waiting(waiting) => {
+                status.waiting_for = Some(waiting.reason(&shared.args.node));
+                status.features = status::features(&shared.kernel, None);
+                status.objects = status::objects(waiting.model(), 0);
+                status.warnings = waiting.warnings().iter().map(status::warning).collect();
+            }
+            State::Serving(serving) => {
+                let opened = serving.datapath.opened();
+                let adopted = adopted(opened);
+                status.ready = serving.attached && self.slow_passes > 0;
+                status.overlay = Some(status::overlay(&serving.view, &shared.args.overlay));
+                status.features = status::features(&shared.kernel, serving.xdp.as_ref());
+                status.objects = status::objects(serving.planner.model(), serving.local_pods());
+                status.warnings = serving
+                    .planner
+                    .warnings()
+                    .iter()
+                    .map(status::warning)
+                    .collect();
+                status.links.clone_from(&serving.links);
+                status.map_errors = serving.map_errors();
+                status.maps_adopted = adopted as u32;
+                status.maps_created = (opened.maps.len() - adopted) as u32;
+            }
+        }
+        let names = self.names.clone();
+        self.publish.send_if_modified(|snapshot| {
+            let same_names = match (&snapshot.names, &names) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (a, b) => a.is_none() && b.is_none(),
+            };
+            if same_names && snapshot.status == status {
+                return false;
+            }
+            *snapshot = Arc::new(Snapshot { status, names });
+            true
+        });
+    }
+}
+
+/// Pods and next hops, with the plan that follows from them. After the first
+/// plan, the attachments: no program runs on empty maps.
+async fn look_at_facts(serving: &mut Serving, shared: &mut Shared) {
+    let began = Instant::now();
+    let looked = serving.refresh_facts(shared).await;
+    shared.paces.facts.done(began, Instant::now());
+    if !looked {
+        shared.paces.facts.ask(Instant::now() + PODS_AGAIN);
+    }
+    shared.paces.names.ask(Instant::now());
+    if serving.attached || !serving.planner.is_ready() {
+        return;
+    }
+    serving.attached = true;
+    shared.counted.syncs += 1;
+    let linking = Instant::now();
+    serving.sync_links(shared, true);
+    shared.paces.links.done(linking, Instant::now());
+    let counts = serving.planner.counts();
+    tracing::info!(
+        "serving {} services by {} frontends and {} backends, {} other nodes, {} local pods",
+        counts.services,
+        counts.frontends,
+        counts.backends,
+        serving.planner.peers().len(),
+        serving.local_pods()
+    );
+}
+
+fn adopted(opened: &crate::kernel::Opened) -> usize {
+    use crate::kernel::MapFate;
+    let kept = |fate: &&MapFate| matches!(fate, MapFate::Adopted | MapFate::Resized { .. });
+    opened.maps.values().filter(kept).count()
+}
+
+async fn heard(watcher: &mut Option<Watcher>) -> Result<NetChanged, NetlinkError> {
+    match watcher {
+        Some(watcher) => watcher.next().await,
+        None => pending().await,
+    }
+}
+
+async fn until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake.into()).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,123 @@
+//! `tulle-agent run`: one task owns model, plan and maps and joins the parts.
+//!
+//! [`run`] checks the node, then [`agent::Agent`] takes events one at a time:
+//! changed objects are applied at once, everything else when its
+//! [`pace::Pace`] says so. Until the first full list and this node's own Node
+//! are there it [`waiting::Waiting`]s and touches nothing.
+
+pub mod agent;
+pub mod faults;
+pub mod flows;
+pub mod found;
+pub mod node;
+pub mod pace;
+pub mod serving;
+pub mod shared;
+pub mod slow;
+pub mod status;
+pub mod waiting;
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+use crate::admin;
+use crate::args::{RunArgs, absolute};
+use crate::kernel::InstanceLock;
+use crate::kernel::probe::{self, Kernel, Sources};
+use crate::net::{Netlink, Uplink};
+use crate::source::manifests::{Manifests, Timing};
+use agent::Agent;
+use shared::Shared;
+use status::Snapshot;
+
+/// Crates that tell of every attribute and relocation; named in `--log` they do so again.
+const QUIET: [&str; 4] = [
+    "netlink_packet_route=error",
+    "netlink_packet_utils=error",
+    "aya=info",
+    "aya_obj=info",
+];
+
+/// Serves the node until a signal comes.
+pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
+    log_to_stderr(&args.log)?;
+    args.state = absolute(&args.state);
+    let kernel = probe::probe(&Sources::default(), &args.places.bpffs)?;
+    let _lock = InstanceLock::take(&args.places.run_dir)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?
+        .block_on(serve(args, kernel))
+}
+
+async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
+    tracing::info!(
+        "tulle-agent {} serves node {}, process {}, Linux {}.{}",
+        env!("CARGO_PKG_VERSION"),
+        args.node,
+        std::process::id(),
+        kernel.version.0,
+        kernel.version.1
+    );
+    for choice in &kernel.features {
+        tracing::info!("{}: {}, {}", choice.name, choice.chosen, choice.why);
+    }
+    for warning in &kernel.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let netlink = Netlink::open()?;
+    let uplink = Uplink::find(&netlink, args.uplink.as_deref()).await?;
+    tracing::info!(
+        "uplink {}, {}, MTU {}, {}",
+        uplink.name,
+        uplink.ip4(),
+        uplink.mtu,
+        uplink.mac
+    );
+    let socket = admin::Server::bind(&args.places.socket())?;
+    let manifests = Manifests::watch(&args.state, Timing::default())?;
+    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let mut agent = Agent::new(
+        Shared::new(args, kernel, netlink, uplink),
+        manifests,
+        publish,
+    );
+    let server = socket.start(snapshots)?;
+    let ended = tokio::select! {
+        error = agent.run() => Err(error),
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    };
+    // Without a publisher the socket goes, so that nobody waits for an answer.
+    drop(agent);
+    if server.join().is_err() {
+        tracing::debug!("the socket's thread had ended early");
+    }
+    let signal = ended?;
+    tracing::info!(
+        "ended by {signal}; the datapath goes on by its last state, `tulle-agent cleanup` removes it"
+    );
+    Ok(())
+}
+
+fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
+    let mut directives: Vec<&str> = QUIET.to_vec();
+    directives.push(filter);
+    let filter = EnvFilter::try_new(directives.join(","))
+        .with_context(|| format!("--log {filter} is neither a level nor a list of directives"))?;
+    let stderr = std::io::stderr;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("cannot log: {error}"))
+}

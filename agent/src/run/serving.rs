@@ -1,0 +1,408 @@
+//! The agent once it has the datapath: plan and maps, facts, attachments.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use admin_api::{LinkAttachment, MapFault};
+use datapath_common::Config;
+
+use super::faults::Part;
+use super::flows::FlowWalk;
+use super::found::Found;
+use super::node::NodeView;
+use super::shared::Shared;
+use super::status;
+use crate::kernel::{AttachKind, Datapath, Options, Report, XdpChoice, XdpMode};
+use crate::model::{Kind, Node, Object};
+use crate::net::{LocalPods, Overlay, next_hops, set_pod_mtu};
+use crate::plan::{Applied, Outcome, PlanError, Planner};
+use crate::source::{Batch, Change};
+
+/// A map's error is shown so long after its last failure, longer than any retry takes to come.
+const MAP_FAULT_KEPT: Duration = Duration::from_secs(25);
+
+/// Model, plan, maps and attachments; one task owns them.
+pub struct Serving {
+    node: Node,
+    /// What this node is.
+    pub view: NodeView,
+    /// Maps, programs, links.
+    pub datapath: Datapath,
+    /// Model and plan.
+    pub planner: Planner,
+    walk: FlowWalk,
+    found: Found,
+    /// What became of XDP, and why.
+    pub xdp: Option<XdpChoice>,
+    xdp_fault: Option<String>,
+    /// Where programs are attached.
+    pub links: Vec<LinkAttachment>,
+    map_faults: BTreeMap<&'static str, (String, Instant)>,
+    /// When the change of a Node was noticed whose rows are not yet written.
+    node_change: Option<Instant>,
+    /// Whether the first plan was carried out and everything attached.
+    pub attached: bool,
+}
+
+impl Serving {
+    /// Takes over or makes the datapath, and knows what its maps hold. Nothing
+    /// is written or attached yet.
+    pub fn open(shared: &Shared, node: Node, objects: Batch) -> anyhow::Result<Self> {
+        let args = &shared.args;
+        let view = NodeView::new(&node, &shared.uplink, &args.overlay);
+        let config = config(&view, shared);
+        let options = Options {
+            attach: shared.kernel.attach,
+            ..Options::default()
+        };
+        let datapath =
+            Datapath::open(&args.places.bpffs, &config, &(&args.sizes).into(), &options)?;
+        for warning in &datapath.opened().warnings {
+            tracing::warn!("{warning}");
+        }
+        let rows = datapath.maps.read_back()?;
+        let applied = Applied::from_rows((&args.sizes).into(), &rows, Instant::now());
+        let uplink = shared.uplink.index;
+        let found = Found::new(uplink, applied.next_hops(uplink));
+        let mut planner = Planner::new(args.node.as_str(), applied);
+        planner.ingest(objects);
+        let interval = Duration::from_secs(u64::from(args.limits.gc_interval));
+        Ok(Self {
+            node,
+            view,
+            datapath,
+            planner,
+            walk: FlowWalk::new(interval, Instant::now()),
+            found,
+            xdp: None,
+            xdp_fault: None,
+            links: Vec::new(),
+            map_faults: BTreeMap::new(),
+            node_change: None,
+            attached: false,
+        })
+    }
+
+    /// Applies a batch of changes at once. Says whether Nodes are among them.
+    pub fn batch(&mut self, shared: &mut Shared, batch: Batch) -> bool {
+        let (noticed, changes) = (batch.noticed, batch.changes.len());
+        let nodes = batch.changes.iter().any(concerns_nodes);
+        self.planner.ingest(batch);
+        let outcome = self.plan(shared);
+        if changes > 0 && self.planner.is_ready() {
+            let took = noticed.elapsed();
+            shared.counted.syncs += 1;
+            shared.counted.sync_failures += u64::from(outcome.failed > 0);
+            shared.counted.last_sync = Some(took);
+            tracing::info!(
+                "applied {changes} {} by {} map writes, {} µs after {} noticed",
+                if changes == 1 { "change" } else { "changes" },
+                outcome.written,
+                took.as_micros(),
+                if changes == 1 { "it was" } else { "they were" },
+            );
+        }
+        if nodes {
+            self.node_change.get_or_insert(noticed);
+            if let Some(node) = self.planner.model().node(&shared.args.node) {
+                self.node = node.clone();
+            } else {
+                tracing::warn!(
+                    "the Node {} is gone; the agent goes on with what it said last",
+                    shared.args.node
+                );
+            }
+        }
+        nodes
+    }
+
+    /// Writes what is due, and takes note of what failed.
+    pub fn plan(&mut self, shared: &mut Shared) -> Outcome {
+        let outcome = self.planner.run(&mut self.datapath.maps, Instant::now);
+        let now = Instant::now();
+        for failure in &outcome.errors {
+            let map = match &failure.error {
+                PlanError::Capacity(error) => error.map,
+                PlanError::Write(error) => error.map,
+            };
+            // The first sentence stays: each retry would name another row.
+            self.map_faults
+                .entry(map)
+                .and_modify(|(_, last)| *last = now)
+                .or_insert_with(|| (failure.to_string(), now));
+        }
+        let pending = outcome.pending > 0;
+        self.map_faults
+            .retain(|_, (_, last)| pending && *last + MAP_FAULT_KEPT > now);
+        let sentences = self.map_faults.values().map(|(s, _)| s.clone()).collect();
+        shared.faults.set(Part::Maps, sentences);
+        outcome
+    }
+
+    /// Maps whose last write failed.
+    pub fn map_errors(&self) -> Vec<MapFault> {
+        let fault = |(map, (message, _)): (&&str, &(String, Instant))| MapFault {
+            map: (*map).to_owned(),
+            message: message.clone(),
+        };
+        self.map_faults.iter().map(fault).collect()
+    }
+
+    /// Looks at local pods and next hops, and writes what follows from them.
+    /// Says whether the pods could be looked at; before they could once,
+    /// nothing is written, or what a former agent wrote would be pruned.
+    pub async fn refresh_facts(&mut self, shared: &mut Shared) -> bool {
+        let look = LocalPods::discover(&shared.netlink, &self.view.pod_cidrs).await;
+        let failed = match self.found.take_pods(look) {
+            Ok(skipped) => {
+                for (ip, why) in skipped {
+                    tracing::info!("{ip} is left to the kernel: {why}");
+                }
+                Vec::new()
+            }
+            Err(error) if self.found.is_known() => vec![error.to_string()],
+            Err(error) => vec![format!(
+                "{error}; until the pods are known, nothing is written or attached"
+            )],
+        };
+        let looked = failed.is_empty();
+        shared.faults.set(Part::Pods, failed);
+        if !self.found.is_known() {
+            return false;
+        }
+        self.look_at_hops(shared).await;
+        let (name, uplink) = (&shared.args.node, &shared.uplink);
+        if let Some(facts) = self.found.facts(&self.view, name, uplink) {
+            self.planner.set_facts(facts);
+        }
+        let outcome = self.plan(shared);
+        if let Some(noticed) = self.node_change.take() {
+            let took = noticed.elapsed();
+            shared.counted.last_sync = Some(took);
+            if outcome.written > 0 {
+                tracing::info!(
+                    "wrote {} rows for Nodes, {} µs after the change was noticed",
+                    outcome.written,
+                    took.as_micros()
+                );
+            }
+        } else if outcome.written > 0 {
+            tracing::info!("wrote {} rows for pods and next hops", outcome.written);
+        }
+        if self.attached {
+            self.sync_pods(shared);
+        }
+        self.set_mtus(shared).await;
+        looked
+    }
+
+    async fn look_at_hops(&mut self, shared: &mut Shared) {
+        let peers = self.planner.peers();
+        let nodes: Vec<Ipv4Addr> = peers.iter().map(|peer| peer.underlay).collect();
+        let looks = next_hops(&shared.netlink, &nodes).await;
+        let failed = self.found.take_hops(shared.uplink.index, looks);
+        shared.faults.set(Part::NextHops, failed);
+    }
+
+    async fn set_mtus(&self, shared: &mut Shared) {
+        let mtu = u32::from(self.view.mtu);
+        let other: BTreeSet<u32> = self
+            .found
+            .pods()
+            .iter()
+            .filter(|pod| pod.veth && pod.mtu != mtu)
+            .map(|pod| pod.ifindex)
+            .collect();
+        let (mut changed, mut failed) = (0, Vec::new());
+        for ifindex in other {
+            match set_pod_mtu(&shared.netlink, ifindex, mtu).await {
+                Ok(true) => changed += 1,
+                Ok(false) => {}
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        if changed > 0 {
+            tracing::info!("set the MTU of {changed} pods' host sides to {mtu}");
+        }
+        shared.faults.set(Part::PodMtu, failed);
+    }
+
+    /// Takes in that Node or uplink changed: programs with other read-only
+    /// data, if need be. Says whether anything is different.
+    pub fn reconfigure(&mut self, shared: &mut Shared) -> bool {
+        let view = NodeView::new(&self.node, &shared.uplink, &shared.args.overlay);
+        shared.faults.set(Part::Node, view.notes.clone());
+        let changed = view != self.view;
+        self.view = view;
+        let config = config(&self.view, shared);
+        // Before the first plan no program may replace one: the maps may be empty.
+        if !self.attached || config == *self.datapath.config() {
+            return changed;
+        }
+        match self.datapath.reconfigure(&config) {
+            Ok(report) => {
+                tracing::info!("programs replaced: node or uplink changed");
+                shared.faults.set(Part::Programs, sentences(&report));
+            }
+            Err(error) => {
+                shared.faults.set(Part::Programs, vec![error.to_string()]);
+            }
+        }
+        true
+    }
+
+    /// Whether the programs have what this node is now.
+    pub fn is_configured(&self, shared: &Shared) -> bool {
+        config(&self.view, shared) == *self.datapath.config()
+    }
+
+    /// Attaches everything that should be attached; `full` also tries XDP once
+    /// more. Before the first plan nothing is attached.
+    pub fn sync_links(&mut self, shared: &mut Shared, full: bool) {
+        if !self.attached {
+            return;
+        }
+        let asked = XdpMode::from(shared.args.overlay.xdp);
+        // A driver that refused once would be asked, and perhaps reset, each second.
+        let refused = self
+            .xdp
+            .as_ref()
+            .is_some_and(|choice| choice.mode == XdpMode::Off);
+        let mode = if refused && !full {
+            XdpMode::Off
+        } else {
+            asked
+        };
+        let (report, choice) = self.datapath.sync_uplink(shared.uplink.index, mode);
+        let mut failed = sentences(&report);
+        if mode == asked {
+            let news = self.xdp.as_ref() != Some(&choice);
+            if news {
+                tracing::info!(
+                    "XDP at {}: {}, {}",
+                    shared.uplink.name,
+                    status::xdp_mode(choice.mode),
+                    choice.why
+                );
+            }
+            let wanted = matches!(asked, XdpMode::Native | XdpMode::Generic);
+            self.xdp_fault = (wanted && choice.mode == XdpMode::Off).then(|| choice.why.clone());
+            self.xdp = Some(choice);
+        } else {
+            failed.extend(self.xdp_fault.clone());
+        }
+        self.note(shared, &report);
+        shared.faults.set(Part::UplinkLinks, failed);
+        self.sync_pods(shared);
+    }
+
+    fn sync_pods(&mut self, shared: &mut Shared) {
+        let pods = self.found.pods().iter().filter(|pod| pod.veth);
+        let report = self
+            .datapath
+            .sync_pods(&pods.map(|pod| pod.ifindex).collect());
+        self.note(shared, &report);
+        shared.faults.set(Part::PodLinks, sentences(&report));
+    }
+
+    fn note(&mut self, shared: &mut Shared, report: &Report) {
+        if report.repaired > 0 {
+            shared.counted.repairs += u64::from(report.repaired);
+            tracing::warn!(
+                "attached {} programs again that somebody had removed",
+                report.repaired
+            );
+        }
+        let changed = report.attached + report.replaced + report.repaired + report.removed;
+        if changed == 0 && !self.links.is_empty() {
+            return;
+        }
+        if changed > 0 {
+            tracing::info!(
+                "programs: {} attached, {} replaced, {} removed",
+                report.attached + report.repaired,
+                report.replaced,
+                report.removed
+            );
+        }
+        let interface = |index: u32| {
+            let name = nix::net::if_::if_indextoname(index).ok()?;
+            Some(name.to_string_lossy().into_owned())
+        };
+        match self.datapath.attached() {
+            Ok(places) => {
+                let attach: AttachKind = shared.kernel.attach;
+                let row =
+                    |(place, _)| status::attachment(place, attach, self.xdp.as_ref(), interface);
+                self.links = places.into_iter().map(row).collect();
+                self.links
+                    .sort_by(|a, b| (&a.interface, &a.program).cmp(&(&b.interface, &b.program)));
+            }
+            Err(error) => tracing::debug!(%error, "attachments cannot be listed"),
+        }
+    }
+
+    /// Makes a step over the flow tables if it is due.
+    pub fn walk(&mut self, shared: &mut Shared) {
+        let now = Instant::now();
+        if !self.attached || now < self.walk.due() {
+            return;
+        }
+        match self.walk.step(&self.datapath, &mut self.planner, now) {
+            Ok(true) => {
+                shared.faults.set(Part::Flows, Vec::new());
+                self.plan(shared);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                shared.faults.set(Part::Flows, vec![error.to_string()]);
+            }
+        }
+    }
+
+    /// When there is something to do without an event.
+    pub fn next(&self) -> Option<Instant> {
+        let walk = self.attached.then(|| self.walk.due());
+        self.planner.next_run().into_iter().chain(walk).min()
+    }
+
+    /// The slow path that the kernel should hold.
+    pub fn overlay(&self, shared: &Shared) -> Overlay {
+        let peers = self.planner.peers();
+        self.view
+            .overlay(&shared.uplink, &shared.args.overlay, &peers)
+    }
+
+    /// Pods that the datapath delivers to; one of both families counts once.
+    pub fn local_pods(&self) -> usize {
+        let veths = self.found.pods().iter().filter(|pod| pod.veth);
+        veths.map(|pod| pod.ifindex).collect::<BTreeSet<_>>().len()
+    }
+}
+
+fn config(view: &NodeView, shared: &Shared) -> Config {
+    let args = &shared.args;
+    view.config(
+        &shared.uplink,
+        &args.overlay,
+        &args.limits,
+        shared.kernel.decap_6_in_4,
+    )
+}
+
+fn concerns_nodes(change: &Change) -> bool {
+    match change {
+        Change::Apply(object) => matches!(object, Object::Node(_)),
+        Change::Delete(key) => key.kind == Kind::Node,
+        Change::Synced => false,
+    }
+}
+
+fn sentences(report: &Report) -> Vec<String> {
+    report
+        .failed
+        .iter()
+        .map(|(_, error)| error.to_string())
+        .collect()
+}

@@ -1,0 +1,119 @@
+//! What every part of the loop reads or counts in.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::faults::Faults;
+use super::pace::Pace;
+use crate::args::RunArgs;
+use crate::kernel::probe::Kernel;
+use crate::net::{Netlink, Uplink};
+
+/// Between looks at the links: what somebody detached is back within two seconds.
+const LINKS: Duration = Duration::from_secs(1);
+/// Between comparisons of the slow path without a notification.
+const SLOW: Duration = Duration::from_millis(1500);
+/// Between looks at pods, next hops and the uplink without a notification.
+const FACTS: Duration = Duration::from_secs(10);
+/// Between two passes that notifications ask for.
+const GAP: Duration = Duration::from_millis(100);
+/// Between looks at local pods that notifications ask for: a new pod waits for it.
+const POD_GAP: Duration = Duration::from_millis(20);
+/// Between two tables of names for the socket.
+const NAMES_GAP: Duration = Duration::from_millis(20);
+const NAMES: Duration = Duration::from_hours(1);
+
+/// Counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted {
+    /// Batches of changes that were applied.
+    pub syncs: u64,
+    /// Those of which a part failed.
+    pub sync_failures: u64,
+    /// From noticing to the last map write, of the last one.
+    pub last_sync: Option<Duration>,
+    /// What was found changed by others and put right.
+    pub repairs: u64,
+}
+
+/// When what is due.
+#[derive(Debug)]
+pub struct Paces {
+    /// The uplink's facts.
+    pub uplink: Pace,
+    /// Local pods and next hops.
+    pub facts: Pace,
+    /// The slow path.
+    pub slow: Pace,
+    /// Attachments.
+    pub links: Pace,
+    /// Other read-only data for the programs.
+    pub programs: Pace,
+    /// Names for the socket.
+    pub names: Pace,
+}
+
+impl Default for Paces {
+    fn default() -> Self {
+        Self {
+            uplink: Pace::new(GAP, FACTS),
+            facts: Pace::new(POD_GAP, FACTS),
+            slow: Pace::new(GAP, SLOW),
+            links: Pace::new(GAP, LINKS),
+            programs: Pace::new(GAP, LINKS),
+            names: Pace::new(NAMES_GAP, NAMES),
+        }
+    }
+}
+
+impl Paces {
+    /// When the first of them is due, with or without the slow path.
+    pub fn next(&self, slow: bool) -> Option<Instant> {
+        let all = [
+            self.uplink,
+            self.facts,
+            self.links,
+            self.programs,
+            self.names,
+        ];
+        let slow = self.slow.due().filter(|_| slow);
+        all.iter().filter_map(Pace::due).chain(slow).min()
+    }
+}
+
+/// Shared by the parts of the loop.
+#[derive(Debug)]
+pub struct Shared {
+    /// The command line.
+    pub args: RunArgs,
+    /// What the kernel offers.
+    pub kernel: Kernel,
+    /// A socket.
+    pub netlink: Netlink,
+    /// The uplink, as it was when it was last found.
+    pub uplink: Uplink,
+    /// What does not work.
+    pub faults: Faults,
+    /// Counters.
+    pub counted: Counted,
+    /// When what is due.
+    pub paces: Paces,
+    /// When the agent started, in seconds since 1970.
+    pub started_secs: u64,
+}
+
+impl Shared {
+    /// At the start.
+    pub fn new(args: RunArgs, kernel: Kernel, netlink: Netlink, uplink: Uplink) -> Self {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            args,
+            kernel,
+            netlink,
+            uplink,
+            faults: Faults::default(),
+            counted: Counted::default(),
+            paces: Paces::default(),
+            started_secs: started.map_or(0, |since| since.as_secs()),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Answers for the socket, assembled from what the loop knows (pure).
+
+use std::sync::Arc;
+
+use admin_api::{
+    BackendServices, Feature, FrontendAddress, LinkAttachment, ObjectCounts, Overlay, Peer,
+    Protocol, Service, Warning,
+};
+use datapath_common::Hook;
+
+use super::node::NodeView;
+use crate::args::OverlayArgs;
+use crate::kernel::probe::Kernel;
+use crate::kernel::{AttachKind, Place, XdpChoice, XdpMode, programs};
+use crate::model::{self, Family, Model};
+use crate::net::device_name;
+use crate::plan::Planner;
+
+/// Everything that the socket answers with.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// How the agent does.
+    pub status: admin_api::Status,
+    /// Names of things; absent until there are any to be known.
+    pub names: Option<Arc<Names>>,
+}
+
+/// Names behind numbers and addresses.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Names {
+    /// Service ports.
+    pub services: Vec<Service>,
+    /// Other nodes.
+    pub peers: Vec<Peer>,
+    /// Services by backend.
+    pub backends: Vec<BackendServices>,
+}
+
+/// A warning in the socket's words.
+pub fn warning(warning: &model::Warning) -> Warning {
+    let file = warning.file.as_ref().map(|file| file.display().to_string());
+    Warning {
+        file: file.unwrap_or_default(),
+        object: warning.object.clone(),
+        field: warning.field.clone(),
+        message: format!("{}; {}", warning.problem, warning.mend),
+    }
+}
+
+/// What was chosen, and why.
+pub fn features(kernel: &Kernel, xdp: Option<&XdpChoice>) -> Vec<Feature> {
+    let mut features: Vec<Feature> = kernel
+        .features
+        .iter()
+        .map(|choice| Feature {
+            name: choice.name.to_owned(),
+            chosen: choice.chosen.to_owned(),
+            why: choice.why.clone(),
+        })
+        .collect();
+    features.extend(xdp.map(|choice| Feature {
+        name: "XDP at the uplink".to_owned(),
+        chosen: xdp_mode(choice.mode).to_owned(),
+        why: choice.why.clone(),
+    }));
+    features
+}
+
+/// A mode in a word.
+pub const fn xdp_mode(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Auto => "auto",
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+        XdpMode::Off => "off",
+    }
+}
+
+/// This node's part of the overlay.
+pub fn overlay(view: &NodeView, args: &OverlayArgs) -> Overlay {
+    Overlay {
+        device: device_name(args.vni),
+        mtu: u32::from(view.mtu),
+        vni: args.vni,
+        port: args.vxlan_port,
+        address: Some(view.ip4),
+        vtep_mac: Some(view.vtep_mac.to_string()),
+    }
+}
+
+/// How many objects there are.
+pub fn objects(model: &Model, local_pods: usize) -> ObjectCounts {
+    let [services, slices, nodes] = model.sizes();
+    ObjectCounts {
+        services: services as u64,
+        endpoint_slices: slices as u64,
+        nodes: nodes as u64,
+        local_pods: local_pods as u64,
+    }
+}
+
+/// Where a program is attached, in words; `interface` names an index.
+pub fn attachment(
+    place: Place,
+    attach: AttachKind,
+    xdp: Option<&XdpChoice>,
+    interface: impl Fn(u32) -> Option<String>,
+) -> LinkAttachment {
+    let mode = match (place.hook(), attach) {
+        (Hook::Xdp, _) => match xdp.map(|choice| choice.mode) {
+            Some(XdpMode::Generic) => "xdp-generic",
+            _ => "xdp-native",
+        },
+        (_, AttachKind::Tcx) => "tcx",
+        (_, AttachKind::Clsact) => "clsact",
+    };
+    LinkAttachment {
+        program: programs::name(place.hook()).to_owned(),
+        interface: interface(place.ifindex).unwrap_or_else(|| format!("#{}", place.ifindex)),
+        mode: mode.to_owned(),
+    }
+}
+
+/// Names of all service ports, backends and nodes.
+pub fn names(planner: &Planner) -> Names {
+    let mut services = Vec::new();
+    let mut backends = std::collections::BTreeMap::<(u8, u32), Vec<String>>::new();
+    for (front, row) in planner.applied().frontends() {
+        if front.is_address() {
+            continue;
+        }
+        let Some(port) = planner.service_name(row.service) else {
+            continue;
+        };
+        let family = family(port.family);
+        let service = Service {
+            number: row.service,
+            namespace: port.service.namespace.clone(),
+            name: port.service.name.clone(),
+            port_name: port.port.clone(),
+            family,
+            frontends: vec![FrontendAddress {
+                address: (front.addr, front.port).into(),
+                protocol: protocol(port.protocol),
+            }],
+        };
+        for id in planner.applied().ids(row) {
+            backends
+                .entry((family, *id))
+                .or_default()
+                .push(service.full_name());
+        }
+        services.push(service);
+    }
+    services.sort_by_key(|service| service.number);
+    for services in backends.values_mut() {
+        services.sort_unstable();
+        services.dedup();
+    }
+    Names {
+        services,
+        peers: planner
+            .peers()
+            .into_iter()
+            .map(|peer| Peer {
+                node: peer.name,
+                address: peer.underlay.into(),
+                pod_cidrs: peer.pod_cidrs.iter().map(ToString::to_string).collect(),
+                vtep_mac: Some(peer.vtep_mac.to_string()),
+            })
+            .collect(),
+        backends: backends
+            .into_iter()
+            .map(|((family, id), services)| BackendServices {
+                family,
+                id,
+                services,
+            })
+            .collect(),
+    }
+}
+
+const fn family(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    }
+}
+
+const fn protocol(protocol: model::Protocol) -> Protocol {
+    match protocol {
+        model::Protocol::Tcp => Protocol::Tcp,
+        model::Protocol::Udp => Protocol::Udp,
+        model::Protocol::Sctp => Protocol::Sctp,
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,226 @@
+//! The text of a manifest file → objects. Each document and each object stands
+//! alone: a fault in one leaves the others as they are.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::model::convert::{self, Converted};
+use crate::model::{Fault, Kind, NamespacedName, Object, ObjectKey};
+
+/// What a part of a file turned out to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Item {
+    /// An object.
+    Good { object: Object, notes: Vec<Fault> },
+    /// An object that is known by name and cannot be used.
+    Bad { key: ObjectKey, fault: Fault },
+    /// Something of which not even the name can be read.
+    Unreadable { fault: Fault },
+}
+
+/// Lists may hold lists, but nobody needs many levels of them.
+const LIST_DEPTH: usize = 4;
+
+/// Parses a YAML file of any number of documents.
+pub(super) fn yaml(text: &str) -> Vec<Item> {
+    let mut items = Vec::new();
+    for (line, document) in split(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        match Value::deserialize(serde_norway::Deserializer::from_str(document)) {
+            Ok(value) => object(&value, &mut items, LIST_DEPTH),
+            Err(error) => items.push(Item::Unreadable {
+                fault: Fault::new(
+                    format!("document at line {line}"),
+                    format!("is not YAML: {error}"),
+                    "mend it; until then the file's objects stay as they were",
+                ),
+            }),
+        }
+    }
+    items
+}
+
+/// Parses a JSON file of one object or List.
+pub(super) fn json(text: &str) -> Vec<Item> {
+    let mut items = Vec::new();
+    match serde_json::from_str(text) {
+        Ok(value) => object(&value, &mut items, LIST_DEPTH),
+        Err(_) if text.trim().is_empty() => {}
+        Err(error) => items.push(Item::Unreadable {
+            fault: Fault::new(
+                "",
+                format!("is not JSON: {error}"),
+                "mend it; until then the file's objects stay as they were",
+            ),
+        }),
+    }
+    items
+}
+
+/// Documents with the number of their first line. `---` and `...` at the
+/// beginning of a line are markers wherever they stand (YAML 1.2, 9.1.2), so
+/// a document that cannot be parsed does not hide the next one.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let marker = ["---", "..."].iter().any(|m| {
+            line.strip_prefix(m)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
+        });
+        if marker {
+            documents.push((start_line, &text[start..offset]));
+            // What follows a marker on its line belongs to the document.
+            (start, start_line) = (offset + 3, index + 1);
+        }
+        offset += line.len();
+    }
+    documents.push((start_line, &text[start..]));
+    documents.retain(|(_, document)| {
+        document
+            .lines()
+            .map(str::trim_start)
+            .any(|l| !l.is_empty() && !l.starts_with(['#', '%']))
+    });
+    documents
+}
+
+fn object(value: &Value, items: &mut Vec<Item>, depth: usize) {
+    if value.is_null() {
+        return;
+    }
+    let text = |name: &str| value.get(name).and_then(Value::as_str);
+    let (Some(version), Some(kind)) = (text("apiVersion"), text("kind")) else {
+        let field = if text("apiVersion").is_none() {
+            "apiVersion"
+        } else {
+            "kind"
+        };
+        items.push(Item::Unreadable {
+            fault: Fault::new(
+                field,
+                "is missing",
+                "write apiVersion and kind; until then the file's objects stay as they were",
+            ),
+        });
+        return;
+    };
+    let (kind, wanted) = match kind {
+        "List" if version == "v1" => return list(value, items, depth),
+        "Service" => (Kind::Service, "v1"),
+        "Node" => (Kind::Node, "v1"),
+        "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
+        other => {
+            tracing::debug!(kind = other, version, "object of another kind ignored");
+            return;
+        }
+    };
+    // Other groups have kinds of the same name; only versions of ours are mistakes.
+    let group = |v: &str| v.rsplit_once('/').map(|(group, _)| group.to_owned());
+    if group(version) != group(wanted) {
+        tracing::debug!(
+            kind = kind.name(),
+            version,
+            "object of another group ignored"
+        );
+        return;
+    }
+    let key = match key(kind, value) {
+        Ok(key) => key,
+        Err(fault) => return items.push(Item::Unreadable { fault }),
+    };
+    if version != wanted {
+        let problem = format!("{version:?} is not supported");
+        let fault = Fault::new("apiVersion", problem, format!("write {wanted}"));
+        return items.push(Item::Bad { key, fault });
+    }
+    items.push(match convert(kind, value) {
+        Ok(Converted { object, notes }) => Item::Good { object, notes },
+        Err(fault) => Item::Bad { key, fault },
+    });
+}
+
+fn list(value: &Value, items: &mut Vec<Item>, depth: usize) {
+    let fault = |problem: &str, mend: &str| Item::Unreadable {
+        fault: Fault::new("items", problem, mend),
+    };
+    if depth == 0 {
+        return items.push(fault(
+            "holds too many levels of Lists",
+            "put the objects in one List",
+        ));
+    }
+    match value.get("items") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(values)) => {
+            for value in values {
+                object(value, items, depth - 1);
+            }
+        }
+        Some(_) => items.push(fault("is not a list", "write a list of objects")),
+    }
+}
+
+fn key(kind: Kind, value: &Value) -> Result<ObjectKey, Fault> {
+    let meta = |name: &str| {
+        value
+            .get("metadata")
+            .and_then(|m| m.get(name))
+            .and_then(Value::as_str)
+    };
+    let Some(name) = meta("name").filter(|name| !name.is_empty()) else {
+        return Err(Fault::new(
+            "metadata.name",
+            format!("of a {} is missing", kind.name()),
+            "give the object a name; until then the file's objects stay as they were",
+        ));
+    };
+    let namespace = match kind {
+        Kind::Node => "",
+        Kind::Service | Kind::EndpointSlice => meta("namespace").unwrap_or("default"),
+    };
+    Ok(ObjectKey {
+        kind,
+        name: NamespacedName::new(namespace, name),
+    })
+}
+
+fn convert(kind: Kind, value: &Value) -> Result<Converted<Object>, Fault> {
+    match kind {
+        Kind::Service => {
+            let Converted { object, notes } = convert::service(&decode::<core::Service>(value)?)?;
+            Ok(Converted {
+                object: Object::Service(object.into()),
+                notes,
+            })
+        }
+        Kind::EndpointSlice => {
+            let decoded = decode::<discovery::EndpointSlice>(value)?;
+            let Converted { object, notes } = convert::slice(&decoded)?;
+            Ok(Converted {
+                object: Object::Slice(object.into()),
+                notes,
+            })
+        }
+        Kind::Node => {
+            let Converted { object, notes } = convert::node(&decode::<core::Node>(value)?)?;
+            Ok(Converted {
+                object: Object::Node(object.into()),
+                notes,
+            })
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        Fault::new(
+            path,
+            error.into_inner().to_string(),
+            "write a value of the type that the Kubernetes API documents for this field",
+        )
+    })
+}

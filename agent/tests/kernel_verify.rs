@@ -1,0 +1,150 @@
+//! What this kernel's verifier says of each program, under each set of
+//! features that a node may have. Needs root. Prints a line for each program:
+//!
+//! `verdict <features> <program> verified <instructions walked> <octets after rewriting>`
+//! `verdict <features> <program> refused <last line of the verifier's log>`
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure is the test's"
+)]
+
+mod kernel_support;
+
+use std::borrow::Cow;
+use std::fmt::Display;
+
+use aya::EbpfLoader;
+use aya::programs::{Program, ProgramError, ProgramInfo};
+use datapath_common::{Config, Feature, Hook, maps};
+use kernel_support::{on_node, options, small};
+use tulle_agent::kernel::loader::OBJECT;
+use tulle_agent::kernel::probe::{Sources, probe};
+use tulle_agent::kernel::{AttachKind, Datapath};
+
+/// Lines of a refusal that are shown.
+const SHOWN_LINES: usize = 30;
+
+/// The sets of features, by name.
+const FEATURES: [(&str, u32); 3] = [
+    ("none", 0),
+    ("overlay", Feature::OVERLAY),
+    ("all", Feature::OVERLAY | Feature::DECAP_6_IN_4),
+];
+
+fn config(features: u32) -> Config {
+    Config {
+        features,
+        uplink: 1,
+        flows_per_tick: 1000,
+        errors_per_tick: 100,
+        ..Config::EMPTY
+    }
+}
+
+/// A number that older kernels do not tell.
+fn or_dash(number: Option<impl Display>) -> String {
+    number.map_or_else(|| "-".into(), |n| n.to_string())
+}
+
+/// The file that `TULLE_BPF_OBJECT` names, otherwise what the agent embeds.
+fn object() -> Cow<'static, [u8]> {
+    std::env::var("TULLE_BPF_OBJECT").map_or(Cow::Borrowed(OBJECT), |path| {
+        Cow::Owned(std::fs::read(path).expect("the object"))
+    })
+}
+
+/// Loads one program alone, so that a refusal of another does not hide it.
+fn load(hook: Hook, config: &Config) -> Result<ProgramInfo, ProgramError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONFIG", config, true);
+    for map in maps::ALL {
+        if let Some(entries) = small().entries(map.name) {
+            loader.map_max_entries(map.name, entries);
+        }
+    }
+    let mut ebpf = loader.load(&object()).expect("the maps are made");
+    let name = format!("tulle_{}", hook.name());
+    let program = ebpf.program_mut(&name).expect("the program");
+    match program {
+        Program::Xdp(xdp) => xdp.load()?,
+        Program::SchedClassifier(classifier) => classifier.load()?,
+        other => panic!("{name} is {:?}", other.prog_type()),
+    }
+    program.info()
+}
+
+/// The end of what the verifier said.
+fn log_of(error: &ProgramError) -> String {
+    let text = match error {
+        ProgramError::LoadError { verifier_log, .. } => verifier_log.to_string(),
+        other => other.to_string(),
+    };
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+}
+
+#[test]
+fn every_program_is_verified() {
+    let mut refused = Vec::new();
+    for (features, bits) in FEATURES {
+        for hook in Hook::ALL {
+            let subject = format!("{features} tulle_{}", hook.name());
+            match load(hook, &config(bits)) {
+                Ok(info) => println!(
+                    "verdict {subject} verified {} {}",
+                    or_dash(info.verified_instruction_count()),
+                    or_dash(info.size_translated()),
+                ),
+                Err(error) => {
+                    let log = log_of(&error);
+                    println!("verdict {subject} refused {}", cause(&log));
+                    println!("{log}");
+                    refused.push(subject);
+                }
+            }
+        }
+    }
+    assert!(
+        refused.is_empty(),
+        "refused, with the end of the log above: {}",
+        refused.join(", ")
+    );
+}
+
+/// The last line that is not about how long the verifier took.
+fn cause(log: &str) -> &str {
+    log.lines()
+        .rev()
+        .find(|line| {
+            !["verification time", "stack depth", "processed"]
+                .iter()
+                .any(|figure| line.starts_with(figure))
+        })
+        .unwrap_or_default()
+}
+
+#[test]
+fn the_agent_loads_and_adopts_with_what_the_probe_found() {
+    on_node(|node| {
+        let kernel = probe(&Sources::default(), &node.pins).unwrap();
+        let decap = if kernel.decap_6_in_4 {
+            Feature::DECAP_6_IN_4
+        } else {
+            0
+        };
+        let config = config(Feature::OVERLAY | decap);
+        let open = || Datapath::open(&node.pins, &config, &small(), &options(kernel.attach));
+        let first = open().unwrap_or_else(|e| panic!("{e}"));
+        assert!(!first.opened().all_adopted());
+        let old = first.program_ids();
+        drop(first);
+        let second = open().unwrap_or_else(|e| panic!("{e}"));
+        assert!(second.opened().all_adopted(), "{:?}", second.opened());
+        assert_ne!(second.program_ids(), old);
+        if kernel.version < (6, 6) {
+            assert_eq!(kernel.attach, AttachKind::Clsact);
+        }
+    });
+}

@@ -1,0 +1,414 @@
+//! Random histories of the cluster: every state in between serves, and the end
+//! is what a fresh compile makes, whatever failed or was restarted on the way.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use support::{CAPACITIES, Clock, Meaning, Sim, batch, facts, run};
+use tulle_agent::model::{
+    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, ObjectKey, Protocol,
+    Service, ServicePort, SlicePort,
+};
+use tulle_agent::plan::{Applied, FrontKey, GRACE, NodeFacts, Planner};
+use tulle_agent::source::Change;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(Object),
+    Delete(Object),
+    Facts(u8),
+    Wait(u64),
+    Release,
+    Restart,
+    Fail(Vec<bool>),
+    Die(usize),
+}
+
+fn name(prefix: &str, i: u8) -> NamespacedName {
+    NamespacedName::new("default", format!("{prefix}{i}"))
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![
+        Just(Protocol::Tcp),
+        Just(Protocol::Udp),
+        Just(Protocol::Sctp)
+    ]
+}
+
+fn service() -> impl Strategy<Value = Object> {
+    let exposure = prop_oneof![6 => Just(Exposure::Served), 1 => Just(Exposure::Headless)];
+    let ports = prop::collection::btree_map(0..2_u8, (1..4_u16, protocol()), 0..3);
+    (
+        0..4_u8,
+        exposure,
+        0..3_u8,
+        any::<bool>(),
+        any::<bool>(),
+        ports,
+    )
+        .prop_map(|(i, exposure, addr, v4, v6, ports)| {
+            let mut cluster_ips: Vec<IpAddr> = Vec::new();
+            cluster_ips.extend(v4.then(|| IpAddr::from([10, 96, 0, addr])));
+            cluster_ips.extend(v6.then(|| format!("fd00:96::{addr}").parse::<IpAddr>().unwrap()));
+            let mut used = BTreeSet::new();
+            let ports = ports
+                .into_iter()
+                .filter(|(_, port)| used.insert(*port))
+                .map(|(n, (port, protocol))| ServicePort {
+                    name: format!("p{n}"),
+                    port,
+                    protocol,
+                })
+                .collect();
+            Object::Service(
+                Service {
+                    name: name("s", i),
+                    exposure,
+                    cluster_ips,
+                    ports,
+                }
+                .into(),
+            )
+        })
+}
+
+fn slice() -> impl Strategy<Value = Object> {
+    let endpoint = (
+        0..3_u8,
+        1..5_u8,
+        prop::bool::weighted(0.8),
+        any::<bool>(),
+        any::<bool>(),
+    );
+    let ports = prop::collection::vec((0..2_u8, 80..82_u16, protocol()), 0..3);
+    let endpoints = prop::collection::vec(endpoint, 0..6);
+    let service = prop::option::weighted(0.9, 0..4_u8);
+    (0..5_u8, service, any::<bool>(), ports, endpoints).prop_map(
+        |(i, service, v4, ports, endpoints)| {
+            let addr = |node: u8, host: u8| {
+                if v4 {
+                    IpAddr::from([10, 244, node, host])
+                } else {
+                    format!("fd00:244:{node}::{host}").parse().unwrap()
+                }
+            };
+            let slice = EndpointSlice {
+                name: name("e", i),
+                service: service.map(|s| format!("s{s}")),
+                family: Some(if v4 { Family::V4 } else { Family::V6 }),
+                ports: ports
+                    .into_iter()
+                    .map(|(n, port, protocol)| SlicePort {
+                        name: format!("p{n}"),
+                        port,
+                        protocol,
+                    })
+                    .collect(),
+                endpoints: endpoints
+                    .into_iter()
+                    .map(|(node, host, ready, serving, terminating)| Endpoint {
+                        addr: addr(node, host),
+                        ready,
+                        serving,
+                        terminating,
+                    })
+                    .collect(),
+            };
+            Object::Slice(slice.into())
+        },
+    )
+}
+
+fn node() -> impl Strategy<Value = Object> {
+    (0..4_u8, 0..3_u8, 1..5_u8, any::<bool>()).prop_map(|(i, net, addr, has_addr)| {
+        let cidrs = [format!("10.244.{net}.0/24"), format!("fd00:244:{net}::/64")];
+        let node = Node {
+            name: format!("n{i}"),
+            pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+            internal_ips: has_addr
+                .then(|| [192, 168, 0, addr].into())
+                .into_iter()
+                .collect(),
+            public_ip: None,
+            vtep_mac: None,
+        };
+        Object::Node(node.into())
+    })
+}
+
+fn object() -> impl Strategy<Value = Object> {
+    prop_oneof![3 => service(), 5 => slice(), 1 => node()]
+}
+
+fn calm_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => object().prop_map(Step::Put),
+        4 => object().prop_map(Step::Delete),
+        1 => any::<u8>().prop_map(Step::Facts),
+        3 => (0..300_u64).prop_map(Step::Wait),
+        3 => Just(Step::Release),
+    ]
+}
+
+fn rough_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => calm_step(),
+        1 => Just(Step::Restart),
+        2 => prop::collection::vec(prop::bool::weighted(0.3), 1..30).prop_map(Step::Fail),
+        1 => (0..40_usize).prop_map(Step::Die),
+    ]
+}
+
+struct World {
+    objects: BTreeMap<ObjectKey, Object>,
+    facts: NodeFacts,
+    planner: Planner,
+    sim: Sim,
+    clock: Clock,
+}
+
+fn facts_of(bits: u8) -> NodeFacts {
+    let pods = ["10.244.0.1", "10.244.0.2", "fd00:244::1", "fd00:244::2"];
+    let local: Vec<&str> = pods
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| bits >> i & 1 == 1)
+        .map(|(_, p)| *p)
+        .collect();
+    let mut facts = facts(&local);
+    facts.overlay = bits & 16 == 0;
+    if bits & 32 != 0 {
+        facts.next_hops.remove(&[192, 168, 0, 2].into());
+    }
+    facts
+}
+
+impl World {
+    fn new() -> Self {
+        let planner = Planner::new("n0", Applied::new(CAPACITIES));
+        let mut world = Self {
+            objects: BTreeMap::new(),
+            facts: facts_of(3),
+            planner,
+            sim: Sim::default(),
+            clock: Clock::new(),
+        };
+        world.feed();
+        world
+    }
+
+    /// Tells the planner everything, as after a start.
+    fn feed(&mut self) {
+        let mut changes: Vec<Change> = self.objects.values().cloned().map(Change::Apply).collect();
+        changes.push(Change::Synced);
+        self.planner.ingest(batch(changes));
+        self.planner.set_facts(self.facts.clone());
+    }
+
+    fn restart(&mut self) {
+        // A process does not start faster.
+        self.clock.advance(GRACE);
+        let applied = Applied::from_rows(CAPACITIES, &self.sim.rows(), self.clock.now());
+        self.planner = Planner::new("n0", applied);
+        self.feed();
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Put(object) => {
+                self.objects.insert(object.key(), object.clone());
+                self.planner.ingest(batch(vec![Change::Apply(object)]));
+            }
+            Step::Delete(object) => {
+                self.objects.remove(&object.key());
+                self.planner
+                    .ingest(batch(vec![Change::Delete(object.key())]));
+            }
+            Step::Facts(bits) => {
+                self.facts = facts_of(bits);
+                self.planner.set_facts(self.facts.clone());
+            }
+            Step::Wait(millis) => self.clock.advance(Duration::from_millis(millis)),
+            Step::Release => {
+                let draining = self.planner.draining();
+                self.planner.release_backends(draining, self.clock.now());
+            }
+            Step::Restart => self.restart(),
+            Step::Fail(failures) => self.sim.failures = failures,
+            Step::Die(after) => {
+                self.sim.dies_after = Some(after);
+                run(&mut self.planner, &mut self.sim, &self.clock);
+                self.sim.dies_after = None;
+                self.restart();
+            }
+        }
+        run(&mut self.planner, &mut self.sim, &self.clock);
+        self.sim.check();
+    }
+
+    /// Lets all retries come and succeed.
+    fn settle(&mut self) {
+        self.sim.failures.clear();
+        for _ in 0..100 {
+            let outcome = run(&mut self.planner, &mut self.sim, &self.clock);
+            if outcome.pending == 0 {
+                return;
+            }
+            self.clock.advance(Duration::from_secs(20));
+        }
+        panic!(
+            "does not settle: {:?}",
+            run(&mut self.planner, &mut self.sim, &self.clock)
+        );
+    }
+
+    fn fresh(&self) -> Meaning {
+        let mut fresh = Self {
+            objects: self.objects.clone(),
+            facts: self.facts.clone(),
+            ..Self::new()
+        };
+        fresh.feed();
+        fresh.settle();
+        fresh.sim.meaning()
+    }
+
+    /// Names by service number, as the rows have them.
+    fn names(&self) -> BTreeMap<FrontKey, String> {
+        let rows = self
+            .planner
+            .applied()
+            .frontends()
+            .filter(|(key, _)| !key.is_address());
+        rows.map(|(key, row)| {
+            let name = self.planner.service_name(row.service);
+            (
+                *key,
+                name.unwrap_or_else(|| panic!("no name for {row:?}"))
+                    .to_string(),
+            )
+        })
+        .collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_ends_as_a_fresh_compile(steps in prop::collection::vec(calm_step(), 1..60)) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+            // Nothing fails, so every step is complete at once.
+            prop_assert_eq!(world.sim.meaning(), world.fresh());
+        }
+        world.settle();
+        prop_assert_eq!(world.sim.meaning(), world.fresh());
+    }
+
+    #[test]
+    fn failures_crashes_and_restarts_heal(steps in prop::collection::vec(rough_step(), 1..60)) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        world.settle();
+        prop_assert_eq!(world.sim.meaning(), world.fresh());
+        let names = world.names();
+
+        world.restart();
+        let outcome = run(&mut world.planner, &mut world.sim, &world.clock);
+        prop_assert_eq!(outcome.written, 0, "an unchanged cluster needs no write");
+        prop_assert_eq!(outcome.pending, 0);
+        prop_assert_eq!(world.names(), names);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_is_gone(steps in prop::collection::vec(rough_step(), 1..40)) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        for object in std::mem::take(&mut world.objects).into_values() {
+            world.step(Step::Delete(object));
+        }
+        world.settle();
+        world.clock.advance(Duration::from_secs(1));
+        world.step(Step::Release);
+        world.settle();
+        world.clock.advance(Duration::from_secs(1));
+        world.settle();
+        let applied = world.planner.applied();
+        prop_assert_eq!(applied.frontends().count(), 0);
+        prop_assert_eq!(applied.segments().free(), CAPACITIES.segments);
+        for family in [Family::V4, Family::V6] {
+            prop_assert_eq!(applied.backends(family).rows().count(), 0);
+        }
+        prop_assert!(world.sim.fronts.is_empty());
+        prop_assert!(world.sim.backs.values().all(|b| b.state == 0));
+    }
+
+    #[test]
+    fn any_rows_are_adopted_without_harm(
+        seed in prop::collection::vec(object(), 5..30),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<u32>()), 1..6),
+    ) {
+        let mut world = World::new();
+        for object in seed {
+            world.step(Step::Put(object));
+        }
+        // Rows that no agent writes; the checks of single writes do not hold among them.
+        let mut rows = world.sim.rows();
+        for (index, what, value) in damage {
+            match what {
+                0 if !rows.front_v4.is_empty() => {
+                    let i = index.index(rows.front_v4.len());
+                    rows.front_v4[i].1.start = value;
+                }
+                1 if !rows.front_v4.is_empty() => {
+                    let i = index.index(rows.front_v4.len());
+                    rows.front_v4[i].1.len = value;
+                }
+                2 if !rows.segments.is_empty() => {
+                    let i = index.index(rows.segments.len().min(32));
+                    rows.segments[i] = value % 128;
+                }
+                3 if !rows.back_v4.is_empty() => {
+                    let i = index.index(rows.back_v4.len());
+                    rows.back_v4[i].1.state = value as u8;
+                }
+                4 if rows.back_v4.len() > 1 => {
+                    let i = index.index(rows.back_v4.len());
+                    rows.back_v4[i].1.port = 80;
+                }
+                _ => rows.segments.truncate(value as usize % 64),
+            }
+        }
+        let now = world.clock.now();
+        world.planner = Planner::new("n0", Applied::from_rows(CAPACITIES, &rows, now));
+        world.feed();
+        let mut free = support::Unchecked::from_rows(&rows);
+        let mut pending = 1;
+        for _ in 0..20 {
+            pending = world.planner.run(&mut free, || world.clock.now()).pending;
+            world.clock.advance(Duration::from_secs(20));
+        }
+        prop_assert_eq!(pending, 0);
+        let restarted = Applied::from_rows(CAPACITIES, &free.sim.rows(), now);
+        free.sim.check();
+        prop_assert_eq!(free.sim.meaning().frontends, world.fresh().frontends);
+        let mut again = Planner::new("n0", restarted);
+        std::mem::swap(&mut again, &mut world.planner);
+        world.feed();
+        let outcome = world.planner.run(&mut free, || now);
+        prop_assert_eq!(outcome.written, 0);
+    }
+}

@@ -1,0 +1,134 @@
+//! What a packet may cost, and whether it does not cost more.
+
+use std::fmt::Write as _;
+
+use super::report::{Method, Report, counted};
+
+/// A limit in nanoseconds over the empty program.
+struct Aim {
+    what: &'static str,
+    program: &'static str,
+    packet: &'static str,
+    version: u8,
+    limit: f64,
+}
+
+const AIMS: &[Aim] = &[
+    aim(
+        "no service, to a pod of another node, encapsulated",
+        "pod_from",
+        "to a pod of another node",
+        4,
+        40.0,
+    ),
+    aim("the same", "pod_from", "to a pod of another node", 6, 70.0),
+    aim(
+        "established service flow, encapsulated",
+        "pod_from",
+        "TCP flow, backend elsewhere",
+        4,
+        60.0,
+    ),
+    aim(
+        "the same",
+        "pod_from",
+        "TCP flow, backend elsewhere",
+        6,
+        70.0,
+    ),
+    aim("not ours", "xdp", "not ours", 4, 15.0),
+    aim(
+        "out of the overlay, to a known pod",
+        "xdp",
+        "out of the overlay",
+        4,
+        25.0,
+    ),
+    aim("the same", "xdp", "out of the overlay", 6, 25.0),
+];
+
+/// What a packet's cost may grow by between the fewest and the most services.
+const GROWTH: f64 = 10.0;
+
+const fn aim(
+    what: &'static str,
+    program: &'static str,
+    packet: &'static str,
+    version: u8,
+    limit: f64,
+) -> Aim {
+    Aim {
+        what,
+        program,
+        packet,
+        version,
+        limit,
+    }
+}
+
+/// Each aim beside its figure; those that were not measured are left out.
+pub fn table(report: &Report) -> String {
+    let mut text = String::from(
+        "| program | packet | IP | at most | measured | |\n|---|---|---|--:|--:|---|\n",
+    );
+    let services = report.services();
+    let (Some(few), Some(many)) = (services.iter().min(), services.iter().max()) else {
+        return text;
+    };
+    for aim in AIMS {
+        if let Some(figure) = report.figure(aim.program, aim.packet, aim.version, *few, None) {
+            let measured = figure.over_empty.middle;
+            row(
+                &mut text,
+                aim.program,
+                aim.what,
+                aim.version,
+                aim.limit,
+                measured,
+            );
+        }
+    }
+    if few < many {
+        for version in [4, 6] {
+            if let Some(measured) = growth(report, version, *few, *many) {
+                let what = format!("growth from {} to {}", counted(*few), counted(*many));
+                row(&mut text, "pod_from", &what, version, GROWTH, measured);
+            }
+        }
+    }
+    text
+}
+
+/// By how much packets of known flows and of none grow dearer, on average over
+/// those that are measured best: the difference of two primed figures is mostly
+/// noise.
+fn growth(report: &Report, version: u8, few: u32, many: u32) -> Option<f64> {
+    let grown: Vec<f64> = report
+        .figures
+        .iter()
+        .filter(|figure| {
+            figure.services == few
+                && figure.version == version
+                && figure.program == "pod_from"
+                && figure.method == Method::Loop
+                // A new flow's cost is that of the flow table, which is as it was.
+                && !figure.packet.starts_with("new")
+        })
+        .filter_map(|figure| {
+            let method = Some(figure.method);
+            let later = report.figure(figure.program, figure.packet, version, many, method)?;
+            Some(later.over_empty.middle - figure.over_empty.middle)
+        })
+        .collect();
+    let count = grown.len();
+    (count > 0).then(|| grown.iter().sum::<f64>() / count as f64)
+}
+
+fn row(text: &mut String, program: &str, what: &str, version: u8, limit: f64, measured: f64) {
+    let verdict = if measured <= limit { "met" } else { "missed" };
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "| {program} | {what} | {version} | {limit:.0} | {measured:.0} | {verdict} |"
+    );
+}

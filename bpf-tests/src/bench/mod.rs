@@ -1,0 +1,41 @@
+//! Benchmarks: what a packet costs in each program. How it is measured is in
+//! `docs/benchmarks.md`.
+
+mod aims;
+mod datapath;
+mod packets;
+mod report;
+mod sample;
+mod scaffold;
+mod scenes;
+mod wire;
+mod worlds;
+mod yard;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask bench",
+    bin_name = "cargo xtask bench",
+    about = "Measure Tulle"
+)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Packets(packets::Args),
+    Wire(wire::Args),
+}
+
+/// Reads the command line and measures.
+pub fn main() -> Result<()> {
+    match Cli::parse().what {
+        What::Packets(args) => packets::run(&args),
+        What::Wire(args) => wire::run(&args),
+    }
+}

@@ -1,0 +1,346 @@
+//! `packets`: nanoseconds for each packet.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use datapath_common::{Group, Hook};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::datapath::Datapath;
+use super::report::{Figure, Method, Report};
+use super::sample::Spread;
+use super::scaffold::{PRIMED, Scaffold};
+use super::scenes::{self, Repeats, Scene, Table};
+use super::{worlds, yard};
+use crate::cases::{Fixture, NOW};
+use crate::model::Verdict;
+
+/// Rounds in one test run.
+const REPEAT: u32 = 1000;
+/// The same at XDP, for so many fewer test runs: the kernel waits for all CPUs
+/// before and after each.
+const XDP_TIMES: u32 = 25;
+/// Test runs of one round for one of many.
+const SINGLES: u32 = 10;
+/// Times that all scenes are gone through, each with every number of services
+/// in turn: a noisy second on the machine does not fall on one figure alone.
+const PASSES: u32 = 5;
+/// Flows that are opened before a table with room is emptied again. It has
+/// room for four times as many.
+const ROOM: u32 = 16_000;
+/// Flows that fill every table.
+const FILL: u32 = 200_000;
+
+/// Nanoseconds for each packet of each program on its main ways
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print JSON instead of Markdown
+    #[arg(long)]
+    json: bool,
+    /// Readings of each figure: each is the mean of 1,000 packets, beside one of the empty program
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(20..=20_000))]
+    rounds: u32,
+    /// Numbers of services in the tables
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1000, 50_000], value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    services: Vec<u32>,
+    /// Only packets with this in their names: `pod_from v4`, `overlay`
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<()> {
+    let report = measure(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.markdown());
+    }
+    Ok(())
+}
+
+/// Measures.
+pub fn measure(args: &Args) -> Result<Report> {
+    pin()?;
+    let (v4, v6) = (Fixture::new(false), Fixture::new(true));
+    let mut all = scenes::scenes(&v4)?;
+    all.extend(scenes::scenes(&v6)?);
+    let mut scenes = all.clone();
+    if let Some(filter) = &args.filter {
+        scenes.retain(|scene| label(scene).contains(filter.as_str()));
+        ensure!(!scenes.is_empty(), "no packet's name contains {filter:?}");
+    }
+    let mut report = Report::new()?;
+    report.yardsticks = yard::measure()?;
+    eprintln!("filling the tables …");
+    let mut benches = Vec::new();
+    for services in &args.services {
+        let mut world = worlds::world(&v4, &v6, *services - 1);
+        scenes::add_deciding(&mut world, &v4);
+        scenes::add_deciding(&mut world, &v6);
+        let bench = Bench::new(Datapath::load(&world)?)?;
+        report.sizes = bench.datapath.sizes()?;
+        let readings: Vec<Readings> = scenes.iter().map(|_| Readings::default()).collect();
+        benches.push((bench, readings));
+    }
+    for pass in 0..PASSES {
+        eprintln!("pass {} of {PASSES} …", pass + 1);
+        for (at, scene) in scenes.iter().enumerate() {
+            let primer = primer(&all, scene);
+            for (bench, readings) in &mut benches {
+                bench
+                    .scene(
+                        scene,
+                        primer,
+                        args.rounds.div_ceil(PASSES),
+                        &mut readings[at],
+                    )
+                    .with_context(|| label(scene))?;
+            }
+        }
+    }
+    for (services, (_, readings)) in args.services.iter().zip(benches) {
+        for (scene, readings) in scenes.iter().zip(readings) {
+            report.figures.extend(readings.figures(scene, *services));
+        }
+    }
+    Ok(report)
+}
+
+/// The scene whose rounds go before a scene.
+fn primer<'a>(all: &'a [Scene], scene: &Scene) -> Option<&'a Scene> {
+    let Repeats::After(name) = scene.repeats else {
+        return None;
+    };
+    all.iter().find(|other| {
+        other.name == name && other.hook == scene.hook && other.version() == scene.version()
+    })
+}
+
+/// The name that `--filter` looks at.
+fn label(scene: &Scene) -> String {
+    format!("{} v{}: {}", scene.hook.name(), scene.version(), scene.name)
+}
+
+/// Ties the thread to the last of its CPUs: most interrupts go to the first.
+fn pin() -> Result<()> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("ask for the thread's CPUs")?;
+    let last = (0..CpuSet::count()).rfind(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(last.context("the thread may run on no CPU")?)?;
+    sched_setaffinity(Pid::from_raw(0), &one).context("tie the thread to a CPU")
+}
+
+/// Readings of one scene.
+#[derive(Default)]
+struct Readings {
+    /// Many rounds; of the primer if the scene has one.
+    looped: Pairs,
+    /// Nanoseconds over a round of the primer.
+    over_primer: Vec<f64>,
+    single: Pairs,
+}
+
+/// Readings of a program, each beside one of the empty program.
+#[derive(Default)]
+struct Pairs {
+    over: Vec<f64>,
+    empty: Vec<f64>,
+}
+
+impl Readings {
+    fn figures(self, scene: &Scene, services: u32) -> Vec<Figure> {
+        let figure = |method, over_empty: Spread, empty: Vec<f64>| {
+            Some(Figure {
+                program: scene.hook.name(),
+                packet: scene.name,
+                version: scene.version(),
+                services,
+                method,
+                over_empty,
+                empty: Spread::of(empty)?.middle,
+            })
+        };
+        let looped =
+            Spread::of(self.looped.over).and_then(|over| match Spread::of(self.over_primer) {
+                Some(more) => figure(Method::Primed, more.shifted(over.middle), self.looped.empty),
+                None => figure(Method::Loop, over, self.looped.empty),
+            });
+        let single = Spread::of(self.single.over)
+            .and_then(|over| figure(Method::Single, over, self.single.empty));
+        looped.into_iter().chain(single).collect()
+    }
+}
+
+struct Bench {
+    datapath: Datapath,
+    /// For each hook: the program under test, the empty program.
+    scaffolds: Vec<(Scaffold, Scaffold)>,
+}
+
+impl Bench {
+    fn new(datapath: Datapath) -> Result<Self> {
+        let mut scaffolds = Vec::new();
+        for hook in Hook::ALL {
+            let under_test = Scaffold::new(hook, Some(datapath.fd(hook)?))?;
+            scaffolds.push((under_test, Scaffold::new(hook, None)?));
+        }
+        Ok(Self {
+            datapath,
+            scaffolds,
+        })
+    }
+
+    /// One pass over a scene.
+    fn scene(
+        &mut self,
+        scene: &Scene,
+        primer: Option<&Scene>,
+        rounds: u32,
+        readings: &mut Readings,
+    ) -> Result<()> {
+        self.datapath.set_flows(&scene.flows, NOW)?;
+        let before = self.datapath.counts(scene.hook)?;
+        let mut packets = 0;
+        let mut primers = 0;
+        match (scene.repeats, primer) {
+            (Repeats::Always, _) => packets += self.looped(scene, rounds, &mut readings.looped)?,
+            (Repeats::After(_), Some(primer)) => {
+                primers += self.looped(primer, rounds, &mut readings.looped)?;
+                let times = rounds * SINGLES;
+                let (last, before_it) =
+                    self.primed(scene, primer, times, &mut readings.over_primer)?;
+                packets += last;
+                primers += before_it;
+            }
+            (Repeats::After(name), None) => bail!("no scene is called {name:?}"),
+            (Repeats::Never, _) => {}
+        }
+        // The same packet again would be no new flow.
+        if scene.table == Table::Quiet {
+            packets += self.single(scene, rounds * SINGLES, &mut readings.single)?;
+        }
+        let after = self.datapath.counts(scene.hook)?;
+        for ((reason, before), (_, after)) in before.iter().zip(after) {
+            let expected = match primer {
+                _ if *reason == scene.reason => packets,
+                Some(primer) if *reason == primer.reason => primers,
+                _ => 0,
+            };
+            ensure!(
+                after - before == expected,
+                "{expected} packets should have been counted as {}, and {} were: the figures would \
+                 be of another way",
+                reason.label(),
+                after - before
+            );
+        }
+        Ok(())
+    }
+
+    /// Readings of a round of `scene` over one of `primer`, of which so many go
+    /// before it that the caches know the way. Returns the packets of both.
+    fn primed(
+        &mut self,
+        scene: &Scene,
+        primer: &Scene,
+        times: u32,
+        over: &mut Vec<f64>,
+    ) -> Result<(u64, u64)> {
+        let (scaffold, _) = &mut self.scaffolds[scene.hook as usize];
+        let mut run = |last: &Scene| {
+            scaffold.set_primed(&last.rounds, &primer.rounds.frame)?;
+            let reading = scaffold.run(&last.rounds.frame, PRIMED)?;
+            check_return(last, reading.ret)?;
+            anyhow::Ok(reading.nanos)
+        };
+        for time in 0..times {
+            let (last, without) = if time % 2 == 0 {
+                (run(scene)?, run(primer)?)
+            } else {
+                let without = run(primer)?;
+                (run(scene)?, without)
+            };
+            over.push(f64::from(PRIMED) * (last - without));
+        }
+        let (times, primed) = (u64::from(times), u64::from(PRIMED));
+        Ok((times, times * (2 * primed - 1)))
+    }
+
+    /// Readings of many rounds each. Returns the packets.
+    fn looped(&mut self, scene: &Scene, rounds: u32, pairs: &mut Pairs) -> Result<u64> {
+        let (repeat, rounds) = match scene.hook {
+            Hook::Xdp => (REPEAT * XDP_TIMES, rounds.div_ceil(XDP_TIMES)),
+            _ => (REPEAT, rounds),
+        };
+        let (under_test, empty) = &mut self.scaffolds[scene.hook as usize];
+        under_test.set(&scene.rounds)?;
+        empty.set(&scene.rounds)?;
+        let frame = &scene.rounds.frame;
+        let mut packets = 0;
+        let mut opened = 0;
+        if scene.table == Table::Full {
+            let (under_test, _) = &self.scaffolds[scene.hook as usize];
+            under_test.run(frame, FILL)?;
+            packets += u64::from(FILL);
+        }
+        for round in 0..rounds {
+            if scene.table == Table::Room && opened + repeat > ROOM {
+                self.datapath.set_flows(&scene.flows, NOW)?;
+                opened = 0;
+            }
+            let (under_test, empty) = &self.scaffolds[scene.hook as usize];
+            let run = |scaffold: &Scaffold| scaffold.run(frame, repeat);
+            let (full, floor) = if round % 2 == 0 {
+                (run(under_test)?, run(empty)?)
+            } else {
+                let floor = run(empty)?;
+                (run(under_test)?, floor)
+            };
+            check_return(scene, full.ret)?;
+            opened += repeat;
+            packets += u64::from(repeat);
+            pairs.over.push(full.nanos - floor.nanos);
+            if round % 4 == 0 {
+                pairs.empty.push(empty.run_empty(frame, repeat)?.nanos);
+            }
+        }
+        Ok(packets)
+    }
+
+    /// Readings of one round each. Returns the packets.
+    fn single(&mut self, scene: &Scene, rounds: u32, pairs: &mut Pairs) -> Result<u64> {
+        let frame = &scene.rounds.frame;
+        let (_, empty) = &self.scaffolds[scene.hook as usize];
+        for round in 0..rounds {
+            let run = || self.datapath.run_once(scene.hook, frame);
+            let (full, floor) = if round % 2 == 0 {
+                (run()?, empty.run_empty(frame, 1)?)
+            } else {
+                let floor = empty.run_empty(frame, 1)?;
+                (run()?, floor)
+            };
+            check_return(scene, full.ret)?;
+            pairs.over.push(full.nanos - floor.nanos);
+            pairs.empty.push(floor.nanos);
+        }
+        Ok(u64::from(rounds))
+    }
+}
+
+fn check_return(scene: &Scene, ret: i32) -> Result<()> {
+    // A redirect shows without its target, so any stands for all.
+    let verdict = match scene.reason.group() {
+        Group::Dropped => Verdict::Drop,
+        Group::Passed => Verdict::Kernel,
+        Group::Forwarded | Group::Refused => match scene.hook {
+            Hook::Xdp | Hook::PodTo => Verdict::Kernel,
+            Hook::PodFrom | Hook::NicIn => Verdict::RedirectPeer { ifindex: 0 },
+        },
+    };
+    let expected = verdict.code(scene.hook);
+    ensure!(
+        ret == expected,
+        "the program returned {ret}, not {expected}"
+    );
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! The packets that are measured, and the way each of them has to take.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use datapath_common::{FlowState, Frontend, FrontendFlags, Hook, Reason, proto};
+
+use super::scaffold::{FRAME, Restore, Rounds, Vary};
+use crate::cases::Fixture;
+use crate::model::{FlowId, FlowRow, World};
+use crate::packet::tcp_flag::{ACK, SYN};
+use crate::packet::{Spec, Upper, tunnel};
+
+/// Backend ids of the fixture, for TCP; UDP's are 10 higher.
+const LOCAL: u32 = 1;
+const REMOTE: u32 = 2;
+/// The client's port in the fixture, and the backends'.
+const CLIENT_PORT: u16 = 40001;
+const BACKEND_PORT: u16 = 8080;
+
+/// What the flow table holds besides the scene's rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Table {
+    /// Nothing.
+    Quiet,
+    /// What the scene opens, and it is emptied before it is full.
+    Room,
+    /// As much as fits.
+    Full,
+}
+
+/// Whether a packet can be measured many times in one test run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repeats {
+    /// The scaffold restores what the program does.
+    Always,
+    /// Once in a test run: the kernel marks a packet that it encapsulated, and
+    /// nothing removes the mark. Rounds of the scene of this name, which shares
+    /// the way up to there, go before it.
+    After(&'static str),
+    /// Once in a test run, and no scene can go before it.
+    Never,
+}
+
+/// One packet and its way through one program.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    /// What it is, for people.
+    pub name: &'static str,
+    /// The program.
+    pub hook: Hook,
+    /// The packet.
+    pub rounds: Rounds,
+    /// Whether and how it can be measured many times in one test run.
+    pub repeats: Repeats,
+    /// What has to be counted, and nothing else.
+    pub reason: Reason,
+    /// Flow rows before the first round.
+    pub flows: Vec<(FlowId, FlowRow)>,
+    /// What else the flow table holds.
+    pub table: Table,
+}
+
+impl Scene {
+    /// 4 or 6.
+    pub fn version(&self) -> u8 {
+        if self.rounds.v6 { 6 } else { 4 }
+    }
+}
+
+/// Adds the services whose flows the flow table decides on: the fixture's, at
+/// other addresses.
+pub fn add_deciding(world: &mut World, fixture: &Fixture) {
+    for service in [fixture.local_service, fixture.remote_service] {
+        for protocol in [proto::TCP, proto::UDP] {
+            if let Some(row) = world.frontends.get(&(service, 80, protocol)).copied() {
+                let flags = FrontendFlags::FLOWS_DECIDE;
+                let row = Frontend { flags, ..row };
+                world
+                    .frontends
+                    .insert((deciding(service), 80, protocol), row);
+            }
+        }
+    }
+}
+
+/// The address of the deciding twin of a service.
+fn deciding(service: IpAddr) -> IpAddr {
+    match service {
+        IpAddr::V4(addr) => IpAddr::V4((addr.to_bits() + 0x40).into()),
+        IpAddr::V6(addr) => IpAddr::V6((addr.to_bits() + 0x40).into()),
+    }
+}
+
+/// Every scene of a family.
+pub fn scenes(f: &Fixture) -> Result<Vec<Scene>> {
+    let mut scenes = pod_from(f)?;
+    scenes.extend(new_flows(f)?);
+    scenes.extend(arriving(f)?);
+    Ok(scenes)
+}
+
+fn scene(
+    f: &Fixture,
+    hook: Hook,
+    name: &'static str,
+    reason: Reason,
+    frame: Vec<u8>,
+) -> Result<Scene> {
+    ensure!(
+        frame.len() == FRAME,
+        "{name}: {} octets, not {FRAME}",
+        frame.len()
+    );
+    Ok(Scene {
+        name,
+        hook,
+        rounds: Rounds {
+            frame,
+            restore: Restore::Octets,
+            vary: Vary::Nothing,
+            v6: f.v6,
+        },
+        repeats: Repeats::Always,
+        reason,
+        flows: Vec::new(),
+        table: Table::Quiet,
+    })
+}
+
+/// A frame of so many octets.
+fn sized(mut spec: Spec, octets: usize) -> Vec<u8> {
+    spec.payload.clear();
+    let missing = octets.saturating_sub(spec.build().len());
+    spec.payload = vec![0x55; missing];
+    spec.build()
+}
+
+fn pod_from(f: &Fixture) -> Result<Vec<Scene>> {
+    let packet = |name, reason, upper, dst, port| {
+        let frame = sized(f.from_client(upper, dst, port), FRAME);
+        scene(f, Hook::PodFrom, name, reason, frame)
+    };
+    let data = Upper::Tcp(ACK);
+    let (sent, local) = (Reason::Encapsulated, Reason::DeliveredLocal);
+    let mut scenes = vec![
+        packet(
+            "to nobody we know: kernel",
+            Reason::NotOurs,
+            data,
+            f.outside,
+            443,
+        )?,
+        packet("to a pod of this node", local, data, f.pod, 443)?,
+        packet("to a pod of another node", sent, data, f.remote, 443)?,
+    ];
+    scenes[2].repeats = Repeats::After("to a pod of this node");
+    let twins = (deciding(f.local_service), deciding(f.remote_service));
+    for (here, elsewhere, upper, services) in [
+        (
+            "TCP flow, backend here",
+            "TCP flow, backend elsewhere",
+            data,
+            (f.local_service, f.remote_service),
+        ),
+        (
+            "TCP flow, flows decide, backend here",
+            "TCP flow, flows decide, backend elsewhere",
+            data,
+            twins,
+        ),
+        (
+            "UDP flow, backend here",
+            "UDP flow, backend elsewhere",
+            Upper::Udp,
+            (f.local_service, f.remote_service),
+        ),
+    ] {
+        let (protocol, more) = match upper {
+            Upper::Udp => (proto::UDP, 10),
+            _ => (proto::TCP, 0),
+        };
+        let rows = |service, id| f.rows(protocol, service, id + more, FlowState::Established, 0);
+        let flows = [rows(services.0, LOCAL), rows(services.1, REMOTE)].concat();
+        let mut near = packet(here, local, upper, services.0, 80)?;
+        let mut far = packet(elsewhere, sent, upper, services.1, 80)?;
+        far.repeats = Repeats::After(here);
+        near.flows.clone_from(&flows);
+        far.flows = flows;
+        scenes.extend([near, far]);
+    }
+    // A pod of this node answers another one.
+    let mut answer = sized_reply(f, Hook::PodFrom, f.pod, f.local_service, LOCAL)?;
+    answer.name = "reply to a pod of this node";
+    scenes.push(answer);
+    let mut refused = packet(
+        "service without endpoints: refused",
+        Reason::NoEndpoints,
+        Upper::Tcp(SYN),
+        f.empty_service,
+        80,
+    )?;
+    refused.rounds.restore = Restore::Tail;
+    scenes.push(refused);
+    Ok(scenes)
+}
+
+fn new_flows(f: &Fixture) -> Result<Vec<Scene>> {
+    let spec = f.from_client(Upper::Tcp(SYN), f.local_service, 80);
+    let mut room = scene(
+        f,
+        Hook::PodFrom,
+        "new TCP flow, room in the table",
+        Reason::DeliveredLocal,
+        sized(spec, FRAME),
+    )?;
+    room.rounds.vary = Vary::Source;
+    room.table = Table::Room;
+    let mut full = room.clone();
+    full.name = "new TCP flow, table full";
+    full.table = Table::Full;
+    Ok(vec![room, full])
+}
+
+/// A reply of `backend` to the client, of a flow through `service`.
+fn sized_reply(
+    f: &Fixture,
+    hook: Hook,
+    backend: IpAddr,
+    service: IpAddr,
+    id: u32,
+) -> Result<Scene> {
+    let spec = reply(f, backend);
+    let mut scene = scene(
+        f,
+        hook,
+        "reply of a service",
+        Reason::ReplyTranslated,
+        sized(spec, FRAME),
+    )?;
+    scene.flows = f
+        .rows(proto::TCP, service, id, FlowState::Established, 0)
+        .into();
+    Ok(scene)
+}
+
+fn reply(f: &Fixture, backend: IpAddr) -> Spec {
+    Spec::new(
+        Upper::Tcp(ACK),
+        backend,
+        BACKEND_PORT,
+        f.client,
+        CLIENT_PORT,
+    )
+}
+
+fn arriving(f: &Fixture) -> Result<Vec<Scene>> {
+    const OVERHEAD: usize = 50;
+    let through_overlay = |from: IpAddr| {
+        let mut spec = reply(f, from);
+        let empty = Spec {
+            payload: Vec::new(),
+            ..spec.clone()
+        };
+        let missing = (FRAME - OVERHEAD).saturating_sub(empty.build().len());
+        spec.payload = vec![0x55; missing];
+        let (outer, inner) = f.arriving(&spec);
+        tunnel(&outer, &inner)
+    };
+    let other = Spec::new(Upper::Tcp(ACK), f.outside, 443, f.outside, 50000);
+    let not_ours = sized(other, FRAME);
+    let flows: Vec<_> = f
+        .rows(
+            proto::TCP,
+            f.remote_service,
+            REMOTE,
+            FlowState::Established,
+            0,
+        )
+        .into();
+    let mut scenes = vec![
+        scene(f, Hook::Xdp, "not ours", Reason::NotOurs, not_ours.clone())?,
+        scene(
+            f,
+            Hook::Xdp,
+            "out of the overlay",
+            Reason::Decapsulated,
+            through_overlay(f.remote),
+        )?,
+        scene(
+            f,
+            Hook::NicIn,
+            "not ours",
+            Reason::NotOurs,
+            not_ours.clone(),
+        )?,
+        scene(
+            f,
+            Hook::NicIn,
+            "out of the overlay, to a pod",
+            Reason::Decapsulated,
+            through_overlay(f.remote),
+        )?,
+        scene(
+            f,
+            Hook::NicIn,
+            "out of the overlay, reply of a service",
+            Reason::ReplyTranslated,
+            through_overlay(f.remote),
+        )?,
+    ];
+    for scene in &mut scenes {
+        // Only XDP finds the outer packet's family again: at TC a packet that
+        // was IPv6 inside stays IPv6 for the kernel.
+        if scene.hook == Hook::NicIn && scene.reason != Reason::NotOurs {
+            scene.rounds.restore = Restore::Head;
+            if f.v6 {
+                scene.repeats = Repeats::Never;
+            }
+        }
+        if scene.reason == Reason::ReplyTranslated {
+            scene.flows.clone_from(&flows);
+        }
+    }
+    let mut bare = sized_reply(f, Hook::NicIn, f.remote, f.remote_service, REMOTE)?;
+    bare.name = "after XDP, reply of a service";
+    scenes.push(bare);
+    scenes.push(scene(
+        f,
+        Hook::PodTo,
+        "not ours",
+        Reason::NotOurs,
+        not_ours,
+    )?);
+    scenes.push(sized_reply(
+        f,
+        Hook::PodTo,
+        f.remote,
+        f.remote_service,
+        REMOTE,
+    )?);
+    Ok(scenes)
+}

@@ -1,0 +1,437 @@
+//! The loaded programs, run through `BPF_PROG_TEST_RUN`.
+//!
+//! Limits of the test run (Linux 6.18, `net/bpf/test_run.c`): a frame of at
+//! least 14 octets, at TC with a whole IP header if it says IP; no VLAN tag beside the frame; a redirect shows as code 7
+//! without its target; what is counted tells which redirect it was.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::maps::{Array, HashMap as BpfHash, LpmTrie, PerCpuArray, PerCpuValues, lpm_trie};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use datapath_common::{
+    Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    Hook, Ip4, Ip6, Limit, Node, Reason, Via, counter_index, maps,
+};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::tables::{self, Family};
+use super::{Change, Counted, Engine, Observed};
+use crate::model::{BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, World};
+use crate::time::{Aged, tick};
+
+/// Room in each table: small, since all rows are read after each packet.
+const ENTRIES: u32 = 1024;
+/// Room for what a program may add to a frame.
+const GROWTH: usize = 256;
+/// Octets of `struct __sk_buff` up to Linux 6.18.
+const SK_BUFF: usize = 192;
+
+/// The object's bytes: the file that `TULLE_BPF_OBJECT` names, otherwise
+/// where the build leaves it.
+pub fn object() -> Result<Vec<u8>> {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/tulle.bpf.o");
+    let path = std::env::var("TULLE_BPF_OBJECT").unwrap_or_else(|_| built.to_owned());
+    std::fs::read(&path)
+        .with_context(|| format!("read {path}: build it with `cargo xtask build-ebpf`"))
+}
+
+/// The programs of one object, loaded once for each configuration.
+pub struct Kernel {
+    object: Vec<u8>,
+    loaded: Vec<(Config, Ebpf)>,
+    current: usize,
+    /// Rows that the agent would have written, to be taken out again.
+    world: World,
+    /// Ticks that the model is ahead of the kernel's clock.
+    ahead: u32,
+}
+
+impl Kernel {
+    /// An engine for an object file's bytes. Ties the thread to one CPU, since
+    /// the limits count for each.
+    pub fn new(object: Vec<u8>) -> Result<Self> {
+        let mut cpus = CpuSet::new();
+        cpus.set(0)?;
+        sched_setaffinity(Pid::from_raw(0), &cpus).context("tie the thread to CPU 0")?;
+        let world = World::new(Config::EMPTY);
+        Ok(Self {
+            object,
+            loaded: Vec::new(),
+            current: 0,
+            world,
+            ahead: 0,
+        })
+    }
+
+    fn select(&mut self, config: Config) -> Result<()> {
+        if let Some(at) = self.loaded.iter().position(|(other, _)| *other == config) {
+            self.current = at;
+            return Ok(());
+        }
+        let mut loader = EbpfLoader::new();
+        loader.override_global("CONFIG", &config, true);
+        for map in maps::ALL {
+            if ![maps::COUNTERS, maps::LIMITS, maps::EVENTS, maps::MONITOR].contains(&map.name) {
+                loader.map_max_entries(map.name, ENTRIES);
+            }
+        }
+        let mut ebpf = loader.load(&self.object).context("load the object")?;
+        for hook in Hook::ALL {
+            let name = format!("tulle_{}", hook.name());
+            let program = ebpf.program_mut(&name);
+            let program = program.with_context(|| format!("the object has no program {name}"))?;
+            if hook == Hook::Xdp {
+                let program: &mut Xdp = program.try_into()?;
+                program.load().with_context(|| format!("load {name}"))?;
+            } else {
+                let program: &mut SchedClassifier = program.try_into()?;
+                program.load().with_context(|| format!("load {name}"))?;
+            }
+        }
+        self.loaded.push((config, ebpf));
+        self.current = self.loaded.len() - 1;
+        Ok(())
+    }
+
+    fn ebpf(&mut self) -> Result<&mut Ebpf> {
+        let entry = self.loaded.get_mut(self.current);
+        entry
+            .map(|(_, ebpf)| ebpf)
+            .ok_or_else(|| anyhow!("no world was loaded"))
+    }
+
+    /// Removes every row that the engine or the programs wrote.
+    fn clear(&mut self) -> Result<()> {
+        let world = std::mem::replace(&mut self.world, World::new(Config::EMPTY));
+        let Ok(ebpf) = self.ebpf() else { return Ok(()) };
+        clear_family::<Ip4>(ebpf, &world)?;
+        clear_family::<Ip6>(ebpf, &world)?;
+        let mut nodes: BpfHash<_, Ip4, Node> = table(ebpf, maps::NODES_V4)?;
+        for node in world.nodes.keys() {
+            nodes.remove(&(*node).into())?;
+        }
+        let mut slots: Array<_, u32> = table(ebpf, maps::SEGMENTS)?;
+        for slot in 0..world.segments.len() as u32 {
+            slots.set(slot, 0, 0)?;
+        }
+        change_limits(ebpf, |_, _| Limit::default())
+    }
+
+    fn counters(&mut self) -> Result<Vec<Counted>> {
+        let table: PerCpuArray<_, Counter> = table(self.ebpf()?, maps::COUNTERS)?;
+        let mut counted = Vec::new();
+        for hook in Hook::ALL {
+            for reason in Reason::ALL {
+                let values = table.get(&counter_index(hook, *reason), 0)?;
+                let sum = values.iter().fold(Counter::default(), |sum, one| Counter {
+                    packets: sum.packets + one.packets,
+                    bytes: sum.bytes + one.bytes,
+                });
+                counted.push(Counted {
+                    hook,
+                    reason: *reason,
+                    counter: sum,
+                });
+            }
+        }
+        Ok(counted)
+    }
+
+    fn execute(&mut self, hook: Hook, frame: &[u8], ctx: &Ctx) -> Result<(i32, Vec<u8>)> {
+        ensure!(
+            !ctx.vlan,
+            "a test run cannot put a VLAN tag beside the frame"
+        );
+        let name = format!("tulle_{}", hook.name());
+        let mut out = vec![0; frame.len() + GROWTH];
+        let mut sk_buff = [0_u8; SK_BUFF];
+        sk_buff[40..44].copy_from_slice(&ctx.ifindex.to_ne_bytes());
+        sk_buff[176..180].copy_from_slice(&ctx.gso_size.to_ne_bytes());
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        let program = self
+            .ebpf()?
+            .program(&name)
+            .with_context(|| format!("no {name}"))?;
+        let result = if hook == Hook::Xdp {
+            <&Xdp>::try_from(program)?.test_run(options)
+        } else {
+            options.ctx_in = Some(&sk_buff);
+            <&SchedClassifier>::try_from(program)?.test_run(options)
+        };
+        let result = result.with_context(|| format!("run {name}, {} octets", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value.cast_signed(), out))
+    }
+}
+
+impl Engine for Kernel {
+    fn load(&mut self, world: &World) -> Result<()> {
+        self.clear()?;
+        self.select(world.config)?;
+        self.clear()?;
+        self.ahead = world.now.wrapping_sub(tick(false)?);
+        let ahead = self.ahead;
+        let ebpf = self.ebpf()?;
+        fill(ebpf, world, ahead)?;
+        let (flows, errors) = (
+            world.flow_grants.aged(ahead),
+            world.error_grants.aged(ahead),
+        );
+        change_limits(ebpf, |row, _| {
+            if row == maps::LIMIT_FLOWS {
+                flows
+            } else {
+                errors
+            }
+        })?;
+        self.world = world.clone();
+        Ok(())
+    }
+
+    fn apply_change(&mut self, change: &Change) -> Result<()> {
+        self.world.apply(change);
+        let ebpf = self.ebpf()?;
+        match change {
+            Change::Frontend(id, row) => {
+                write_frontend::<Ip4>(ebpf, id, *row)?;
+                write_frontend::<Ip6>(ebpf, id, *row)?;
+            }
+            Change::Slots { start, ids } => {
+                let mut slots: Array<_, u32> = table(ebpf, maps::SEGMENTS)?;
+                for (at, id) in ids.iter().enumerate() {
+                    slots.set(*start + at as u32, id, 0)?;
+                }
+            }
+            Change::Backend(4, id, row) => write_backend::<Ip4>(ebpf, *id, row)?,
+            Change::Backend(_, id, row) => write_backend::<Ip6>(ebpf, *id, row)?,
+            Change::Ticks(ticks) => {
+                age_family::<Ip4>(ebpf, *ticks)?;
+                age_family::<Ip6>(ebpf, *ticks)?;
+                change_limits(ebpf, |_, old| old.aged(*ticks))?;
+                self.ahead = self.ahead.wrapping_add(*ticks);
+            }
+        }
+        Ok(())
+    }
+
+    fn takes(&self, hook: Hook, frame: &[u8]) -> bool {
+        let header = match frame.get(12..14) {
+            Some([0x08, 0x00]) if hook != Hook::Xdp => 20,
+            Some([0x86, 0xdd]) if hook != Hook::Xdp => 40,
+            _ => 0,
+        };
+        frame.len() >= 14 + header
+    }
+
+    fn run(&mut self, hook: Hook, frame: &[u8], ctx: &Ctx) -> Result<Observed> {
+        let before = self.counters()?;
+        let earliest = tick(true)?;
+        let (ret, frame) = self.execute(hook, frame, ctx)?;
+        let latest = tick(false)?;
+        let after = self.counters()?;
+        let mut counted = Vec::new();
+        for (old, new) in before.iter().zip(after) {
+            let counter = Counter {
+                packets: new.counter.packets - old.counter.packets,
+                bytes: new.counter.bytes - old.counter.bytes,
+            };
+            if counter != Counter::default() {
+                counted.push(Counted { counter, ..new });
+            }
+        }
+        let ahead = self.ahead;
+        let ebpf = self.ebpf()?;
+        let (mut flows, mut fragments) = (HashMap::new(), HashMap::new());
+        read_family::<Ip4>(ebpf, ahead, &mut flows, &mut fragments)?;
+        read_family::<Ip6>(ebpf, ahead, &mut flows, &mut fragments)?;
+        let ticks = (earliest.wrapping_add(ahead), latest.wrapping_add(ahead));
+        Ok(Observed {
+            ret,
+            frame,
+            counted,
+            flows,
+            fragments,
+            ticks,
+        })
+    }
+}
+
+/// Writes every row of a world, whose clock is so many ticks ahead.
+pub(crate) fn fill(ebpf: &mut Ebpf, world: &World, ahead: u32) -> Result<()> {
+    fill_family::<Ip4>(ebpf, world, ahead)?;
+    fill_family::<Ip6>(ebpf, world, ahead)?;
+    let mut nodes: BpfHash<_, Ip4, Node> = table(ebpf, maps::NODES_V4)?;
+    for (addr, node) in &world.nodes {
+        nodes.insert(Ip4::from(*addr), node, 0)?;
+    }
+    let mut slots: Array<_, u32> = table(ebpf, maps::SEGMENTS)?;
+    for (slot, id) in world.segments.iter().enumerate() {
+        slots.set(slot as u32, id, 0)?;
+    }
+    Ok(())
+}
+
+/// A map of the object, typed.
+pub(crate) fn table<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<T>
+where
+    T: TryFrom<&'a mut aya::maps::Map>,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf
+        .map_mut(name)
+        .with_context(|| format!("the object has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("map {name}"))
+}
+
+fn change_limits(ebpf: &mut Ebpf, change: impl Fn(u32, Limit) -> Limit) -> Result<()> {
+    let mut limits: PerCpuArray<_, Limit> = table(ebpf, maps::LIMITS)?;
+    for row in [maps::LIMIT_FLOWS, maps::LIMIT_ERRORS] {
+        let values: Vec<Limit> = limits
+            .get(&row, 0)?
+            .iter()
+            .map(|old| change(row, *old))
+            .collect();
+        limits.set(row, PerCpuValues::try_from(values)?, 0)?;
+    }
+    Ok(())
+}
+
+/// Functions over one family's maps; each is a plain function twice, since
+/// the layouts are plain data for the two families and no others.
+macro_rules! per_family {
+    ($($(#[$doc:meta])* fn $name:ident<$A:ident>($($arg:ident: $ty:ty),* $(,)?) $body:block)+) => {$(
+        $(#[$doc])*
+        fn $name<$A: Family>($($arg: $ty),*) -> Result<()>
+        where
+            FrontendKey<$A>: aya::Pod,
+            Backend<$A>: aya::Pod + bytemuck::Pod,
+            FlowKey<$A>: aya::Pod,
+            Flow<$A>: aya::Pod,
+            FragmentKey<$A>: aya::Pod,
+        $body
+    )+};
+}
+
+per_family! {
+    fn clear_family<A>(ebpf: &mut Ebpf, world: &World) {
+        let mut frontends: BpfHash<_, FrontendKey<A>, Frontend> = table(ebpf, A::FRONTENDS)?;
+        for key in world.frontends.keys().filter_map(tables::frontend_key) {
+            frontends.remove(&key)?;
+        }
+        let mut backends: Array<_, Backend<A>> = table(ebpf, A::BACKENDS)?;
+        for (version, id) in world.backends.keys() {
+            if *version == A::VERSION {
+                backends.set(*id, <Backend<A> as bytemuck::Zeroable>::zeroed(), 0)?;
+            }
+        }
+        let mut pods: BpfHash<_, A, Via> = table(ebpf, A::PODS)?;
+        for key in world.pods.keys().filter_map(|ip| A::from_ip(*ip)) {
+            pods.remove(&key)?;
+        }
+        let mut peers: LpmTrie<_, A, Via> = table(ebpf, A::PEERS)?;
+        for (network, length, _) in &world.peers {
+            if let Some(addr) = A::from_ip(*network) {
+                peers.remove(&lpm_trie::Key::new(u32::from(*length), addr))?;
+            }
+        }
+        let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
+        for key in flows.keys().collect::<Result<Vec<_>, _>>()? {
+            flows.remove(&key)?;
+        }
+        let mut fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
+        for key in fragments.keys().collect::<Result<Vec<_>, _>>()? {
+            fragments.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn fill_family<A>(ebpf: &mut Ebpf, world: &World, ahead: u32) {
+        for (id, row) in &world.frontends {
+            write_frontend::<A>(ebpf, id, Some(*row))?;
+        }
+        for ((version, id), row) in &world.backends {
+            if *version == A::VERSION {
+                write_backend::<A>(ebpf, *id, row)?;
+            }
+        }
+        let mut pods: BpfHash<_, A, Via> = table(ebpf, A::PODS)?;
+        for (ip, via) in &world.pods {
+            if let Some(addr) = A::from_ip(*ip) {
+                pods.insert(addr, via, 0)?;
+            }
+        }
+        let mut peers: LpmTrie<_, A, Via> = table(ebpf, A::PEERS)?;
+        for (network, length, via) in &world.peers {
+            if let Some(addr) = A::from_ip(*network) {
+                peers.insert(&lpm_trie::Key::new(u32::from(*length), addr), via, 0)?;
+            }
+        }
+        let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
+        for (key, row) in world.flows.iter().filter_map(|(id, row)| tables::flow::<A>(id, row)) {
+            flows.insert(key, row.aged(ahead), 0)?;
+        }
+        let mut fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
+        for (id, row) in &world.fragments {
+            if let Some((key, row)) = tables::fragment::<A>(id, *row) {
+                fragments.insert(key, row.aged(ahead), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_frontend<A>(ebpf: &mut Ebpf, id: &FrontendId, row: Option<Frontend>) {
+        let Some(key) = tables::frontend_key::<A>(id) else { return Ok(()) };
+        let mut frontends: BpfHash<_, FrontendKey<A>, Frontend> = table(ebpf, A::FRONTENDS)?;
+        match row {
+            Some(row) => frontends.insert(key, row, 0)?,
+            None => frontends.remove(&key)?,
+        }
+        Ok(())
+    }
+
+    fn write_backend<A>(ebpf: &mut Ebpf, id: u32, row: &BackendRow) {
+        let row: Backend<A> = tables::backend(row)
+            .with_context(|| format!("backend {id}: address of the other family"))?;
+        let mut backends: Array<_, Backend<A>> = table(ebpf, A::BACKENDS)?;
+        Ok(backends.set(id, row, 0)?)
+    }
+
+    /// Makes rows older by `ticks`.
+    fn age_family<A>(ebpf: &mut Ebpf, ticks: u32) {
+        let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
+        for (key, row) in flows.iter().collect::<Result<Vec<_>, _>>()? {
+            flows.insert(key, row.aged(ticks), 0)?;
+        }
+        let mut fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
+        for (key, row) in fragments.iter().collect::<Result<Vec<_>, _>>()? {
+            fragments.insert(key, row.aged(ticks), 0)?;
+        }
+        Ok(())
+    }
+
+    fn read_family<A>(
+        ebpf: &mut Ebpf,
+        ahead: u32,
+        into_flows: &mut HashMap<FlowId, FlowRow>,
+        into_fragments: &mut HashMap<FragmentId, FragmentRow>,
+    ) {
+        let back = ahead.wrapping_neg();
+        let flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
+        for entry in &flows {
+            let (key, row) = entry?;
+            into_flows.insert(tables::flow_id(&key)?, tables::flow_row(&row.aged(back))?);
+        }
+        let fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
+        for entry in &fragments {
+            let (key, row) = entry?;
+            let (id, row) = tables::fragment_back(&key, row.aged(back))?;
+            into_fragments.insert(id, row);
+        }
+        Ok(())
+    }
+}

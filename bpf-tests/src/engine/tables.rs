@@ -1,0 +1,192 @@
+//! The model's rows as the maps hold them, and back.
+
+use std::net::IpAddr;
+
+use datapath_common::{
+    Address, Backend, Direction, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts, FrontendKey,
+    Ip4, Ip6, Scope, maps,
+};
+
+use crate::model::{BackendRow, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, Tuple};
+
+/// An address family: its map names, and addresses from the standard library's.
+pub trait Family: Address + aya::Pod {
+    /// Name of the frontends' map.
+    const FRONTENDS: &str;
+    /// Name of the backends' map.
+    const BACKENDS: &str;
+    /// Name of the pods' map.
+    const PODS: &str;
+    /// Name of the peers' map.
+    const PEERS: &str;
+    /// Name of the flows' map.
+    const FLOWS: &str;
+    /// Name of the fragments' map.
+    const FRAGMENTS: &str;
+    /// The address, if it is of this family.
+    fn from_ip(ip: IpAddr) -> Option<Self>;
+}
+
+impl Family for Ip4 {
+    const FRONTENDS: &str = maps::FRONT_V4;
+    const BACKENDS: &str = maps::BACK_V4;
+    const PODS: &str = maps::PODS_V4;
+    const PEERS: &str = maps::PEERS_V4;
+    const FLOWS: &str = maps::FLOW_V4;
+    const FRAGMENTS: &str = maps::FRAG_V4;
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(v4) => Some(v4.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+impl Family for Ip6 {
+    const FRONTENDS: &str = maps::FRONT_V6;
+    const BACKENDS: &str = maps::BACK_V6;
+    const PODS: &str = maps::PODS_V6;
+    const PEERS: &str = maps::PEERS_V6;
+    const FLOWS: &str = maps::FLOW_V6;
+    const FRAGMENTS: &str = maps::FRAG_V6;
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V6(v6) => Some(v6.into()),
+            IpAddr::V4(_) => None,
+        }
+    }
+}
+
+pub fn frontend_key<A: Family>(id: &FrontendId) -> Option<FrontendKey<A>> {
+    let (addr, port, proto) = *id;
+    Some(FrontendKey {
+        addr: A::from_ip(addr)?,
+        port,
+        proto,
+        scope: Scope::Any as u8,
+    })
+}
+
+pub fn backend<A: Family>(row: &BackendRow) -> Option<Backend<A>> {
+    Some(Backend {
+        addr: A::from_ip(row.addr)?,
+        port: row.port,
+        proto: row.proto,
+        state: row.state as u8,
+        generation: row.generation,
+        via: row.via,
+    })
+}
+
+pub fn flow<A: Family>(id: &FlowId, row: &FlowRow) -> Option<(FlowKey<A>, Flow<A>)> {
+    let Tuple {
+        src,
+        dst,
+        sport,
+        dport,
+        proto,
+    } = id.tuple;
+    let key = FlowKey {
+        src: A::from_ip(src)?,
+        dst: A::from_ip(dst)?,
+        sport,
+        dport,
+        proto,
+        direction: id.direction as u8,
+        reserved: 0,
+    };
+    let value = Flow {
+        addr: A::from_ip(row.addr)?,
+        port: row.port,
+        state: row.state as u8,
+        hairpin: u8::from(row.hairpin),
+        backend: row.backend,
+        generation: row.generation,
+        service: row.service,
+        opened: row.opened,
+        seen: row.seen,
+    };
+    Some((key, value))
+}
+
+pub fn flow_id<A: Family>(key: &FlowKey<A>) -> anyhow::Result<FlowId> {
+    anyhow::ensure!(
+        key.reserved == 0,
+        "flow key with reserved octets that are not zero"
+    );
+    let direction = match key.direction {
+        0 => Direction::Forward,
+        1 => Direction::Reply,
+        other => anyhow::bail!("flow key with direction {other}"),
+    };
+    let tuple = Tuple {
+        src: key.src.to_ip(),
+        dst: key.dst.to_ip(),
+        sport: key.sport,
+        dport: key.dport,
+        proto: key.proto,
+    };
+    Ok(FlowId { tuple, direction })
+}
+
+pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
+    let state = FlowState::from_u8(value.state);
+    let state = state.ok_or_else(|| anyhow::anyhow!("flow row with state {}", value.state))?;
+    anyhow::ensure!(
+        value.hairpin <= 1,
+        "flow row with hairpin {}",
+        value.hairpin
+    );
+    Ok(FlowRow {
+        addr: value.addr.to_ip(),
+        port: value.port,
+        state,
+        hairpin: value.hairpin == 1,
+        backend: value.backend,
+        generation: value.generation,
+        service: value.service,
+        opened: value.opened,
+        seen: value.seen,
+    })
+}
+
+pub fn fragment<A: Family>(
+    id: &FragmentId,
+    row: FragmentRow,
+) -> Option<(FragmentKey<A>, FragmentPorts)> {
+    let (src, dst) = (A::from_ip(id.src)?, A::from_ip(id.dst)?);
+    let key = FragmentKey {
+        src,
+        dst,
+        id: id.id,
+        proto: u32::from(id.proto),
+    };
+    Some((
+        key,
+        FragmentPorts {
+            sport: row.sport,
+            dport: row.dport,
+            seen: row.seen,
+        },
+    ))
+}
+
+pub fn fragment_back<A: Family>(
+    key: &FragmentKey<A>,
+    value: FragmentPorts,
+) -> anyhow::Result<(FragmentId, FragmentRow)> {
+    let id = FragmentId {
+        src: key.src.to_ip(),
+        dst: key.dst.to_ip(),
+        id: key.id,
+        proto: u8::try_from(key.proto)?,
+    };
+    Ok((
+        id,
+        FragmentRow {
+            sport: value.sport,
+            dport: value.dport,
+            seen: value.seen,
+        },
+    ))
+}

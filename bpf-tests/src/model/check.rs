@@ -1,0 +1,333 @@
+//! Holds an observation against the rules. What the rules leave to the
+//! program is adopted from the observation, after looking whether it may be.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt::{self, Write as _};
+
+use datapath_common::{Hook, Reason, proto};
+
+use super::parse::{Fragment, Packet, parse};
+use super::{Ctx, Outcome, Tuple, Verdict, World, run};
+use crate::engine::Observed;
+use crate::packet::{ETHERNET, internet_checksum};
+
+/// What must stay the same from packet to packet.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Backends that all packets of a tuple may have gone to, by segment. More
+    /// than one if ids share an address and nothing told them apart.
+    choices: HashMap<(Tuple, Vec<u32>), BTreeSet<u32>>,
+    /// Outer source port by the tuple that the pod sent and where it went.
+    ports: HashMap<(Tuple, Vec<u8>), u16>,
+}
+
+/// Why an observation cannot be what the rules say.
+#[derive(Clone, Debug)]
+pub struct Difference(String);
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Difference {}
+
+/// The packet as the pod sent it, with the ports of its first fragment.
+pub fn sent_packet(world: &World, frame: &[u8], ctx: &Ctx) -> Option<Packet> {
+    let mut packet = parse(frame, ctx).ok()?;
+    world.add_fragment_ports(&mut packet);
+    Some(packet)
+}
+
+impl Memory {
+    /// Runs the model on `world` as the observed program ran: with each slot
+    /// of the segment and each tick that it may have met. The first run that
+    /// agrees is adopted.
+    pub fn check(
+        &mut self,
+        world: &mut World,
+        hook: Hook,
+        frame: &[u8],
+        ctx: &Ctx,
+        observed: &Observed,
+    ) -> Result<Outcome, Difference> {
+        let sent = sent_packet(world, frame, ctx);
+        let mut complaints: Vec<(usize, String)> = Vec::new();
+        let ticks = if observed.ticks.0 == observed.ticks.1 {
+            vec![observed.ticks.0]
+        } else {
+            vec![observed.ticks.0, observed.ticks.1]
+        };
+        let mut adopted: Option<(Outcome, World)> = None;
+        let mut backends = BTreeSet::new();
+        for now in ticks {
+            let mut slots = 1;
+            let mut slot = 0;
+            while slot < slots {
+                let mut after = world.clone();
+                after.now = now;
+                let outcome = run(&mut after, hook, frame, &Ctx { slot, ..*ctx });
+                if let Some(choice) = &outcome.choice {
+                    slots = choice.segment.len().max(1);
+                }
+                slot += 1;
+                let found = differences(&outcome, &after, hook, frame, sent.as_ref(), observed);
+                if found.is_empty() {
+                    backends.extend(outcome.choice.as_ref().map(|choice| choice.backend));
+                    adopted.get_or_insert((outcome, after));
+                } else {
+                    complaints.push((found.len(), found.join("\n  ")));
+                }
+            }
+        }
+        if let Some((outcome, after)) = adopted {
+            *world = after;
+            self.remember(&outcome, &backends, frame, sent.as_ref(), observed)?;
+            return Ok(outcome);
+        }
+        let tried = complaints.len();
+        let best = complaints.into_iter().min_by_key(|(count, _)| *count);
+        let text = best.map(|(_, text)| text).unwrap_or_default();
+        Err(Difference(format!(
+            "{} ({tried} possible runs), frame in:\n{}  {text}",
+            hook.name(),
+            hex(frame)
+        )))
+    }
+
+    fn remember(
+        &mut self,
+        outcome: &Outcome,
+        backends: &BTreeSet<u32>,
+        frame: &[u8],
+        sent: Option<&Packet>,
+        observed: &Observed,
+    ) -> Result<(), Difference> {
+        if let Some(choice) = &outcome.choice {
+            let key = (choice.tuple, choice.segment.clone());
+            let before = self.choices.entry(key).or_insert_with(|| backends.clone());
+            let both: BTreeSet<u32> = before.intersection(backends).copied().collect();
+            if both.is_empty() {
+                return Err(Difference(format!(
+                    "the same tuple and segment gave backend {before:?}, now {backends:?}: \
+                     {choice:?}\n{}",
+                    hex(frame)
+                )));
+            }
+            *before = both;
+        }
+        if let (Reason::Encapsulated, Some(sent)) = (outcome.reason, sent) {
+            let port = outer_port(&observed.frame);
+            let inner = observed.frame.get(OUTER + ETHERNET..).unwrap_or_default();
+            let dst = if sent.ip.src.is_ipv4() {
+                inner.get(16..20)
+            } else {
+                inner.get(24..40)
+            };
+            let key = (sent.tuple(), dst.unwrap_or_default().to_vec());
+            let before = *self.ports.entry(key).or_insert(port);
+            if before != port {
+                return Err(Difference(format!(
+                    "outer source port {port}, before {before}, for {:?}\n{}",
+                    sent.tuple(),
+                    hex(frame)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Flows that were seen to leave through the overlay, and how many outer
+    /// source ports they have.
+    pub fn outer_ports(&self) -> (usize, usize) {
+        (
+            self.ports.len(),
+            self.ports.values().collect::<HashSet<_>>().len(),
+        )
+    }
+}
+
+const OUTER: usize = super::rewrite::OVERLAY;
+
+fn outer_port(frame: &[u8]) -> u16 {
+    frame
+        .get(ETHERNET + 20..ETHERNET + 22)
+        .map_or(0, |b| u16::from_be_bytes([b[0], b[1]]))
+}
+
+fn differences(
+    outcome: &Outcome,
+    after: &World,
+    hook: Hook,
+    frame: &[u8],
+    sent: Option<&Packet>,
+    observed: &Observed,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let code = outcome.verdict.code(hook);
+    if code != observed.ret {
+        found.push(format!(
+            "returned {}, the rules say {code} ({:?})",
+            observed.ret, outcome.verdict
+        ));
+    }
+    let right = matches!(observed.counted[..], [c]
+        if c.hook == hook && c.reason == outcome.reason
+            && c.counter.packets == 1 && c.counter.bytes == frame.len() as u64);
+    if !right {
+        found.push(format!(
+            "counted {:?}, the rules say {} once, {} bytes",
+            observed.counted,
+            outcome.reason.label(),
+            frame.len()
+        ));
+    }
+    if outcome.verdict != Verdict::Drop {
+        let (mut want, mut got) = (outcome.frame.clone(), observed.frame.clone());
+        found.extend(faults(outcome.verdict, &observed.frame));
+        mask_free(&mut want, outcome.reason, outcome.verdict, sent);
+        mask_free(&mut got, outcome.reason, outcome.verdict, sent);
+        if want != got {
+            found.push(format!(
+                "frame out (what is free masked), rules:\n{}  observed:\n{}",
+                hex(&want),
+                hex(&got)
+            ));
+        }
+    }
+    for (id, row) in &after.flows {
+        let got = observed.flows.get(id);
+        if got != Some(row) {
+            found.push(format!(
+                "flow {id:?}:\n    rules {row:?}\n    observed {got:?}"
+            ));
+        }
+    }
+    for (id, row) in observed
+        .flows
+        .iter()
+        .filter(|(id, _)| !after.flows.contains_key(id))
+    {
+        found.push(format!("flow {id:?}: unexpected {row:?}"));
+    }
+    if after.fragments != observed.fragments {
+        found.push(format!(
+            "fragments: rules {:?}, observed {:?}",
+            after.fragments, observed.fragments
+        ));
+    }
+    found
+}
+
+/// Faults in what the rules leave open within bounds.
+pub fn faults(verdict: Verdict, frame: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    let header = frame.get(ETHERNET..ETHERNET + 20).unwrap_or_default();
+    match verdict {
+        Verdict::RedirectNeigh { .. } => {
+            if internet_checksum(&[header]) != 0 {
+                found.push("the outer header's checksum is wrong".to_owned());
+            }
+            let port = outer_port(frame);
+            if !(32768..=60999).contains(&port) {
+                found.push(format!("outer source port {port} is not in 32768..=60999"));
+            }
+        }
+        Verdict::RedirectBack { .. } => {
+            let v4 = header.first().is_some_and(|b| b >> 4 == 4);
+            if v4 && internet_checksum(&[header]) != 0 {
+                found.push("the answer's header checksum is wrong".to_owned());
+            }
+            let ttl = header.get(if v4 { 8 } else { 7 }).copied().unwrap_or(0);
+            if ttl < 32 {
+                found.push(format!("the answer's TTL is {ttl}"));
+            }
+        }
+        _ => {}
+    }
+    found
+}
+
+/// Masks what the program may choose, and writes both zeros of the Internet
+/// checksum as one.
+pub fn mask_free(frame: &mut [u8], reason: Reason, verdict: Verdict, sent: Option<&Packet>) {
+    let mut mask = |from: usize, to: usize| {
+        if let Some(bytes) = frame.get_mut(from..to) {
+            bytes.fill(0);
+        }
+    };
+    let mut ip = ETHERNET;
+    match verdict {
+        Verdict::RedirectNeigh { .. } => {
+            mask(0, 12); // Ethernet addresses: bpf_redirect_neigh fills them
+            mask(18, 20); // identification
+            mask(24, 26); // checksum with it, held against the bytes in faults()
+            mask(34, 36); // source port
+            ip += OUTER;
+        }
+        Verdict::RedirectBack { .. } => {
+            if sent.is_some_and(|sent| sent.ip.src.is_ipv4()) {
+                mask(15, 16); // type of service
+                mask(18, 21); // identification, DF
+                mask(22, 23); // TTL
+                mask(24, 26); // checksum
+            } else {
+                mask(15, 18); // flow label
+                mask(21, 22); // hop limit
+            }
+            return;
+        }
+        _ if reason == Reason::Decapsulated && verdict == Verdict::Pass => {
+            mask(6, 12); // the rules name the destination only
+            return;
+        }
+        _ => {}
+    }
+    let Some(sent) = sent else { return };
+    let upper = sent.ip.upper - ETHERNET + ip;
+    let one_zero = |frame: &mut [u8], at: usize| {
+        if let Some(sum) = frame
+            .get_mut(at..at + 2)
+            .filter(|sum| **sum == [0xff, 0xff])
+        {
+            sum.fill(0);
+        }
+    };
+    let first = matches!(sent.ip.fragment, Fragment::First(_));
+    if sent.ip.src.is_ipv4() {
+        one_zero(frame, ip + 10);
+    }
+    if sent.is_later_fragment() {
+        return;
+    }
+    match sent.ip.proto {
+        proto::TCP => one_zero(frame, upper + 16),
+        // Without a checksum IPv6's UDP is void; what becomes of the zero is all one.
+        proto::UDP if sent.ip.src.is_ipv6() && sent.sum_is_zero => {
+            frame
+                .get_mut(upper + 6..upper + 8)
+                .unwrap_or_default()
+                .fill(0);
+        }
+        // The checksum covers what the first fragment does not hold.
+        proto::SCTP if first => frame
+            .get_mut(upper + 8..upper + 12)
+            .unwrap_or_default()
+            .fill(0),
+        _ => {}
+    }
+}
+
+/// Bytes for people: sixteen to a line.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (at, line) in bytes.chunks(16).enumerate() {
+        let _ = write!(text, "    {:04x} ", at * 16);
+        for byte in line {
+            let _ = write!(text, " {byte:02x}");
+        }
+        text.push('\n');
+    }
+    text
+}

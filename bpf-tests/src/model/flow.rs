@@ -1,0 +1,262 @@
+//! Flow rows: which are live, how they open, what packets do to them.
+
+use datapath_common::{BackendState, Direction, FlowState, Limit, proto};
+
+use super::parse::{Fragment, Packet};
+use super::world::{FlowId, FlowRow, FragmentId, FragmentRow, Tuple, World, version_of};
+use crate::packet::tcp_flag::{ACK, FIN, RST, SYN};
+
+const SCTP_INIT: u8 = 1;
+const SCTP_INIT_ACK: u8 = 2;
+const SCTP_ABORT: u8 = 6;
+/// SHUTDOWN, its ACK and its COMPLETE (RFC 9260 §3.2).
+const SCTP_SHUTDOWN: [u8; 3] = [7, 8, 14];
+/// A row's `seen` is written when it is this old.
+const REFRESH_TICKS: u32 = 2;
+
+impl Packet {
+    /// TCP SYN alone, SCTP INIT.
+    pub fn opens(&self) -> bool {
+        match self.ip.proto {
+            proto::TCP => self.tcp_flags & (SYN | ACK | FIN | RST) == SYN,
+            proto::SCTP => self.chunk == SCTP_INIT,
+            _ => false,
+        }
+    }
+
+    /// FIN, RST, SHUTDOWN, ABORT.
+    pub fn closes(&self) -> bool {
+        match self.ip.proto {
+            proto::TCP => self.tcp_flags & (FIN | RST) != 0,
+            proto::SCTP => self.chunk == SCTP_ABORT || SCTP_SHUTDOWN.contains(&self.chunk),
+            _ => false,
+        }
+    }
+
+    /// Whether the flow table is asked before the segment even if the
+    /// frontend does not say so.
+    pub fn asks_flow_table(&self) -> bool {
+        match self.ip.proto {
+            proto::TCP => self.tcp_flags & (SYN | FIN | RST) != 0,
+            // "Other than data": what opens, accepts or ends an association.
+            // The rest (SACK, HEARTBEAT, …) only goes with data.
+            proto::SCTP => matches!(self.chunk, SCTP_INIT | SCTP_INIT_ACK) || self.closes(),
+            _ => self.ip.proto == proto::UDP,
+        }
+    }
+}
+
+/// One more grant in this tick, if the limit (0: none) has room.
+pub fn granted(row: &mut Limit, limit: u32, now: u32) -> bool {
+    if limit == 0 {
+        return true;
+    }
+    if row.tick != now {
+        *row = Limit {
+            tick: now,
+            count: 0,
+        };
+    }
+    if row.count >= limit {
+        return false;
+    }
+    row.count += 1;
+    true
+}
+
+impl World {
+    /// Gives a later fragment the ports that the first one left.
+    pub fn add_fragment_ports(&self, packet: &mut Packet) {
+        let Fragment::Later(id) = packet.ip.fragment else {
+            return;
+        };
+        let id = FragmentId {
+            src: packet.ip.src,
+            dst: packet.ip.dst,
+            id,
+            proto: packet.ip.proto,
+        };
+        // What is older than 30 ticks belongs to another datagram.
+        let recent = |row: &&FragmentRow| self.now.wrapping_sub(row.seen) <= 30;
+        if let Some(row) = self.fragments.get(&id).filter(recent) {
+            (packet.sport, packet.dport, packet.has_ports) = (row.sport, row.dport, true);
+        }
+    }
+
+    /// Leaves the ports of a first fragment that is translated.
+    pub fn leave_fragment_ports(&mut self, packet: &Packet) {
+        if let Fragment::First(id) = packet.ip.fragment {
+            let Tuple {
+                src,
+                dst,
+                sport,
+                dport,
+                proto,
+            } = packet.tuple();
+            let row = FragmentRow {
+                sport,
+                dport,
+                seen: self.now,
+            };
+            self.fragments.insert(
+                FragmentId {
+                    src,
+                    dst,
+                    id,
+                    proto,
+                },
+                row,
+            );
+        }
+    }
+
+    /// The forward row of this key, if it is live for `packet`.
+    pub fn live(&self, id: FlowId, packet: &Packet) -> Option<FlowRow> {
+        let (row, state) = self.unexpired(id)?;
+        let serves = match state {
+            BackendState::Active => true,
+            BackendState::Draining => id.tuple.proto != proto::UDP && !packet.opens(),
+            BackendState::Free => false,
+        };
+        let reopened = packet.opens() && row.state == FlowState::Closing;
+        (serves && !reopened).then_some(row)
+    }
+
+    /// The reply row of this key, if it is live: what a backend still answers
+    /// is translated until its row is free.
+    pub fn live_reply(&self, id: FlowId) -> Option<FlowRow> {
+        let (row, state) = self.unexpired(id)?;
+        (state != BackendState::Free).then_some(row)
+    }
+
+    /// A row that is not idle beyond its limit, with its backend's state.
+    fn unexpired(&self, id: FlowId) -> Option<(FlowRow, BackendState)> {
+        let row = *self.flows.get(&id)?;
+        let idle = self.now.wrapping_sub(row.seen);
+        if idle > self.idle_limit(id.tuple.proto, row.state) {
+            return None;
+        }
+        let backend = self
+            .backends
+            .get(&(version_of(id.tuple.src), row.backend))?;
+        (backend.generation == row.generation).then_some((row, backend.state))
+    }
+
+    /// Writes both rows of a new flow. `to` is the backend's address and port.
+    pub fn open(&mut self, packet: &Packet, service: u32, backend: u32) -> Option<FlowId> {
+        let tuple = packet.tuple();
+        let to = *self.backends.get(&(version_of(tuple.src), backend))?;
+        let hairpin = to.addr == tuple.src;
+        let forward = FlowRow {
+            addr: to.addr,
+            port: to.port,
+            state: FlowState::Opening,
+            hairpin,
+            backend,
+            generation: to.generation,
+            service,
+            opened: self.now,
+            seen: self.now,
+        };
+        let reply = FlowRow {
+            addr: tuple.dst,
+            port: tuple.dport,
+            ..forward
+        };
+        self.flows.insert(reply_of(tuple, &forward), reply);
+        self.flows.insert(tuple.forward(), forward);
+        Some(tuple.forward())
+    }
+
+    /// What a forward packet does to its live row and the reply's, which it
+    /// gives back if it is gone.
+    pub fn note_forward(&mut self, packet: &Packet, row: &FlowRow) {
+        let tuple = packet.tuple();
+        let state = if packet.closes() {
+            FlowState::Closing
+        } else {
+            row.state
+        };
+        let other = reply_of(tuple, row);
+        if self.is_written(row, state) && !self.flows.contains_key(&other) {
+            let reply = FlowRow {
+                addr: tuple.dst,
+                port: tuple.dport,
+                state,
+                seen: self.now,
+                ..*row
+            };
+            self.flows.insert(other, reply);
+        }
+        self.note(tuple.forward(), other, row, state);
+    }
+
+    /// Whether a packet that leads a row to `state` writes it.
+    fn is_written(&self, row: &FlowRow, state: FlowState) -> bool {
+        state != row.state || self.now.wrapping_sub(row.seen) >= REFRESH_TICKS
+    }
+
+    /// What a reply does to its live row and the forward one.
+    pub fn note_reply(&mut self, packet: &Packet, row: &FlowRow) {
+        let id = packet.tuple().reply();
+        let state = if packet.closes() {
+            FlowState::Closing
+        } else {
+            row.state.max(FlowState::Established)
+        };
+        self.note(id, forward_of(id.tuple, row), row, state);
+    }
+
+    fn note(&mut self, id: FlowId, other: FlowId, row: &FlowRow, state: FlowState) {
+        let written = self.is_written(row, state);
+        let same_flow =
+            |found: &FlowRow| (found.backend, found.generation) == (row.backend, row.generation);
+        for id in [id, other] {
+            if let Some(found) = self.flows.get_mut(&id).filter(|found| same_flow(found)) {
+                // A row is written whole.
+                if written {
+                    (found.state, found.seen) = (state, self.now);
+                }
+            }
+        }
+    }
+}
+
+/// Key of the reply row of a flow, from the forward tuple and row: the tuple
+/// of what the backend sends.
+pub fn reply_of(forward: Tuple, row: &FlowRow) -> FlowId {
+    let client = if row.hairpin {
+        forward.dst
+    } else {
+        forward.src
+    };
+    Tuple {
+        src: row.addr,
+        dst: client,
+        sport: row.port,
+        dport: forward.sport,
+        proto: forward.proto,
+    }
+    .reply()
+}
+
+/// Key of the forward row of a flow, from the reply tuple and row.
+pub fn forward_of(reply: Tuple, row: &FlowRow) -> FlowId {
+    let client = if row.hairpin { reply.src } else { reply.dst };
+    Tuple {
+        src: client,
+        dst: row.addr,
+        sport: reply.dport,
+        dport: row.port,
+        proto: reply.proto,
+    }
+    .forward()
+}
+
+/// Key of the forward row, from either row.
+pub fn forward_of_any(id: FlowId, row: &FlowRow) -> FlowId {
+    match id.direction {
+        Direction::Forward => id,
+        Direction::Reply => forward_of(id.tuple, row),
+    }
+}

@@ -1,0 +1,158 @@
+//! The reference model: what docs/datapath.md says, as a slow and plain
+//! program over owned frames and ordinary collections. It shares nothing with
+//! the programs but the layouts.
+//!
+//! Where the rules leave something to the program (the hash, the outer source
+//! port, identifications), [`check`] takes what was observed and holds it
+//! against what the rules do say.
+
+pub mod check;
+pub mod flow;
+mod icmp;
+mod overlay;
+pub mod parse;
+mod pod;
+pub mod rewrite;
+pub mod world;
+
+use std::net::Ipv4Addr;
+
+use datapath_common::{Group, Hook, Reason};
+
+pub use check::{Memory, sent_packet};
+pub use overlay::{nic_in, xdp};
+pub use pod::{pod_from, pod_to};
+pub use world::{BackendRow, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, Tuple, World};
+
+/// What comes with a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ctx {
+    /// Interface that the packet came in by.
+    pub ifindex: u32,
+    /// Payload of each segment of an offload packet; 0 for others.
+    pub gso_size: u32,
+    /// A VLAN tag beside the frame.
+    pub vlan: bool,
+    /// The slot of the segment that the hash is taken to select, modulo the
+    /// segment's length.
+    pub slot: usize,
+}
+
+impl Default for Ctx {
+    fn default() -> Self {
+        Self {
+            ifindex: 1,
+            gso_size: 0,
+            vlan: false,
+            slot: 0,
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The node's stack goes on with it (TC "next").
+    Kernel,
+    /// XDP passes it on.
+    Pass,
+    /// It is gone.
+    Drop,
+    /// Into the pod behind this veth.
+    RedirectPeer {
+        /// Host side of the veth.
+        ifindex: u32,
+    },
+    /// Out by an interface, to a neighbour.
+    RedirectNeigh {
+        /// The uplink.
+        ifindex: u32,
+        /// The neighbour.
+        next_hop: Ipv4Addr,
+    },
+    /// The frame is an ICMP error that goes back to the pod.
+    RedirectBack {
+        /// The veth that the refused packet came from.
+        ifindex: u32,
+    },
+}
+
+impl Verdict {
+    /// What the program returns: TC's `TCX_NEXT`, `TC_ACT_SHOT`,
+    /// `TC_ACT_REDIRECT` or XDP's `XDP_DROP`, `XDP_PASS`.
+    pub fn code(self, hook: Hook) -> i32 {
+        match (self, hook) {
+            (Self::Drop, Hook::Xdp) => 1,
+            (Self::Drop | Self::Pass, _) | (Self::Kernel, Hook::Xdp) => 2,
+            (Self::Kernel, _) => -1,
+            (
+                Self::RedirectPeer { .. } | Self::RedirectNeigh { .. } | Self::RedirectBack { .. },
+                _,
+            ) => 7,
+        }
+    }
+}
+
+/// A slot that was taken.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Choice {
+    /// The tuple that was hashed.
+    pub tuple: Tuple,
+    /// The segment's ids, slot by slot.
+    pub segment: Vec<u32>,
+    /// The id that the slot held.
+    pub backend: u32,
+}
+
+/// All that a program does to one packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// Why it left as it did.
+    pub reason: Reason,
+    /// Where to.
+    pub verdict: Verdict,
+    /// The frame after the program.
+    pub frame: Vec<u8>,
+    /// The flow that it opened.
+    pub opened_flow: Option<FlowId>,
+    /// The backend that the hash selected, if the segment was asked.
+    pub choice: Option<Choice>,
+}
+
+impl Outcome {
+    fn new(reason: Reason, verdict: Verdict, frame: Vec<u8>) -> Self {
+        Self {
+            reason,
+            verdict,
+            frame,
+            opened_flow: None,
+            choice: None,
+        }
+    }
+
+    fn drop(reason: Reason, frame: &[u8]) -> Self {
+        Self::new(reason, Verdict::Drop, frame.to_vec())
+    }
+
+    fn kernel(reason: Reason, frame: &[u8]) -> Self {
+        Self::new(reason, Verdict::Kernel, frame.to_vec())
+    }
+
+    /// Leaves the program as the reason's group says.
+    fn leave(reason: Reason, frame: &[u8]) -> Self {
+        match reason.group() {
+            Group::Dropped => Self::drop(reason, frame),
+            Group::Passed | Group::Forwarded | Group::Refused => Self::kernel(reason, frame),
+        }
+    }
+}
+
+/// Runs one hook.
+pub fn run(world: &mut World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Outcome {
+    match hook {
+        Hook::PodFrom => pod_from(world, frame, ctx),
+        Hook::PodTo => pod_to(world, frame, ctx),
+        Hook::NicIn => nic_in(world, frame, ctx),
+        Hook::Xdp => xdp(world, frame, ctx),
+    }
+}

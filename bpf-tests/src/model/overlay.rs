@@ -1,0 +1,153 @@
+//! `tulle_nic_in` and `tulle_xdp`.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use datapath_common::{Feature, Hook, Reason, Via, proto};
+
+use super::parse::{self, Packet, octets};
+use super::pod::to_pod;
+use super::rewrite::{OVERLAY, set_macs};
+use super::{Ctx, Outcome, Verdict, World};
+use crate::packet::{ETHERNET, IPV4, IPV6};
+
+/// What stands in the way of taking a packet out of the overlay.
+enum Overlay {
+    /// Not an overlay packet of this node.
+    No,
+    /// One that leaves for this reason.
+    Leaves(Reason),
+    /// One for the pod behind this.
+    Inner(Via),
+}
+
+/// What arrives at the uplink, before the stack.
+pub fn xdp(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
+    let reason = match overlay(world, frame, ctx, Hook::Xdp) {
+        Overlay::No => Reason::NotOurs,
+        Overlay::Leaves(reason) => reason,
+        Overlay::Inner(_) => {
+            let mut out = frame[OVERLAY..].to_vec();
+            set_macs(&mut out, world.config.uplink_mac, world.config.vtep_mac);
+            return Outcome::new(Reason::Decapsulated, Verdict::Pass, out);
+        }
+    };
+    let left = Outcome::leave(reason, frame);
+    match left.verdict {
+        Verdict::Kernel => Outcome {
+            verdict: Verdict::Pass,
+            ..left
+        },
+        _ => left,
+    }
+}
+
+/// What arrives at the uplink.
+pub fn nic_in(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
+    match overlay(world, frame, ctx, Hook::NicIn) {
+        Overlay::Leaves(reason) => Outcome::leave(reason, frame),
+        // XDP leaves the rest of the inner headers' faults to this.
+        Overlay::Inner(via) => match parse::parse(&frame[OVERLAY..], &Ctx::default()) {
+            Err(reason) => Outcome::leave(reason, frame),
+            Ok(packet) => to_pod(
+                world,
+                &frame[OVERLAY..],
+                &packet,
+                &via,
+                Reason::Decapsulated,
+            ),
+        },
+        Overlay::No => match for_local_pod(world, frame, ctx) {
+            Err(reason) => Outcome::leave(reason, frame),
+            Ok((packet, via)) => to_pod(world, frame, &packet, &via, Reason::DeliveredLocal),
+        },
+    }
+}
+
+fn for_local_pod(world: &World, frame: &[u8], ctx: &Ctx) -> Result<(Packet, Via), Reason> {
+    let ether_type = parse::ethernet(frame, ctx)?;
+    // No further than the destination, unless it is a pod's.
+    let via = destination(frame, ether_type).and_then(|dst| world.local_pod(dst));
+    let via = via.ok_or(Reason::NotOurs)?;
+    let packet = parse::parse(frame, ctx)?;
+    // The kernel answers for the node when the TTL is used up.
+    if packet.ip.ttl <= 1 {
+        Err(Reason::SlowPath)
+    } else {
+        Ok((packet, via))
+    }
+}
+
+fn destination(frame: &[u8], ether_type: u16) -> Option<IpAddr> {
+    if ether_type == IPV4 {
+        octets::<4>(frame, ETHERNET + 16).map(IpAddr::from)
+    } else {
+        octets::<16>(frame, ETHERNET + 24).map(IpAddr::from)
+    }
+}
+
+fn overlay(world: &World, frame: &[u8], ctx: &Ctx, hook: Hook) -> Overlay {
+    let Some(source) = outer_source(world, frame, ctx) else {
+        return Overlay::No;
+    };
+    match inner(world, frame, source, hook) {
+        Ok(via) => Overlay::Inner(via),
+        Err(reason) => Overlay::Leaves(reason),
+    }
+}
+
+/// The source of an overlay packet: IPv4 without options, no fragment, UDP to
+/// this node's underlay address and the VXLAN port.
+fn outer_source(world: &World, frame: &[u8], ctx: &Ctx) -> Option<Ipv4Addr> {
+    if ctx.vlan || !world.has(Feature::OVERLAY) || octets(frame, 12)? != IPV4.to_be_bytes() {
+        return None;
+    }
+    let header: [u8; 20] = octets(frame, ETHERNET)?;
+    let whole = matches!((header[6] & 0x3f, header[7]), (0, 0));
+    let to_us = header[16..] == world.config.node_ip4.octets();
+    let port: [u8; 2] = octets(frame, ETHERNET + 22)?;
+    // What cannot hold an inner Ethernet header is no overlay packet.
+    octets::<1>(frame, OVERLAY + ETHERNET - 1)?;
+    let ours = header[0] == 0x45
+        && whole
+        && header[9] == proto::UDP
+        && to_us
+        && u16::from_be_bytes(port) == world.config.vxlan_port;
+    ours.then(|| Ipv4Addr::new(header[12], header[13], header[14], header[15]))
+}
+
+/// The pod that an overlay packet is for.
+fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Via, Reason> {
+    let vxlan: [u8; 8] = octets(frame, ETHERNET + 28).ok_or(Reason::Truncated)?;
+    let vni = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
+    if vxlan[0] != 0x08 || vni != world.config.vni {
+        return Err(Reason::ForeignVni);
+    }
+    if !world.nodes.contains_key(&source) {
+        return Err(Reason::UnknownNode);
+    }
+    let inner = &frame[OVERLAY..];
+    let header: [u8; ETHERNET] = octets(inner, 0).ok_or(Reason::Truncated)?;
+    let ether_type = u16::from_be_bytes([header[12], header[13]]);
+    if header[..6] != world.config.vtep_mac.octets() || !matches!(ether_type, IPV4 | IPV6) {
+        return Err(Reason::OverlayToKernel);
+    }
+    // Faults that hide the destination; the others wait until it is a pod's.
+    let (size, ttl_at, version) = if ether_type == IPV4 {
+        (20, 8, 4)
+    } else {
+        (40, 7, 6)
+    };
+    let ip = inner
+        .get(ETHERNET..ETHERNET + size)
+        .ok_or(Reason::Truncated)?;
+    if ip[0] >> 4 != version {
+        return Err(Reason::BadHeader);
+    }
+    let via = destination(inner, ether_type).and_then(|dst| world.local_pod(dst));
+    let via = via.ok_or(Reason::OverlayToKernel)?;
+    let protocol_changes = ether_type == IPV6 && hook == Hook::NicIn;
+    if ip[ttl_at] <= 1 || (protocol_changes && !world.has(Feature::DECAP_6_IN_4)) {
+        return Err(Reason::OverlayToKernel);
+    }
+    Ok(via)
+}

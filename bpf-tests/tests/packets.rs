@@ -1,0 +1,74 @@
+//! The named cases, on the model and on the programs. The programs need root
+//! and `target/bpf/tulle.bpf.o`.
+
+use bpf_tests::cases::{self, Case, Fixture};
+use bpf_tests::engine::{Engine, InProcess, Kernel, object};
+use datapath_common::Hook;
+
+/// All cases.
+fn every() -> Vec<Case> {
+    let cases = cases::all();
+    assert!(cases.len() > 200, "only {} cases", cases.len());
+    cases
+}
+
+/// All cases where IPv6 cannot be taken out of IPv4.
+fn every_without_decap() -> Vec<Case> {
+    every()
+        .into_iter()
+        .map(Case::without_decap_6_in_4)
+        .collect()
+}
+
+fn run(engine: &mut dyn Engine, cases: &[Case]) {
+    let (mut failed, mut left_out) = (0, 0);
+    for case in cases {
+        if !engine.takes(case.hook, &case.frame) {
+            left_out += 1;
+            continue;
+        }
+        let wrong = match case.run(engine) {
+            Ok(wrong) => wrong,
+            Err(error) => vec![format!("{error:#}")],
+        };
+        if !wrong.is_empty() {
+            failed += 1;
+            eprintln!("FAILED {}\n  {}\n", case.name, wrong.join("\n  "));
+        }
+    }
+    assert!(
+        left_out < 10,
+        "{left_out} cases that the engine cannot be given"
+    );
+    assert!(failed == 0, "{failed} of {} cases failed", cases.len());
+}
+
+/// Whether this kernel can take IPv6 out of IPv4: Linux 6.3.
+fn takes_6_out_of_4() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
+}
+
+#[test]
+fn the_model_passes_every_case() {
+    run(&mut InProcess::new(None), &every());
+    run(&mut InProcess::new(None), &every_without_decap());
+}
+
+#[test]
+fn the_programs_pass_every_case() {
+    let mut engine = Kernel::new(object().unwrap()).unwrap();
+    // What cannot be loaded at all is no case's fault.
+    engine.load(&Fixture::new(false).world).unwrap();
+    if takes_6_out_of_4() {
+        run(&mut engine, &every());
+        let mut without = every_without_decap();
+        without.retain(|case| case.hook == Hook::NicIn);
+        run(&mut engine, &without);
+    } else {
+        run(&mut engine, &every_without_decap());
+    }
+}

@@ -1,0 +1,248 @@
+//! The programs against the reference model, on random worlds and histories.
+//! Needs root and `target/bpf/tulle.bpf.o`.
+
+use std::cell::RefCell;
+
+use bpf_tests::engine::{Engine, Fault, InProcess, Kernel, Observed, object};
+use bpf_tests::model::{Ctx, Memory, World, rewrite, sent_packet};
+use bpf_tests::strategies::{CONFIGS, Event, WorldPlan, config, history, world};
+use datapath_common::{Hook, Reason};
+use proptest::prelude::*;
+use proptest::test_runner::{
+    Config as Runner, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
+};
+
+/// What a history met, over all its packets.
+#[derive(Default)]
+struct Seen {
+    packets: usize,
+    reasons: std::collections::HashSet<(u8, u8)>,
+    outer_flows: (usize, usize),
+}
+
+fn play(
+    engine: &mut dyn Engine,
+    plan: &WorldPlan,
+    events: &[Event],
+    seen: &mut Seen,
+) -> Result<(), TestCaseError> {
+    let mut world = plan.build();
+    world.now = 1_000_000;
+    let failed = |error: anyhow::Error| TestCaseError::fail(format!("{error:#}"));
+    engine.load(&world).map_err(failed)?;
+    let mut memory = Memory::default();
+    for (at, event) in events.iter().enumerate() {
+        if let Event::Packet(plan) = event {
+            let (hook, ctx) = (plan.hook, Ctx::default());
+            let frame = plan.build(&world);
+            if !engine.takes(hook, &frame) {
+                continue;
+            }
+            let before = world.clone();
+            let observed = engine.run(hook, &frame, &ctx).map_err(failed)?;
+            let outcome = memory
+                .check(&mut world, hook, &frame, &ctx, &observed)
+                .map_err(|difference| TestCaseError::fail(format!("event {at}: {difference}")))?;
+            checksums_survive(&before, hook, &frame, &observed, outcome.reason)?;
+            seen.packets += 1;
+            seen.reasons.insert((hook as u8, outcome.reason as u8));
+        }
+        for change in event.changes(&world) {
+            engine.apply_change(&change).map_err(failed)?;
+            world.apply(&change);
+        }
+    }
+    let (flows, ports) = memory.outer_ports();
+    seen.outer_flows.0 += flows;
+    seen.outer_flows.1 += ports;
+    Ok(())
+}
+
+/// A right upper checksum comes out right, by full recomputation.
+fn checksums_survive(
+    world: &World,
+    hook: Hook,
+    frame: &[u8],
+    observed: &Observed,
+    reason: Reason,
+) -> Result<(), TestCaseError> {
+    let forwarded = [
+        Reason::DeliveredLocal,
+        Reason::TranslatedToKernel,
+        Reason::ReplyTranslated,
+    ];
+    let out = match reason {
+        Reason::Encapsulated => &observed.frame[rewrite::OVERLAY..],
+        _ if forwarded.contains(&reason) && hook != Hook::NicIn => &observed.frame[..],
+        _ => return Ok(()),
+    };
+    let ctx = Ctx::default();
+    let (Some(before), Some(after)) = (
+        sent_packet(world, frame, &ctx),
+        sent_packet(world, out, &ctx),
+    ) else {
+        return Err(TestCaseError::fail("what was forwarded does not parse"));
+    };
+    let right = (
+        rewrite::upper_sum_is_right(frame, &before),
+        rewrite::upper_sum_is_right(out, &after),
+    );
+    prop_assert_eq!(right.0, right.1);
+    Ok(())
+}
+
+/// New cases on each run, failures kept; `PROPTEST_CASES` asks for more.
+fn searching(cases: u32) -> TestRunner {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/properties.seeds");
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|number| number.parse().ok());
+    TestRunner::new(Runner {
+        cases: asked.unwrap_or(cases),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
+        max_shrink_iters: 4000,
+        source_file: Some(file!()),
+        ..Runner::default()
+    })
+}
+
+/// The same cases on each run.
+fn repeating(cases: u32) -> TestRunner {
+    let config = Runner {
+        cases,
+        failure_persistence: None,
+        ..Runner::default()
+    };
+    TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+}
+
+fn run_all(mut runner: TestRunner, engine: impl Engine) -> (Result<(), String>, Seen) {
+    let state = RefCell::new((engine, Seen::default()));
+    let result = runner.run(&(world(), history(40)), |(plan, events)| {
+        let (engine, seen) = &mut *state.borrow_mut();
+        play(engine, &plan, &events, seen)
+    });
+    (
+        result.map_err(|failure| failure.to_string()),
+        state.into_inner().1,
+    )
+}
+
+#[test]
+fn the_model_agrees_with_itself_and_meets_every_branch() {
+    let (result, seen) = run_all(repeating(400), InProcess::new(None));
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+    let met = |hook: Hook, reason: Reason| seen.reasons.contains(&(hook as u8, reason as u8));
+    for reason in [
+        Reason::NotOurs,
+        Reason::Tagged,
+        Reason::NotIp,
+        Reason::Control,
+        Reason::SlowPath,
+        Reason::TranslatedToKernel,
+        Reason::DeliveredLocal,
+        Reason::Encapsulated,
+        Reason::ReplyTranslated,
+        Reason::NoEndpoints,
+        Reason::NoSuchPort,
+        Reason::TtlExceeded,
+        Reason::TooBig,
+        Reason::Truncated,
+        Reason::BadHeader,
+        Reason::NewFlowLimit,
+        Reason::FragmentWithoutFirst,
+        Reason::BackendGone,
+        Reason::ErrorLimit,
+        Reason::Unanswerable,
+        Reason::MartianSource,
+    ] {
+        assert!(
+            met(Hook::PodFrom, reason),
+            "pod_from never met {}",
+            reason.label()
+        );
+    }
+    for reason in [
+        Reason::NotOurs,
+        Reason::ForeignVni,
+        Reason::OverlayToKernel,
+        Reason::UnknownNode,
+        Reason::Decapsulated,
+        Reason::Truncated,
+    ] {
+        assert!(
+            met(Hook::NicIn, reason),
+            "nic_in never met {}",
+            reason.label()
+        );
+        assert!(met(Hook::Xdp, reason), "xdp never met {}", reason.label());
+    }
+    for (hook, reason) in [
+        (Hook::NicIn, Reason::ReplyTranslated),
+        (Hook::NicIn, Reason::DeliveredLocal),
+        (Hook::PodTo, Reason::ReplyTranslated),
+        (Hook::PodTo, Reason::NotOurs),
+    ] {
+        assert!(
+            met(hook, reason),
+            "{} never met {}",
+            hook.name(),
+            reason.label()
+        );
+    }
+    let (flows, ports) = seen.outer_flows;
+    assert!(
+        flows > 50 && ports * 10 > flows * 9,
+        "{flows} flows, {ports} outer ports"
+    );
+}
+
+#[test]
+fn faults_are_found() {
+    let faults: [(&str, Fault); 7] = [
+        ("a wrong TTL", |o| flip(o, 7, 22)),
+        ("a wrong checksum", |o| flip(o, 7, 24)),
+        ("a wrong MAC address in the pod", |o| flip(o, 7, 63)),
+        ("an outer port out of range", |o| {
+            if o.ret == 7 && o.frame.len() > 36 && o.frame[34] >= 0x80 {
+                o.frame[34] = 0x10;
+            }
+        }),
+        ("a flow row that is not refreshed", |o| {
+            o.flows.values_mut().for_each(|row| row.seen = row.opened);
+        }),
+        ("a fragment's ports forgotten", |o| o.fragments.clear()),
+        ("bytes not counted", |o| o.counted[0].counter.bytes += 1),
+    ];
+    for (name, fault) in faults {
+        let (result, _) = run_all(repeating(200), InProcess::new(Some(fault)));
+        assert!(result.is_err(), "not found: {name}");
+    }
+}
+
+fn flip(observed: &mut Observed, ret: i32, at: usize) {
+    if let Some(byte) = observed.frame.get_mut(at).filter(|_| observed.ret == ret) {
+        *byte ^= 0x40;
+    }
+}
+
+#[test]
+fn the_programs_follow_the_rules() {
+    let mut engine = Kernel::new(object().unwrap()).unwrap();
+    // What cannot be loaded at all is no packet's fault.
+    for number in 0..CONFIGS {
+        engine.load(&World::new(config(number))).unwrap();
+    }
+    let (result, seen) = run_all(searching(100), engine);
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+    assert!(seen.packets > 1000, "only {} packets", seen.packets);
+    let (flows, ports) = seen.outer_flows;
+    assert!(
+        flows > 20 && ports * 10 > flows * 8,
+        "{flows} flows, {ports} outer ports"
+    );
+}

@@ -1,0 +1,90 @@
+//! Names that the agent tells, and what to say without them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use admin_api::{ClientError, Peer};
+
+use crate::context::Context;
+
+/// Names of services and nodes; empty without an agent.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Names {
+    /// Full names by service number.
+    pub services: BTreeMap<u32, String>,
+    /// Full names of the services by a backend's family and id.
+    pub backends: BTreeMap<(u8, u32), Vec<String>>,
+    /// Other nodes.
+    pub peers: Vec<Peer>,
+    /// What the reader should know: that names are missing, and why.
+    pub notes: Vec<String>,
+}
+
+/// What names are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// Names of services.
+    Services,
+    /// Names of services by backend.
+    Backends,
+    /// Names of nodes.
+    Nodes,
+}
+
+impl Names {
+    /// Asks the agent; without it there are no names but a note.
+    pub fn load(context: &Context, wanted: &[Wanted]) -> Self {
+        let mut names = Self::default();
+        if let Err(error) = names.fill(context, wanted) {
+            names.notes.push(note(&error));
+        }
+        names
+    }
+
+    fn fill(&mut self, context: &Context, wanted: &[Wanted]) -> Result<(), ClientError> {
+        let mut agent = context.agent()?;
+        for wanted in wanted {
+            match wanted {
+                Wanted::Services => {
+                    let services = agent.services()?;
+                    self.services = services.iter().map(|s| (s.number, s.full_name())).collect();
+                }
+                Wanted::Backends => {
+                    let backends = agent.backends()?;
+                    self.backends = backends
+                        .into_iter()
+                        .map(|b| ((b.family, b.id), b.services))
+                        .collect();
+                }
+                Wanted::Nodes => self.peers = agent.overlay()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Full name of a service.
+    pub fn service(&self, number: u32) -> Option<&str> {
+        self.services.get(&number).map(String::as_str)
+    }
+
+    /// Name of the node with this underlay address.
+    pub fn node(&self, address: IpAddr) -> Option<&str> {
+        self.peers
+            .iter()
+            .find(|peer| peer.address == address)
+            .map(|peer| peer.node.as_str())
+    }
+}
+
+/// A service by name, or by number where the name is not known.
+pub fn service_text(name: Option<&str>, number: u32) -> String {
+    name.map_or_else(|| format!("#{number}"), str::to_owned)
+}
+
+/// The one line that says why names are missing.
+fn note(error: &ClientError) -> String {
+    match error {
+        ClientError::NotRunning { .. } => "agent not running: names are not shown".into(),
+        other => format!("names are not shown: {other}"),
+    }
+}

@@ -1,0 +1,82 @@
+//! How a packet reaches a pod: everything that forwarding needs, computed
+//! beforehand by the agent.
+
+use crate::{Ip4, Ip6, Mac};
+
+/// What a [`Via`] says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ViaKind {
+    /// Leave the packet to the kernel's routing.
+    Kernel = 0,
+    /// A pod of this node, behind the veth `ifindex`.
+    Local = 1,
+    /// A pod of another node, through VXLAN.
+    Vxlan = 2,
+}
+
+/// How an address is reached. Value of `tulle_pods_*` and `tulle_peers_*`, part of a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Via {
+    /// A [`ViaKind`].
+    pub kind: u8,
+    /// Always zero.
+    pub flags: u8,
+    /// Checksum of the outer IPv4 header with total length and identification
+    /// zero, not complemented, folded, native order (`Vxlan`).
+    pub outer_sum: u16,
+    /// Host side of the pod's veth (`Local`) or the uplink (`Vxlan`).
+    pub ifindex: u32,
+    /// Address of the other node on the underlay (`Vxlan`).
+    pub node: Ip4,
+    /// Next hop towards `node`: `node` itself on one link, else the gateway (`Vxlan`).
+    pub next_hop: Ip4,
+    /// The pod's address (`Local`) or the other node's VTEP address (`Vxlan`).
+    pub dst_mac: Mac,
+    /// The host side's address (`Local`) or this node's VTEP address (`Vxlan`).
+    pub src_mac: Mac,
+}
+
+/// Key of `tulle_peers_v4` and `tulle_peers_v6` as the LPM trie wants it:
+/// prefix length in bits, then the address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(C)]
+pub struct PeerKey<A> {
+    /// Prefix length in bits.
+    pub prefix_len: u32,
+    /// Network address.
+    pub addr: A,
+}
+
+/// Value of `tulle_nodes_v4`, keyed by the node's underlay address: a node
+/// whose overlay packets are accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Node {
+    /// The node's VTEP address.
+    pub vtep_mac: Mac,
+    /// Always zero.
+    pub reserved: u16,
+}
+
+pod! {
+    Via = 28 [u8, u8, u16, u32, Ip4, Ip4, Mac, Mac];
+    PeerKey<Ip4> = 8 [u32, Ip4];
+    PeerKey<Ip6> = 20 [u32, Ip6];
+    Node = 8 [Mac, u16];
+}
+
+impl Via {
+    /// Leave it to the kernel.
+    pub const KERNEL: Self = Self {
+        kind: ViaKind::Kernel as u8,
+        flags: 0,
+        outer_sum: 0,
+        ifindex: 0,
+        node: Ip4::new([0; 4]),
+        next_hop: Ip4::new([0; 4]),
+        dst_mac: Mac::new([0; 6]),
+        src_mac: Mac::new([0; 6]),
+    };
+}

@@ -1,0 +1,105 @@
+//! Names of the maps, at most 15 characters, and their default sizes. The
+//! definitions themselves are in the programs' `maps.rs`.
+
+use crate::{
+    Backend, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Ip4, Ip6,
+    Limit, MonitorControl, Node, PeerKey, Via, Work,
+};
+
+/// Changes whenever a key, a value or a map's kind changes. Pinned maps of
+/// another version are migrated or refused, never reinterpreted.
+pub const ABI_VERSION: u32 = 1;
+
+/// What a map is for, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapInfo {
+    /// Name of map and pin.
+    pub name: &'static str,
+    /// Entries unless the agent is told otherwise.
+    pub default_entries: u32,
+    /// Who writes it.
+    pub writer: Writer,
+    /// What it holds.
+    pub what: &'static str,
+}
+
+/// The one writer of a map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Writer {
+    /// The agent; the programs only read.
+    Agent,
+    /// The programs; the agent only reads and removes what has expired.
+    Programs,
+    /// The CLI.
+    Cli,
+}
+
+macro_rules! maps {
+    ($($konst:ident = $name:literal, $entries:expr, $writer:ident, $what:literal;)+) => {
+        $(#[doc = $what] pub const $konst: &str = $name;)+
+        /// Every map of the object.
+        pub const ALL: &[MapInfo] = &[$(MapInfo {
+            name: $name, default_entries: $entries, writer: Writer::$writer, what: $what,
+        }),+];
+        const _: () = { $(assert!($name.len() <= 15);)+ };
+    };
+}
+
+maps! {
+    FRONT_V4 = "tulle_front_v4", 65_536, Agent, "IPv4 frontends: address, port, protocol to segment";
+    FRONT_V6 = "tulle_front_v6", 65_536, Agent, "IPv6 frontends: address, port, protocol to segment";
+    SEGMENTS = "tulle_segments", 262_144, Agent, "segments: slot to backend id";
+    BACK_V4 = "tulle_back_v4", 65_536, Agent, "IPv4 backends by id";
+    BACK_V6 = "tulle_back_v6", 65_536, Agent, "IPv6 backends by id";
+    FLOW_V4 = "tulle_flow_v4", 131_072, Programs, "IPv4 flows, a row for each direction";
+    FLOW_V6 = "tulle_flow_v6", 131_072, Programs, "IPv6 flows, a row for each direction";
+    FRAG_V4 = "tulle_frag_v4", 4_096, Programs, "IPv4 fragments: identification to ports";
+    FRAG_V6 = "tulle_frag_v6", 4_096, Programs, "IPv6 fragments: identification to ports";
+    PODS_V4 = "tulle_pods_v4", 4_096, Agent, "IPv4 pods of this node";
+    PODS_V6 = "tulle_pods_v6", 4_096, Agent, "IPv6 pods of this node";
+    PEERS_V4 = "tulle_peers_v4", 16_384, Agent, "IPv4 pod networks of other nodes";
+    PEERS_V6 = "tulle_peers_v6", 16_384, Agent, "IPv6 pod networks of other nodes";
+    NODES_V4 = "tulle_nodes_v4", 16_384, Agent, "nodes whose overlay packets are accepted";
+    WORK_V4 = "tulle_work_v4", 1, Programs, "IPv4 keys under construction, for each CPU";
+    WORK_V6 = "tulle_work_v6", 1, Programs, "IPv6 keys under construction, for each CPU";
+    COUNTERS = "tulle_counters", crate::COUNTERS, Programs, "packets and bytes by hook and reason, for each CPU";
+    LIMITS = "tulle_limits", 2, Programs, "new flows and ICMP errors granted in this tick, for each CPU";
+    EVENTS = "tulle_events", 262_144, Programs, "events for `tulle monitor` (a ring; its size is in bytes)";
+    MONITOR = "tulle_monitor", 1, Cli, "what watchers want to see";
+}
+
+/// Row of `tulle_limits` that counts new flows.
+pub const LIMIT_FLOWS: u32 = 0;
+/// Row of `tulle_limits` that counts ICMP errors.
+pub const LIMIT_ERRORS: u32 = 1;
+
+/// Bytes of a key and of a value of a map, as both sides know them;
+/// `None` for a name that is none of [`ALL`]. The ring has neither.
+pub fn layout(map: &str) -> Option<(usize, usize)> {
+    const fn of<K, V>() -> (usize, usize) {
+        (size_of::<K>(), size_of::<V>())
+    }
+    Some(match map {
+        FRONT_V4 => of::<FrontendKey<Ip4>, Frontend>(),
+        FRONT_V6 => of::<FrontendKey<Ip6>, Frontend>(),
+        SEGMENTS => of::<u32, u32>(),
+        BACK_V4 => of::<u32, Backend<Ip4>>(),
+        BACK_V6 => of::<u32, Backend<Ip6>>(),
+        FLOW_V4 => of::<FlowKey<Ip4>, Flow<Ip4>>(),
+        FLOW_V6 => of::<FlowKey<Ip6>, Flow<Ip6>>(),
+        FRAG_V4 => of::<FragmentKey<Ip4>, FragmentPorts>(),
+        FRAG_V6 => of::<FragmentKey<Ip6>, FragmentPorts>(),
+        PODS_V4 => of::<Ip4, Via>(),
+        PODS_V6 => of::<Ip6, Via>(),
+        PEERS_V4 => of::<PeerKey<Ip4>, Via>(),
+        PEERS_V6 => of::<PeerKey<Ip6>, Via>(),
+        NODES_V4 => of::<Ip4, Node>(),
+        COUNTERS => of::<u32, Counter>(),
+        LIMITS => of::<u32, Limit>(),
+        WORK_V4 => of::<u32, Work<Ip4>>(),
+        WORK_V6 => of::<u32, Work<Ip6>>(),
+        EVENTS => (0, 0),
+        MONITOR => of::<u32, MonitorControl>(),
+        _ => return None,
+    })
+}

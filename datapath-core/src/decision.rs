@@ -1,0 +1,130 @@
+//! What the pipeline decided. The shell of each program carries it out.
+//!
+//! Every field of a decision always has a value: the bytes of an enum's other
+//! variants would be undefined, and the verifier refuses a program that moves
+//! undefined bytes about.
+
+use datapath_common::{Reason, Via};
+
+use crate::{Headers, icmp::IcmpError};
+
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Verdict {
+    /// On to the node's own stack.
+    Kernel,
+    /// Nowhere.
+    Drop,
+    /// To the pod of this node behind `via`; TTL decremented.
+    Deliver,
+    /// To another node through VXLAN, by `via`; TTL decremented.
+    Encapsulate,
+    /// Nowhere; the sender gets `error`.
+    Refuse,
+}
+
+/// Addresses and ports (host order) that the packet is to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rewrite<A> {
+    /// Whether anything differs from what the packet has.
+    pub any: bool,
+    /// Source address.
+    pub src: A,
+    /// Source port.
+    pub sport: u16,
+    /// Destination address.
+    pub dst: A,
+    /// Destination port.
+    pub dport: u16,
+}
+
+/// A verdict, why, and what changes in the packet before it is carried out.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Decision<'a, A> {
+    /// Where it goes.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// How it gets there ([`Verdict::Deliver`], [`Verdict::Encapsulate`]).
+    pub via: Option<&'a Via>,
+    /// Outer source port ([`Verdict::Encapsulate`]).
+    pub outer_port: u16,
+    /// The answer ([`Verdict::Refuse`]).
+    pub error: IcmpError,
+    /// What changes.
+    pub rewrite: Rewrite<A>,
+}
+
+impl<A: Copy> Rewrite<A> {
+    /// Nothing changes.
+    #[inline(always)]
+    pub const fn none(h: &Headers<A>) -> Self {
+        Self {
+            any: false,
+            src: h.src,
+            sport: h.sport,
+            dst: h.dst,
+            dport: h.dport,
+        }
+    }
+}
+
+impl<'a, A: Copy> Decision<'a, A> {
+    #[inline(always)]
+    const fn new(verdict: Verdict, reason: Reason, h: &Headers<A>) -> Self {
+        Self {
+            verdict,
+            reason,
+            via: None,
+            outer_port: 0,
+            error: IcmpError::PortUnreachable,
+            rewrite: Rewrite::none(h),
+        }
+    }
+
+    /// Leaves the packet to the kernel.
+    #[inline(always)]
+    pub const fn kernel(reason: Reason, h: &Headers<A>) -> Self {
+        Self::new(Verdict::Kernel, reason, h)
+    }
+
+    /// Drops the packet.
+    #[inline(always)]
+    pub const fn drop(reason: Reason, h: &Headers<A>) -> Self {
+        Self::new(Verdict::Drop, reason, h)
+    }
+
+    /// Answers the packet with an error.
+    #[inline(always)]
+    pub const fn refuse(error: IcmpError, reason: Reason, h: &Headers<A>) -> Self {
+        let mut decision = Self::new(Verdict::Refuse, reason, h);
+        decision.error = error;
+        decision
+    }
+
+    /// Delivers the packet to a pod of this node.
+    #[inline(always)]
+    pub const fn deliver(via: &'a Via, reason: Reason, h: &Headers<A>) -> Self {
+        let mut decision = Self::new(Verdict::Deliver, reason, h);
+        decision.via = Some(via);
+        decision
+    }
+
+    /// Sends the packet to another node.
+    #[inline(always)]
+    pub const fn encapsulate(via: &'a Via, outer_port: u16, h: &Headers<A>) -> Self {
+        let mut decision = Self::new(Verdict::Encapsulate, Reason::Encapsulated, h);
+        decision.via = Some(via);
+        decision.outer_port = outer_port;
+        decision
+    }
+
+    /// The same with this translation.
+    #[inline(always)]
+    pub const fn translated(mut self, rewrite: Rewrite<A>) -> Self {
+        self.rewrite = rewrite;
+        self
+    }
+}

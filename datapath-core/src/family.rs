@@ -1,0 +1,110 @@
+//! What differs between IPv4 and IPv6. The one generic of the pipeline.
+
+use datapath_common::{Address, Config, Ip4, Ip6, Reason};
+
+use crate::{Headers, Packet, parse};
+
+/// IPv4 or IPv6.
+pub trait Family: Copy {
+    /// Its address.
+    type Addr: Address;
+    /// Octets of the IP header without options or extension headers.
+    const HEADER: usize;
+
+    /// Parses the IP header at `at` and what follows it into `headers`, which
+    /// is [`Headers::EMPTY`] before.
+    fn parse<P: Packet>(
+        packet: &P,
+        at: usize,
+        headers: &mut Headers<Self::Addr>,
+    ) -> Result<(), Reason>;
+    /// The destination address in the IP header at `at`, and nothing else.
+    fn destination<P: Packet>(packet: &P, at: usize) -> Result<Self::Addr, Reason>;
+    /// Multicast, broadcast or link-local: the kernel's business.
+    fn is_control(dst: Self::Addr) -> bool;
+    /// No sender may have it: unspecified, loopback, multicast, broadcast.
+    fn is_martian(src: Self::Addr) -> bool;
+    /// Whether the address lies in this node's pod network.
+    fn is_own_pod(config: &Config, addr: Self::Addr) -> bool;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Addr = Ip4;
+    const HEADER: usize = 20;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, at: usize, h: &mut Headers<Ip4>) -> Result<(), Reason> {
+        parse::ipv4(packet, at, h)
+    }
+
+    #[inline(always)]
+    fn destination<P: Packet>(packet: &P, at: usize) -> Result<Ip4, Reason> {
+        packet.read(at + 16)
+    }
+
+    #[inline(always)]
+    fn is_control(dst: Ip4) -> bool {
+        let word = u32::from_be(dst.word());
+        word >> 28 == 14 || word >> 16 == 0xa9fe || word == u32::MAX
+    }
+
+    #[inline(always)]
+    fn is_martian(src: Ip4) -> bool {
+        let first = u32::from_be(src.word()) >> 24;
+        first == 127 || first >= 224 || src.word() == 0
+    }
+
+    #[inline(always)]
+    fn is_own_pod(config: &Config, addr: Ip4) -> bool {
+        addr.word() & config.pod_mask4.word() == config.pod_net4.word()
+    }
+}
+
+impl Family for V6 {
+    type Addr = Ip6;
+    const HEADER: usize = 40;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, at: usize, h: &mut Headers<Ip6>) -> Result<(), Reason> {
+        parse::ipv6(packet, at, h)
+    }
+
+    #[inline(always)]
+    fn destination<P: Packet>(packet: &P, at: usize) -> Result<Ip6, Reason> {
+        packet.read(at + 24)
+    }
+
+    #[inline(always)]
+    fn is_control(dst: Ip6) -> bool {
+        let first = u32::from_be(dst.words()[0]);
+        first >> 24 == 0xff || first >> 22 == 0x3fa
+    }
+
+    #[inline(always)]
+    fn is_martian(src: Ip6) -> bool {
+        let [a, b, c, d] = src.words();
+        (a | b | c == 0 && u32::from_be(d) <= 1) || u32::from_be(a) >> 24 == 0xff
+    }
+
+    #[inline(always)]
+    fn is_own_pod(config: &Config, addr: Ip6) -> bool {
+        let (a, m, n) = (
+            addr.words(),
+            config.pod_mask6.words(),
+            config.pod_net6.words(),
+        );
+        ((a[0] & m[0]) ^ n[0])
+            | ((a[1] & m[1]) ^ n[1])
+            | ((a[2] & m[2]) ^ n[2])
+            | ((a[3] & m[3]) ^ n[3])
+            == 0
+    }
+}

@@ -1,0 +1,170 @@
+//! One function for each hook: the order in which a packet is asked.
+
+use datapath_common::{Config, FrontendKey, Reason, Scope, Via, ViaKind, proto};
+
+use crate::{
+    Decision, ETH_LEN, Family, Fragment, Headers, Packet, Rewrite, Tables, flow, flow_hash,
+    icmp::IcmpError, reduce, service,
+};
+
+/// Decides about a packet that comes from a pod of this node.
+#[inline(always)]
+pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    headers: &mut Headers<F::Addr>,
+) -> Decision<'t, F::Addr> {
+    let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
+        && flow::recall_ports(tables, headers);
+    if has_ports {
+        let key = FrontendKey {
+            addr: headers.dst,
+            port: headers.dport,
+            proto: headers.proto,
+            scope: Scope::Any as u8,
+        };
+        if let Some(front) = tables.frontend(&key) {
+            return service::decide::<F, P, T>(packet, tables, headers, front);
+        }
+    }
+    if F::is_own_pod(tables.config(), headers.dst) {
+        if let Some(via) = tables.pod(&headers.dst) {
+            if headers.ttl <= 1 {
+                return expired(headers);
+            }
+            return to_pod::<F, T>(tables, headers, via, Reason::DeliveredLocal);
+        }
+    } else if let Some(via) = tables.peer(&headers.dst) {
+        return to_peer::<F, P, T>(packet, tables, headers, via);
+    }
+    off_path::<F, T>(tables, headers)
+}
+
+/// A packet that the kernel delivers to a pod: translated if it is a reply.
+#[inline(always)]
+pub fn pod_to<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    headers: &mut Headers<F::Addr>,
+) -> Option<Rewrite<F::Addr>> {
+    if !flow::recall_ports(tables, headers) {
+        return None;
+    }
+    flow::reply(tables, headers)
+}
+
+/// A packet for the pod behind `via`: translated if it is a reply, then
+/// delivered. `reason` counts it if it is none.
+#[inline(always)]
+pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    headers: &mut Headers<F::Addr>,
+    via: &'t Via,
+    reason: Reason,
+) -> Decision<'t, F::Addr> {
+    // What is to expire here is the kernel's to answer: not every hook can.
+    if via.kind != ViaKind::Local as u8 || headers.ttl <= 1 {
+        return Decision::kernel(Reason::SlowPath, headers);
+    }
+    let known_ports = flow::recall_ports(tables, headers);
+    match if known_ports {
+        flow::reply(tables, headers)
+    } else {
+        None
+    } {
+        Some(rewrite) => {
+            Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite)
+        }
+        None => Decision::deliver(via, reason, headers),
+    }
+}
+
+/// TTL or hop limit used up on the way to a pod.
+#[inline(always)]
+pub(crate) const fn expired<'t, A: Copy>(h: &Headers<A>) -> Decision<'t, A> {
+    Decision::refuse(IcmpError::TimeExceeded, Reason::TtlExceeded, h)
+}
+
+/// A packet for a pod of another node, for no service.
+#[inline(always)]
+fn to_peer<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    h: &Headers<F::Addr>,
+    via: &'t Via,
+) -> Decision<'t, F::Addr> {
+    if via.kind != ViaKind::Vxlan as u8 {
+        return Decision::kernel(Reason::SlowPath, h);
+    }
+    if h.ttl <= 1 {
+        return expired(h);
+    }
+    if needs_kernel(packet) {
+        return Decision::kernel(Reason::SlowPath, h);
+    }
+    if !fits_overlay(packet, tables.config(), h) {
+        return if h.dont_fragment {
+            Decision::refuse(IcmpError::TooBig, Reason::TooBig, h)
+        } else {
+            Decision::kernel(Reason::SlowPath, h)
+        };
+    }
+    let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
+    Decision::encapsulate(via, outer_port(hash), h)
+}
+
+/// Neither service nor pod: a service address refuses, all else is the kernel's.
+#[inline(always)]
+fn off_path<'t, F: Family, T: Tables<F::Addr>>(
+    tables: &'t T,
+    headers: &Headers<F::Addr>,
+) -> Decision<'t, F::Addr> {
+    let key = FrontendKey::address(headers.dst);
+    if tables.frontend(&key).is_none() {
+        return Decision::kernel(Reason::NotOurs, headers);
+    }
+    if headers.ttl <= 1 {
+        return expired(headers);
+    }
+    // The backend of a hairpin flow answers to the service's address: that is itself.
+    if let Some(via) = tables.pod(&headers.src)
+        && let Some(rewrite) = flow::hairpin_reply(tables, headers)
+    {
+        return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
+    }
+    if headers.fragment == Fragment::Later {
+        return Decision::drop(Reason::FragmentWithoutFirst, headers);
+    }
+    Decision::refuse(IcmpError::PortUnreachable, Reason::NoSuchPort, headers)
+}
+
+/// What Linux says of a packet whose segments are of different sizes (SCTP):
+/// only its own stack can take it apart, and `bpf_skb_adjust_room` refuses it.
+const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// Whether only the kernel can put the packet into the overlay.
+#[inline(always)]
+pub(crate) fn needs_kernel<P: Packet>(packet: &P) -> bool {
+    packet.gso_size() == GSO_BY_FRAGS
+}
+
+/// Whether the packet, or each segment of it, fits the overlay.
+#[inline(always)]
+pub(crate) fn fits_overlay<A, P: Packet>(packet: &P, config: &Config, h: &Headers<A>) -> bool {
+    let gso = packet.gso_size();
+    let size = if gso == 0 {
+        packet.length().wrapping_sub(ETH_LEN as u32)
+    } else {
+        gso + (h.l4 - ETH_LEN) as u32 + h.l4_len as u32
+    };
+    size <= config.overlay_mtu as u32
+}
+
+/// Outer UDP source ports (RFC 7348 §4.1): Linux' default ephemeral range.
+const OUTER_PORT_FIRST: u16 = 32_768;
+const OUTER_PORTS: u32 = 28_232;
+
+/// The outer source port of a flow.
+#[inline(always)]
+pub(crate) fn outer_port(hash: u32) -> u16 {
+    OUTER_PORT_FIRST + reduce(hash, OUTER_PORTS) as u16
+}

@@ -1,0 +1,31 @@
+//! Tulle's packet pipeline: packets in, decisions out.
+//!
+//! Pure, safe and `no_std`, over two seams: [`Packet`] (what a packet holds)
+//! and [`Tables`] (what the maps hold). The eBPF programs are one
+//! implementation of both, the tests' plain memory the other. What each
+//! function decides is described in `docs/datapath.md`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+mod decision;
+mod family;
+pub mod flow;
+mod hash;
+mod hooks;
+pub mod icmp;
+pub mod overlay;
+mod packet;
+mod parse;
+pub mod reset;
+mod service;
+mod tables;
+pub mod wire;
+
+pub use decision::{Decision, Rewrite, Verdict};
+pub use family::{Family, V4, V6};
+pub use hash::{flow_hash, reduce};
+pub use hooks::{pod_from, pod_to, to_pod};
+pub use packet::{ETH_LEN, Packet};
+pub use parse::{Fragment, Frame, Headers, Signal, frame};
+pub use tables::{FlowRow, Grant, Tables};

@@ -1,0 +1,180 @@
+//! VXLAN (RFC 7348) over IPv4: what is accepted, and the header that is put on.
+
+use datapath_common::{Address, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto};
+
+use crate::{ETH_LEN, Family, Packet, V4, V6, checksum::Sum, parse::Frame, wire};
+
+/// Octets that encapsulation adds: outer IPv4, UDP, VXLAN, inner Ethernet.
+pub const OVERHEAD: usize = 20 + 8 + 8 + ETH_LEN;
+
+/// Where the inner Ethernet header starts.
+const INNER_ETH: usize = ETH_LEN + 20 + 8 + 8;
+/// Where the inner IP header starts.
+const INNER_IP: usize = INNER_ETH + ETH_LEN;
+/// VXLAN flags: "VNI is valid" and nothing else.
+const FLAGS: u8 = 0x08;
+
+/// What an arriving packet is to the overlay.
+#[derive(Clone, Copy, Debug)]
+pub enum Arrival<'t> {
+    /// No overlay packet for this node.
+    Other,
+    /// An overlay packet that only the kernel understands.
+    Kernel(Reason),
+    /// An overlay packet that goes nowhere.
+    Drop(Reason),
+    /// For the pod behind this row, with this inside.
+    ForPod(&'t Via, Frame),
+}
+
+/// What [`arrival`] asks of the maps.
+pub trait OverlayTables {
+    /// This node's underlay address, VTEP address, port and VNI.
+    fn config(&self) -> &datapath_common::Config;
+    /// Row of `tulle_nodes_v4`.
+    fn node(&self, addr: &Ip4) -> Option<&Node>;
+    /// Row of `tulle_pods_v4`.
+    fn pod4(&self, addr: &Ip4) -> Option<&Via>;
+    /// Row of `tulle_pods_v6`.
+    fn pod6(&self, addr: &Ip6) -> Option<&Via>;
+}
+
+/// Looks at a packet from the uplink.
+#[inline(always)]
+pub fn arrival<'t, P: Packet, T: OverlayTables>(packet: &P, tables: &'t T) -> Arrival<'t> {
+    let config = tables.config();
+    if config.features & Feature::OVERLAY == 0
+        || packet.length() < INNER_IP as u32
+        || packet.ethertype() != 0x0800
+        || packet.is_tagged()
+    {
+        return Arrival::Other;
+    }
+    let Ok(ip) = packet.read::<wire::Ipv4>(ETH_LEN) else {
+        return Arrival::Other;
+    };
+    let (version_ihl, src) = (ip.version_ihl, ip.src);
+    // Neither with options nor a fragment nor the beginning of one.
+    if ip.dst != config.node_ip4
+        || ip.protocol != proto::UDP
+        || version_ihl != 0x45
+        || ip.fragment.get() & 0x3fff != 0
+    {
+        return Arrival::Other;
+    }
+    let Ok(vxlan) = packet.read::<wire::UdpVxlan>(ETH_LEN + 20) else {
+        return Arrival::Other;
+    };
+    if vxlan.ports.dst.get() != config.vxlan_port {
+        return Arrival::Other;
+    }
+    if vxlan.flags != FLAGS || vxlan.vni.get() >> 8 != config.vni {
+        return Arrival::Kernel(Reason::ForeignVni);
+    }
+    let Ok(inner_eth) = packet.read::<wire::Ethernet>(INNER_ETH) else {
+        return Arrival::Other;
+    };
+    if tables.node(&src).is_none() {
+        return Arrival::Drop(Reason::UnknownNode);
+    }
+    if inner_eth.dst != config.vtep_mac {
+        return Arrival::Kernel(Reason::OverlayToKernel);
+    }
+    match inner_eth.ethertype.get() {
+        0x0800 => match packet.read::<wire::Ipv4>(INNER_IP) {
+            Ok(ip) => inner::<V4>(ip.version_ihl, ip.ttl, tables.pod4(&ip.dst), Frame::V4),
+            Err(reason) => unreadable(reason),
+        },
+        // Two pieces: the whole header would be copied to the stack.
+        0x86dd => match (
+            packet.read::<Ip6>(INNER_IP + 24),
+            packet.read::<[u8; 8]>(INNER_IP),
+        ) {
+            (Ok(dst), Ok(b)) => inner::<V6>(b[0], b[7], tables.pod6(&dst), Frame::V6),
+            (Err(reason), _) | (_, Err(reason)) => unreadable(reason),
+        },
+        _ => Arrival::Kernel(Reason::OverlayToKernel),
+    }
+}
+
+/// The inner IP header: version, TTL, and whose pod it is for.
+#[inline(always)]
+fn inner<F: Family>(version: u8, ttl: u8, via: Option<&Via>, frame: Frame) -> Arrival<'_> {
+    if version >> 4 != F::Addr::VERSION {
+        return Arrival::Drop(Reason::BadHeader);
+    }
+    match via {
+        // What is to expire here is the kernel's to answer.
+        Some(via) if ttl > 1 && via.kind == ViaKind::Local as u8 => Arrival::ForPod(via, frame),
+        _ => Arrival::Kernel(Reason::OverlayToKernel),
+    }
+}
+
+#[inline(always)]
+fn unreadable<'t>(reason: Reason) -> Arrival<'t> {
+    if reason.group().is_loss() {
+        Arrival::Drop(reason)
+    } else {
+        Arrival::Kernel(reason)
+    }
+}
+
+/// Where [`header`] is written: at the outer EtherType.
+pub const HEADER_AT: usize = ETH_LEN - 2;
+
+/// The outer EtherType, the outer headers and the inner Ethernet header for an
+/// inner IP packet of `inner_len` octets, as words in memory order. `id` is the
+/// outer identification; the UDP checksum is zero (RFC 7348 §4.1).
+#[inline(always)]
+pub fn header<F: Family>(
+    via: &Via,
+    config: &datapath_common::Config,
+    sport: u16,
+    inner_len: u32,
+    id: u16,
+) -> [u32; 13] {
+    let total = (inner_len as u16).wrapping_add(OVERHEAD as u16);
+    let c = Sum::ZERO
+        .add(via.outer_sum as u32)
+        .add(total.to_be() as u32)
+        .add(id.to_be() as u32)
+        .to_field()
+        .to_ne_bytes();
+    let (t, i) = (total.to_be_bytes(), id.to_be_bytes());
+    let (s, d) = (config.node_ip4.octets(), via.node.octets());
+    let (sp, dp) = (sport.to_be_bytes(), config.vxlan_port.to_be_bytes());
+    let u = total.wrapping_sub(20).to_be_bytes();
+    let v = config.vni.to_be_bytes();
+    let (dm, sm) = (via.dst_mac.octets(), via.src_mac.octets());
+    let inner = if F::Addr::VERSION == 4 {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    };
+    let w = u32::from_ne_bytes;
+    [
+        w([0x08, 0x00, 0x45, 0]),
+        w([t[0], t[1], i[0], i[1]]),
+        w([0, 0, 64, proto::UDP]),
+        w([c[0], c[1], s[0], s[1]]),
+        w([s[2], s[3], d[0], d[1]]),
+        w([d[2], d[3], sp[0], sp[1]]),
+        w([dp[0], dp[1], u[0], u[1]]),
+        w([0, 0, FLAGS, 0]),
+        w([0, 0, v[1], v[2]]),
+        w([v[3], 0, dm[0], dm[1]]),
+        w([dm[2], dm[3], dm[4], dm[5]]),
+        w([sm[0], sm[1], sm[2], sm[3]]),
+        w([sm[4], sm[5], inner[0], inner[1]]),
+    ]
+}
+
+/// The part of the outer IPv4 header's sum that does not change from packet to
+/// packet: what [`Via::outer_sum`] holds.
+pub fn outer_sum(src: Ip4, dst: Ip4) -> u16 {
+    Sum::ZERO
+        .add_bytes(&[0x45, 0, 0, 0, 0, 0, 0, 0, 64, proto::UDP, 0, 0])
+        .add(src.word())
+        .add(dst.word())
+        .fold16()
+}

@@ -1,0 +1,61 @@
+//! What the pipeline asks of the maps.
+
+use datapath_common::{
+    Backend, Config, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    Via,
+};
+
+use crate::Headers;
+
+/// What is granted only so often in a tick.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Grant {
+    /// A new flow.
+    Flow,
+    /// An ICMP error.
+    IcmpError,
+}
+
+/// A row of the flow table, in place.
+pub trait FlowRow<A>: Copy {
+    /// The row as it is now.
+    fn get(&self) -> Flow<A>;
+    /// Sets state and time. Another CPU may do so at the same time: both write
+    /// values that are right for a packet of this moment.
+    fn touch(&self, state: FlowState, seen: u32);
+}
+
+/// The maps, as seen by one family of addresses.
+pub trait Tables<A> {
+    /// Handle of a flow row.
+    type Row: FlowRow<A>;
+
+    /// What the agent fixed at load time.
+    fn config(&self) -> &Config;
+    /// Now, in ticks.
+    fn now(&self) -> u32;
+    /// Whether one more of these is granted to this CPU in this tick.
+    fn grant(&self, what: Grant) -> bool;
+
+    /// Row of `tulle_front_*`.
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend>;
+    /// Slot of `tulle_segments`.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// Row of `tulle_back_*`.
+    fn backend(&self, id: u32) -> Option<&Backend<A>>;
+    /// Row of `tulle_flow_*`.
+    fn flow(&self, key: FlowKey<A>) -> Option<Self::Row>;
+    /// Writes a row of `tulle_flow_*`; false if the table did not take it.
+    #[must_use]
+    fn open_flow(&self, key: FlowKey<A>, flow: Flow<A>) -> bool;
+    /// Row of `tulle_frag_*`.
+    fn ports(&self, key: FragmentKey<A>) -> Option<FragmentPorts>;
+    /// Writes a row of `tulle_frag_*`; best effort.
+    fn remember_ports(&self, key: FragmentKey<A>, ports: FragmentPorts);
+    /// Row of `tulle_pods_*`.
+    fn pod(&self, addr: &A) -> Option<&Via>;
+    /// Longest match in `tulle_peers_*`.
+    fn peer(&self, addr: &A) -> Option<&Via>;
+    /// Tells watchers of a flow that was opened; never fails.
+    fn flow_opened(&self, headers: &Headers<A>, backend: &Backend<A>);
+}

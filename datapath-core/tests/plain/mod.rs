@@ -1,0 +1,220 @@
+//! Plain memory as packet and tables: the pipeline's second implementation.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use datapath_common::{
+    Address, Backend, BackendState, Config, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Reason, Via, ViaKind,
+};
+use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Tables};
+
+/// A frame in plain memory.
+pub struct Bytes<'a> {
+    pub frame: &'a [u8],
+    pub gso_size: u32,
+}
+
+impl<'a> Bytes<'a> {
+    pub fn new(frame: &'a [u8]) -> Self {
+        Self { frame, gso_size: 0 }
+    }
+}
+
+impl Packet for Bytes<'_> {
+    fn read<T: bytemuck::Pod>(&self, at: usize) -> Result<T, Reason> {
+        self.frame
+            .get(at..at + size_of::<T>())
+            .map(bytemuck::pod_read_unaligned)
+            .ok_or(Reason::Truncated)
+    }
+    fn length(&self) -> u32 {
+        self.frame.len() as u32
+    }
+    fn gso_size(&self) -> u32 {
+        self.gso_size
+    }
+    fn ethertype(&self) -> u16 {
+        self.read(ETH_LEN - 2).map_or(0, u16::from_be)
+    }
+    fn opaque(&self, value: u64) -> u64 {
+        value
+    }
+    fn is_tagged(&self) -> bool {
+        false
+    }
+}
+
+/// The tables of one family.
+pub struct Plain<A: 'static> {
+    pub config: Config,
+    pub now: Cell<u32>,
+    pub grants: Cell<u32>,
+    pub fronts: HashMap<FrontendKey<A>, Frontend>,
+    pub slots: Vec<u32>,
+    pub backends: Vec<Backend<A>>,
+    pub flows: RefCell<HashMap<FlowKey<A>, &'static Cell<Flow<A>>>>,
+    pub flow_limit: usize,
+    pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
+    pub pods: HashMap<A, Via>,
+    pub peers: Vec<(A, u32, Via)>,
+}
+
+impl<A: Address + std::hash::Hash + 'static> Plain<A> {
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            now: Cell::new(1000),
+            grants: Cell::new(u32::MAX),
+            fronts: HashMap::new(),
+            slots: vec![0],
+            backends: vec![Self::nobody()],
+            flows: RefCell::default(),
+            flow_limit: usize::MAX,
+            fragments: RefCell::default(),
+            pods: HashMap::new(),
+            peers: Vec::new(),
+        }
+    }
+
+    fn nobody() -> Backend<A> {
+        Backend {
+            addr: A::UNSPECIFIED,
+            port: 0,
+            proto: 0,
+            state: BackendState::Free as u8,
+            generation: 0,
+            via: Via::KERNEL,
+        }
+    }
+
+    /// Adds a service with these backends; returns the first backend's id.
+    pub fn service(&mut self, key: FrontendKey<A>, backends: &[(A, u16, Via)], flags: u16) -> u32 {
+        let first = self.backends.len() as u32;
+        let start = self.slots.len() as u32;
+        for (addr, port, via) in backends {
+            self.slots.push(self.backends.len() as u32);
+            self.backends.push(Backend {
+                addr: *addr,
+                port: *port,
+                proto: key.proto,
+                state: BackendState::Active as u8,
+                generation: 1,
+                via: *via,
+            });
+        }
+        let len = backends.len() as u32;
+        let front = Frontend {
+            service: start,
+            start,
+            len,
+            affinity_secs: 0,
+            flags,
+            reserved: 0,
+        };
+        self.fronts.insert(key, front);
+        self.fronts
+            .insert(FrontendKey::address(key.addr), Frontend::default());
+        first
+    }
+
+    pub fn flow_at(&self, key: FlowKey<A>) -> Option<Flow<A>> {
+        self.flows.borrow().get(&key).map(|cell| cell.get())
+    }
+}
+
+/// A `via` to a pod of this node.
+pub fn local(ifindex: u32) -> Via {
+    Via {
+        kind: ViaKind::Local as u8,
+        ifindex,
+        ..Via::KERNEL
+    }
+}
+
+/// A `via` through the overlay.
+pub fn vxlan(node: [u8; 4]) -> Via {
+    let node = datapath_common::Ip4::new(node);
+    Via {
+        kind: ViaKind::Vxlan as u8,
+        ifindex: 2,
+        node,
+        next_hop: node,
+        ..Via::KERNEL
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Handle<A: 'static>(&'static Cell<Flow<A>>);
+
+impl<A: Copy> FlowRow<A> for Handle<A> {
+    fn get(&self) -> Flow<A> {
+        self.0.get()
+    }
+    fn touch(&self, state: FlowState, seen: u32) {
+        let mut flow = self.0.get();
+        (flow.state, flow.seen) = (state as u8, seen);
+        self.0.set(flow);
+    }
+}
+
+impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
+    type Row = Handle<A>;
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+    fn grant(&self, _: Grant) -> bool {
+        let left = self.grants.get();
+        self.grants.set(left.saturating_sub(1));
+        left > 0
+    }
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend> {
+        self.fronts.get(key)
+    }
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(index as usize).copied()
+    }
+    fn backend(&self, id: u32) -> Option<&Backend<A>> {
+        self.backends.get(id as usize)
+    }
+    fn flow(&self, key: FlowKey<A>) -> Option<Handle<A>> {
+        self.flows.borrow().get(&key).copied().map(Handle)
+    }
+    fn open_flow(&self, key: FlowKey<A>, flow: Flow<A>) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        if !flows.contains_key(&key) && flows.len() >= self.flow_limit {
+            return false;
+        }
+        // Leaked: a test is over before it matters, and handles stay `Copy`.
+        flows.insert(key, Box::leak(Box::new(Cell::new(flow))));
+        true
+    }
+    fn ports(&self, key: FragmentKey<A>) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(&key).copied()
+    }
+    fn remember_ports(&self, key: FragmentKey<A>, ports: FragmentPorts) {
+        self.fragments.borrow_mut().insert(key, ports);
+    }
+    fn pod(&self, addr: &A) -> Option<&Via> {
+        self.pods.get(addr)
+    }
+    fn peer(&self, addr: &A) -> Option<&Via> {
+        let covers = |net: A, bits: u32| {
+            (0..4).all(|i| {
+                let bits = bits.saturating_sub(32 * i as u32).min(32);
+                let mask = (u64::MAX << (32 - bits)) as u32;
+                (net.words()[i] ^ addr.words()[i]) & mask.to_be() == 0
+            })
+        };
+        self.peers
+            .iter()
+            .filter(|(net, bits, _)| covers(*net, *bits))
+            .max_by_key(|(_, bits, _)| *bits)
+            .map(|(_, _, via)| via)
+    }
+    fn flow_opened(&self, _: &Headers<A>, _: &Backend<A>) {}
+}

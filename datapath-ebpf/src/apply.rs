@@ -1,0 +1,297 @@
+//! Carries out a decision: addresses, ports, checksums, TTL, MAC addresses,
+//! encapsulation, ICMP errors.
+
+use core::mem;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_redir_neigh,
+    },
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_adjust_room,
+    },
+};
+use datapath_common::{Config, Mac, Reason, Via, proto};
+use datapath_core::{
+    Decision, ETH_LEN, Fragment, Frame, Grant, Headers, Packet as _, Rewrite, Tables, Verdict,
+    checksum::{Sum, crc32c_change},
+    icmp::{self, IcmpError},
+    overlay, reset,
+    wire::{self, Be16},
+};
+
+use crate::{ctx::Skb, exit::TcExit, shape::Shape, tables::Maps};
+
+/// Carries out a decision about a packet at a TC hook.
+#[inline(always)]
+pub fn carry_out<F: Shape>(
+    skb: &mut Skb,
+    maps: &Maps,
+    headers: &Headers<F::Addr>,
+    decision: &Decision<'_, F::Addr>,
+) -> (TcExit, Reason)
+where
+    Maps: Tables<F::Addr>,
+{
+    let hops = match decision.verdict {
+        Verdict::Drop => return (TcExit::DROP, decision.reason),
+        Verdict::Refuse => {
+            return match refuse::<F>(skb, maps, headers, decision.error) {
+                // SAFETY: the helper takes an interface index, which it checks.
+                Ok(()) => (
+                    TcExit::redirect(unsafe { bpf_redirect(skb.ifindex(), 0) }),
+                    decision.reason,
+                ),
+                Err(reason) => (TcExit::DROP, reason),
+            };
+        }
+        Verdict::Kernel => 0,
+        Verdict::Deliver | Verdict::Encapsulate => 1,
+    };
+    if let Err(reason) = translate::<F>(skb, headers, &decision.rewrite, hops) {
+        return (TcExit::DROP, reason);
+    }
+    let Some(via) = decision.via else {
+        return (TcExit::NEXT, decision.reason);
+    };
+    if decision.verdict == Verdict::Deliver {
+        skb.look();
+        if let Err(reason) = write_macs(skb, via.dst_mac, via.src_mac) {
+            return (TcExit::DROP, reason);
+        }
+        // SAFETY: the helper takes an interface index, which it checks.
+        return (
+            TcExit::redirect(unsafe { bpf_redirect_peer(via.ifindex, 0) }),
+            decision.reason,
+        );
+    }
+    if let Err(reason) = encapsulate::<F>(skb, maps.config(), via, decision.outer_port) {
+        return (
+            if reason.group().is_loss() {
+                TcExit::DROP
+            } else {
+                TcExit::NEXT
+            },
+            reason,
+        );
+    }
+    (redirect_to_next_hop(via), decision.reason)
+}
+
+/// Translates a packet that stays on its way through the stack.
+#[inline(always)]
+pub fn translate<F: Shape>(
+    skb: &mut Skb,
+    headers: &Headers<F::Addr>,
+    rewrite: &Rewrite<F::Addr>,
+    hops: u8,
+) -> Result<(), Reason> {
+    if !rewrite.any && hops == 0 {
+        return Ok(());
+    }
+    let ttl = headers.ttl.wrapping_sub(hops);
+    let change = F::write_header(skb, headers, rewrite, ttl)?;
+    if !rewrite.any || headers.fragment == Fragment::Later {
+        return Ok(());
+    }
+    let old_ports = words(headers.sport, headers.dport);
+    let new_ports = words(rewrite.sport, rewrite.dport);
+    let at = headers.l4;
+    if old_ports != new_ports {
+        skb.write(at, new_ports)?;
+    }
+    let field = match headers.proto {
+        proto::TCP => 16,
+        proto::UDP => 6,
+        proto::SCTP => return sctp(skb, headers, old_ports ^ new_ports),
+        _ => return Ok(()),
+    };
+    let mangled = if headers.proto == proto::UDP {
+        BPF_F_MARK_MANGLED_0
+    } else {
+        0
+    };
+    // SAFETY: the context is the program's own; the kernel checks the offset.
+    let failed = unsafe {
+        bpf_l4_csum_replace(
+            skb.raw(),
+            (at + field) as u32,
+            0,
+            change.fold32() as u64,
+            (BPF_F_PSEUDO_HDR | mangled) as u64,
+        ) != 0
+            || (old_ports != new_ports
+                && bpf_l4_csum_replace(
+                    skb.raw(),
+                    (at + field) as u32,
+                    0,
+                    Sum::ZERO.sub(old_ports).add(new_ports).fold32() as u64,
+                    mangled as u64,
+                ) != 0)
+    };
+    if failed {
+        Err(Reason::RewriteFailed)
+    } else {
+        Ok(())
+    }
+}
+
+/// Both ports as they lie in the packet, as a native word.
+#[inline(always)]
+fn words(sport: u16, dport: u16) -> u32 {
+    ((sport as u32) << 16 | dport as u32).to_be()
+}
+
+/// A global function, so that the verifier follows its loops once and not for
+/// each state that leads here.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_crc32c(delta: u32, len: u32) -> u32 {
+    crc32c_change(delta, len)
+}
+
+/// SCTP's checksum covers the ports but not the addresses.
+#[inline(always)]
+fn sctp<A>(skb: &Skb, headers: &Headers<A>, delta: u32) -> Result<(), Reason> {
+    if delta == 0 {
+        return Ok(());
+    }
+    let field: u32 = skb
+        .read(headers.l4 + 8)
+        .map_err(|_| Reason::RewriteFailed)?;
+    if field == 0 {
+        // Not computed yet: left to the device, which sums what it sends.
+        return Ok(());
+    }
+    let change = tulle_crc32c(u32::from_le(delta), headers.l4_total);
+    skb.write(headers.l4 + 8, field ^ change.to_le())
+}
+
+/// Writes the Ethernet addresses.
+#[inline(always)]
+pub fn write_macs(skb: &Skb, dst: Mac, src: Mac) -> Result<(), Reason> {
+    skb.write(0, [dst, src])
+}
+
+const AF_INET: u32 = 2;
+
+/// Puts the packet into the overlay.
+#[inline(always)]
+fn encapsulate<F: Shape>(
+    skb: &mut Skb,
+    config: &Config,
+    via: &Via,
+    port: u16,
+) -> Result<(), Reason> {
+    const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+        | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+        | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+        | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+        | (ETH_LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+    let inner = skb.length().wrapping_sub(ETH_LEN as u32);
+    // SAFETY: the context is the program's own.
+    let failed = unsafe {
+        bpf_skb_adjust_room(
+            skb.raw(),
+            (overlay::OVERHEAD as u32).cast_signed(),
+            BPF_ADJ_ROOM_MAC,
+            FLAGS,
+        )
+    };
+    if failed != 0 {
+        // The packet is a tunnel's already, or of an offload kind that the helper
+        // does not know. The kernel's own device takes both; it counts one hop more.
+        return Err(Reason::SlowPath);
+    }
+    skb.look();
+    // Random: a router with a smaller MTU may fragment the outer packet, and
+    // fragments of two packets must not be taken for one's (RFC 6864 §4.3).
+    // SAFETY: the helper takes nothing.
+    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let header = overlay::header::<F>(via, config, port, inner, id);
+    skb.write(overlay::HEADER_AT, header)
+}
+
+/// Sends the packet towards another node; the kernel resolves the next hop.
+#[inline(always)]
+fn redirect_to_next_hop(via: &Via) -> TcExit {
+    // SAFETY: plain integers and a union of them.
+    let mut hop: bpf_redir_neigh = unsafe { mem::zeroed() };
+    hop.nh_family = AF_INET;
+    hop.__bindgen_anon_1.ipv4_nh = via.next_hop.word();
+    // SAFETY: `hop` lives on the stack and has the size given.
+    TcExit::redirect(unsafe {
+        bpf_redirect_neigh(
+            via.ifindex,
+            &raw mut hop,
+            (size_of::<bpf_redir_neigh>() as u32).cast_signed(),
+            0,
+        )
+    })
+}
+
+/// Takes the packet out of the overlay: what follows the outer Ethernet header
+/// is then the inner IP packet.
+#[inline(always)]
+pub fn decapsulate(skb: &mut Skb, inner: Frame) -> Result<(), Reason> {
+    let flags = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+        | match inner {
+            Frame::V4 => 0,
+            Frame::V6 => BPF_F_ADJ_ROOM_DECAP_L3_IPV6 as u64,
+        };
+    // SAFETY: the context is the program's own.
+    let failed = unsafe {
+        bpf_skb_adjust_room(
+            skb.raw(),
+            -((overlay::OVERHEAD as u32).cast_signed()),
+            BPF_ADJ_ROOM_MAC,
+            flags,
+        )
+    };
+    if failed != 0 {
+        return Err(Reason::RewriteFailed);
+    }
+    skb.shrunk(overlay::OVERHEAD as u32);
+    if inner == Frame::V6 {
+        skb.write(ETH_LEN - 2, Be16::new(0x86dd))?;
+    }
+    Ok(())
+}
+
+/// Turns the packet into the ICMP error or TCP reset that answers it, if it may
+/// be answered.
+#[inline(always)]
+fn refuse<F: Shape>(
+    skb: &mut Skb,
+    maps: &Maps,
+    headers: &Headers<F::Addr>,
+    error: IcmpError,
+) -> Result<(), Reason>
+where
+    Maps: Tables<F::Addr>,
+{
+    if !icmp::is_answerable::<F>(headers) {
+        return Err(Reason::Unanswerable);
+    }
+    // Asked before the limit: what is not answered takes no grant.
+    let resets = error == IcmpError::PortUnreachable && headers.proto == proto::TCP;
+    if !resets {
+        return if maps.grant(Grant::IcmpError) {
+            F::answer(skb, maps.config(), error)
+        } else {
+            Err(Reason::ErrorLimit)
+        };
+    }
+    let refused: wire::Tcp = skb.read(headers.l4).map_err(|_| Reason::Unanswerable)?;
+    if !reset::is_answerable(&refused) {
+        return Err(Reason::Unanswerable);
+    }
+    if !maps.grant(Grant::IcmpError) {
+        return Err(Reason::ErrorLimit);
+    }
+    F::reset(skb, headers, &refused)
+}

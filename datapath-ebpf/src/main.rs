@@ -1,0 +1,23 @@
+//! Tulle's eBPF programs: thin shells around `datapath_core`. A program takes
+//! its packet, asks the core, carries the decision out and leaves by `exit`.
+#![no_std]
+#![no_main]
+
+mod apply;
+mod ctx;
+mod exit;
+mod maps;
+mod prog;
+mod shape;
+mod tables;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The programs have no panic left once compiled; the verifier would
+    // refuse this loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

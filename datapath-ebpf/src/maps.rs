@@ -1,0 +1,56 @@
+//! Every map of the object. Names and purposes are in `datapath_common::maps`.
+//! Sizes are defaults; the loader sets what the agent was told.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use datapath_common::{
+    Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    Ip4, Ip6, Limit, MonitorControl, Node, Via, Work,
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map(name = "tulle_front_v4")]
+pub static FRONT_V4: HashMap<FrontendKey<Ip4>, Frontend, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_front_v6")]
+pub static FRONT_V6: HashMap<FrontendKey<Ip6>, Frontend, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_segments")]
+pub static SEGMENTS: Array<u32, 262_144, MMAPABLE> = Array::new();
+#[btf_map(name = "tulle_back_v4")]
+pub static BACK_V4: Array<Backend<Ip4>, 65_536> = Array::new();
+#[btf_map(name = "tulle_back_v6")]
+pub static BACK_V6: Array<Backend<Ip6>, 65_536> = Array::new();
+#[btf_map(name = "tulle_flow_v4")]
+pub static FLOW_V4: LruHashMap<FlowKey<Ip4>, Flow<Ip4>, 131_072> = LruHashMap::new();
+#[btf_map(name = "tulle_flow_v6")]
+pub static FLOW_V6: LruHashMap<FlowKey<Ip6>, Flow<Ip6>, 131_072> = LruHashMap::new();
+#[btf_map(name = "tulle_frag_v4")]
+pub static FRAG_V4: LruHashMap<FragmentKey<Ip4>, FragmentPorts, 4_096> = LruHashMap::new();
+#[btf_map(name = "tulle_frag_v6")]
+pub static FRAG_V6: LruHashMap<FragmentKey<Ip6>, FragmentPorts, 4_096> = LruHashMap::new();
+#[btf_map(name = "tulle_pods_v4")]
+pub static PODS_V4: HashMap<Ip4, Via, 4_096, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_pods_v6")]
+pub static PODS_V6: HashMap<Ip6, Via, 4_096, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_peers_v4")]
+pub static PEERS_V4: LpmTrie<Ip4, Via, 16_384> = LpmTrie::new();
+#[btf_map(name = "tulle_peers_v6")]
+pub static PEERS_V6: LpmTrie<Ip6, Via, 16_384> = LpmTrie::new();
+#[btf_map(name = "tulle_nodes_v4")]
+pub static NODES_V4: HashMap<Ip4, Node, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_work_v4")]
+pub static WORK_V4: PerCpuArray<Work<Ip4>, 1> = PerCpuArray::new();
+#[btf_map(name = "tulle_work_v6")]
+pub static WORK_V6: PerCpuArray<Work<Ip6>, 1> = PerCpuArray::new();
+#[btf_map(name = "tulle_counters")]
+pub static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
+#[btf_map(name = "tulle_limits")]
+pub static LIMITS: PerCpuArray<Limit, 2> = PerCpuArray::new();
+#[btf_map(name = "tulle_events")]
+pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
+#[btf_map(name = "tulle_monitor")]
+pub static MONITOR: Array<MonitorControl, 1> = Array::new();

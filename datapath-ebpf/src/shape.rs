@@ -1,0 +1,183 @@
+//! What carrying out a decision needs of each family: its header's addresses
+//! and TTL, its ICMP errors and TCP resets.
+
+use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_skb_change_tail};
+use bytemuck::{Pod, Zeroable};
+use datapath_common::{Address as _, Config, Ip4, Ip6, Mac, Reason};
+use datapath_core::{
+    ETH_LEN, Family, Headers, Packet as _, Rewrite, V4, V6,
+    checksum::Sum,
+    icmp::{self, IcmpError},
+    reset, wire,
+};
+
+use crate::{apply::write_macs, ctx::Skb};
+
+/// A family's part of carrying out: where its header has what.
+pub trait Shape: Family {
+    /// Writes addresses and TTL (and IPv4's own checksum) of the header at
+    /// [`ETH_LEN`]. Returns the change of the addresses' sum.
+    fn write_header(
+        skb: &Skb,
+        old: &Headers<Self::Addr>,
+        new: &Rewrite<Self::Addr>,
+        ttl: u8,
+    ) -> Result<Sum, Reason>;
+    /// Turns the packet into the ICMP error that answers it.
+    fn answer(skb: &mut Skb, config: &Config, error: IcmpError) -> Result<(), Reason>;
+    /// Turns the TCP segment `refused` into the reset that answers it.
+    fn reset(skb: &mut Skb, h: &Headers<Self::Addr>, refused: &wire::Tcp) -> Result<(), Reason>;
+}
+
+/// Where TTL, protocol, checksum and addresses begin, side by side.
+const HOPS_AT: usize = ETH_LEN + 8;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Hops {
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    src: Ip4,
+    dst: Ip4,
+}
+
+impl Hops {
+    /// TTL and protocol as they lie in memory.
+    #[inline(always)]
+    fn word(self) -> u32 {
+        u16::from_ne_bytes([self.ttl, self.protocol]) as u32
+    }
+}
+
+impl Shape for V4 {
+    #[inline(always)]
+    fn write_header(
+        skb: &Skb,
+        old: &Headers<Ip4>,
+        new: &Rewrite<Ip4>,
+        ttl: u8,
+    ) -> Result<Sum, Reason> {
+        let change = Sum::ZERO
+            .sub(old.src.word())
+            .add(new.src.word())
+            .sub(old.dst.word())
+            .add(new.dst.word());
+        let old_ip: Hops = skb.read(HOPS_AT).map_err(|_| Reason::RewriteFailed)?;
+        let hops = Hops { ttl, ..old_ip };
+        let checksum = Sum::from_field(old_ip.checksum)
+            .add(change.fold32())
+            .sub(old_ip.word())
+            .add(hops.word())
+            .to_field();
+        skb.write(
+            HOPS_AT,
+            Hops {
+                checksum,
+                src: new.src,
+                dst: new.dst,
+                ..hops
+            },
+        )?;
+        Ok(change)
+    }
+
+    #[inline(always)]
+    fn reset(skb: &mut Skb, h: &Headers<Ip4>, refused: &wire::Tcp) -> Result<(), Reason> {
+        let packet = reset::packet_v4(h, refused);
+        turn_round(skb, packet.len())?;
+        skb.write(ETH_LEN, packet)
+    }
+
+    #[inline(always)]
+    fn answer(skb: &mut Skb, config: &Config, error: IcmpError) -> Result<(), Reason> {
+        quote(skb, |q| {
+            icmp::headers_v4(q, config.router_ip4, error, config.overlay_mtu)
+        })
+    }
+}
+
+impl Shape for V6 {
+    #[inline(always)]
+    fn write_header(
+        skb: &Skb,
+        old: &Headers<Ip6>,
+        new: &Rewrite<Ip6>,
+        ttl: u8,
+    ) -> Result<Sum, Reason> {
+        let [next, hops]: [u8; 2] = skb.read(ETH_LEN + 6).map_err(|_| Reason::RewriteFailed)?;
+        skb.write(ETH_LEN + 7, ttl)?;
+        let mut change = Sum::ZERO;
+        if new.src != old.src {
+            skb.write(ETH_LEN + 8, new.src)?;
+            change = replaced(change, old.src, new.src);
+        }
+        if new.dst != old.dst {
+            skb.write(ETH_LEN + 24, new.dst)?;
+            change = replaced(change, old.dst, new.dst);
+        }
+        let all = change
+            .sub(u16::from_ne_bytes([next, hops]) as u32)
+            .add(u16::from_ne_bytes([next, ttl]) as u32);
+        // A sum over the whole packet (CHECKSUM_COMPLETE) is balanced by the
+        // header's checksum in IPv4, by nothing in IPv6.
+        // SAFETY: the context is the program's own; other packets are left alone.
+        unsafe { bpf_csum_update(skb.raw(), all.fold32()) };
+        Ok(change)
+    }
+
+    #[inline(always)]
+    fn reset(skb: &mut Skb, h: &Headers<Ip6>, refused: &wire::Tcp) -> Result<(), Reason> {
+        let packet = reset::packet_v6(h, refused);
+        turn_round(skb, packet.len())?;
+        skb.write(ETH_LEN, packet)
+    }
+
+    #[inline(always)]
+    fn answer(skb: &mut Skb, config: &Config, error: IcmpError) -> Result<(), Reason> {
+        quote(skb, |q| {
+            icmp::headers_v6(q, config.router_ip6, error, config.overlay_mtu)
+        })
+    }
+}
+
+#[inline(always)]
+fn replaced(sum: Sum, old: Ip6, new: Ip6) -> Sum {
+    let (o, n) = (old.words(), new.words());
+    sum.sub(o[0])
+        .sub(o[1])
+        .sub(o[2])
+        .sub(o[3])
+        .add(n[0])
+        .add(n[1])
+        .add(n[2])
+        .add(n[3])
+}
+
+/// Gives the packet the length of its answer: `words` words behind the
+/// Ethernet header, whose addresses are exchanged.
+#[inline(always)]
+fn turn_round(skb: &mut Skb, words: usize) -> Result<(), Reason> {
+    // SAFETY: the context is the program's own.
+    if unsafe { bpf_skb_change_tail(skb.raw(), (ETH_LEN + 4 * words) as u32, 0) } != 0 {
+        return Err(Reason::RewriteFailed);
+    }
+    skb.look();
+    let [dst, src]: [Mac; 2] = skb.read(0).map_err(|_| Reason::RewriteFailed)?;
+    write_macs(skb, src, dst)
+}
+
+/// Answers with `N` words of new headers, then the `N` words quoted.
+#[inline(always)]
+fn quote<const N: usize>(
+    skb: &mut Skb,
+    headers: impl FnOnce(&[u32; N]) -> [u32; N],
+) -> Result<(), Reason>
+where
+    [u32; N]: Pod,
+{
+    turn_round(skb, 2 * N)?;
+    let quote: [u32; N] = skb.read(ETH_LEN).map_err(|_| Reason::RewriteFailed)?;
+    skb.write(ETH_LEN + 4 * N, quote)?;
+    skb.write(ETH_LEN, headers(&quote))
+}

@@ -1,0 +1,245 @@
+//! The maps as the pipeline asks for them.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::BPF_ANY, btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_coarse_ns,
+};
+use datapath_common::{
+    Address, Backend, Config, EventKind, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Ip4, Ip6, Node, Reason, TICK_SHIFT, Via,
+    maps::{LIMIT_ERRORS, LIMIT_FLOWS},
+};
+use datapath_core::{FlowRow, Grant, Headers, Tables, overlay::OverlayTables};
+
+use crate::{exit::Origin, maps};
+
+/// What the agent fixed when it loaded the programs.
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config::EMPTY;
+
+/// The configuration. Opaque to the compiler, which would take the values of
+/// the object for those of the loaded program; the verifier sees through it.
+#[inline(always)]
+pub fn config() -> &'static Config {
+    core::hint::black_box(&CONFIG)
+}
+
+/// The maps, for one packet.
+pub struct Maps {
+    config: &'static Config,
+    origin: Origin,
+}
+
+impl Maps {
+    /// For a packet from `origin`.
+    #[inline(always)]
+    pub fn new(origin: Origin) -> Self {
+        Self {
+            config: config(),
+            origin,
+        }
+    }
+}
+
+/// A row of the flow table, in the kernel's memory.
+pub struct Row<A>(*mut Flow<A>);
+
+impl<A> Clone for Row<A> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A> Copy for Row<A> {}
+
+impl<A: Address> FlowRow<A> for Row<A> {
+    #[inline(always)]
+    fn get(&self) -> Flow<A> {
+        // SAFETY: the map's look-up returned the pointer; rows of a hash map
+        // stay readable until the program ends.
+        unsafe { *self.0 }
+    }
+    #[inline(always)]
+    fn touch(&self, state: FlowState, seen: u32) {
+        // SAFETY: as above; each store is a whole aligned field.
+        unsafe {
+            ptr::write_volatile(&raw mut (*self.0).state, state as u8);
+            ptr::write_volatile(&raw mut (*self.0).seen, seen);
+        }
+    }
+}
+
+/// Now, in ticks.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: the helper takes nothing.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+}
+
+/// Whether one more is granted to this CPU in this tick.
+#[inline(always)]
+fn grant(row: u32, limit: u32) -> bool {
+    if limit == 0 {
+        return true;
+    }
+    let Some(row) = maps::LIMITS.get_ptr_mut(row) else {
+        return true;
+    };
+    let now = now();
+    // SAFETY: the row is this CPU's own; programs are not preempted by programs of the same kind.
+    unsafe {
+        if (*row).tick != now {
+            (*row).tick = now;
+            (*row).count = 0;
+        }
+        (*row).count += 1;
+        (*row).count <= limit
+    }
+}
+
+/// A watcher's lease: whether it wants this kind of event now.
+#[inline(always)]
+pub fn is_watched(kind: EventKind) -> bool {
+    let Some(control) = maps::MONITOR.get(0) else {
+        return false;
+    };
+    let until = match kind {
+        EventKind::Drop => control.drops_until,
+        EventKind::FlowOpened => control.flows_until,
+        EventKind::Trace => control.traces_until,
+    };
+    until != 0 && until.wrapping_sub(now()).cast_signed() >= 0
+}
+
+macro_rules! tables {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident) => {
+        impl Tables<$addr> for Maps {
+            type Row = Row<$addr>;
+
+            #[inline(always)]
+            fn config(&self) -> &Config {
+                self.config
+            }
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                now()
+            }
+            #[inline(always)]
+            fn grant(&self, what: Grant) -> bool {
+                match what {
+                    Grant::Flow => grant(LIMIT_FLOWS, self.config.flows_per_tick),
+                    Grant::IcmpError => grant(LIMIT_ERRORS, self.config.errors_per_tick),
+                }
+            }
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$addr>) -> Option<&Frontend> {
+                // SAFETY: the agent replaces rows whole and never frees memory under a program.
+                unsafe { maps::$front.get(key) }
+            }
+            #[inline(always)]
+            fn slot(&self, index: u32) -> Option<u32> {
+                maps::SEGMENTS.get(index).copied()
+            }
+            #[inline(always)]
+            fn backend(&self, id: u32) -> Option<&Backend<$addr>> {
+                maps::$back.get(id)
+            }
+            #[inline(always)]
+            fn flow(&self, key: FlowKey<$addr>) -> Option<Row<$addr>> {
+                let work = maps::$work.get_ptr_mut(0)?;
+                // SAFETY: this CPU's own row; no program interrupts another at
+                // these hooks of the same CPU.
+                unsafe {
+                    (*work).key = key;
+                    maps::$flow.get_ptr_mut(&(*work).key).map(Row)
+                }
+            }
+            #[inline(always)]
+            fn open_flow(&self, key: FlowKey<$addr>, flow: Flow<$addr>) -> bool {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return false;
+                };
+                // SAFETY: as above.
+                let work = unsafe { &mut *work };
+                (work.key, work.flow) = (key, flow);
+                maps::$flow
+                    .insert(&work.key, &work.flow, BPF_ANY as u64)
+                    .is_ok()
+            }
+            #[inline(always)]
+            fn ports(&self, key: FragmentKey<$addr>) -> Option<FragmentPorts> {
+                let work = maps::$work.get_ptr_mut(0)?;
+                // SAFETY: as above; the row found is copied at once.
+                unsafe {
+                    (*work).fragment = key;
+                    maps::$frag.get(&(*work).fragment).copied()
+                }
+            }
+            #[inline(always)]
+            fn remember_ports(&self, key: FragmentKey<$addr>, ports: FragmentPorts) {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return;
+                };
+                // SAFETY: as above.
+                let work = unsafe { &mut *work };
+                work.fragment = key;
+                // Best effort: without the row later fragments are dropped by name.
+                let _ = maps::$frag.insert(&work.fragment, ports, BPF_ANY as u64);
+            }
+            #[inline(always)]
+            fn pod(&self, addr: &$addr) -> Option<&Via> {
+                // SAFETY: as for frontends.
+                unsafe { maps::$pods.get(addr) }
+            }
+            #[inline(always)]
+            fn peer(&self, addr: &$addr) -> Option<&Via> {
+                let key = Key::new(<$addr>::BITS, *addr);
+                maps::$peers.get(&key)
+            }
+            #[inline(always)]
+            fn flow_opened(&self, h: &Headers<$addr>, backend: &Backend<$addr>) {
+                if is_watched(EventKind::FlowOpened) {
+                    self.origin
+                        .emit(EventKind::FlowOpened, Reason::NotOurs, |event| {
+                            event.version = <$addr>::VERSION;
+                            event.src = h.src.to_16();
+                            event.dst = h.dst.to_16();
+                            event.sport = h.sport;
+                            event.dport = h.dport;
+                            event.proto = h.proto;
+                            event.backend = backend.addr.to_16();
+                            event.backend_port = backend.port;
+                        });
+                }
+            }
+        }
+    };
+}
+
+tables!(
+    Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4
+);
+tables!(
+    Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6
+);
+
+impl OverlayTables for Maps {
+    #[inline(always)]
+    fn config(&self) -> &Config {
+        self.config
+    }
+    #[inline(always)]
+    fn node(&self, addr: &Ip4) -> Option<&Node> {
+        // SAFETY: as for frontends.
+        unsafe { maps::NODES_V4.get(addr) }
+    }
+    #[inline(always)]
+    fn pod4(&self, addr: &Ip4) -> Option<&Via> {
+        <Self as Tables<Ip4>>::pod(self, addr)
+    }
+    #[inline(always)]
+    fn pod6(&self, addr: &Ip6) -> Option<&Via> {
+        <Self as Tables<Ip6>>::pod(self, addr)
+    }
+}

@@ -1,0 +1,244 @@
+//! A real `tulle-agent` process on a node of a cluster.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output};
+use std::time::Duration;
+
+use admin_api::{Client, ClientError, Status};
+
+use crate::cluster::{Node, UPLINK};
+use crate::error::{Context, Error, Result};
+use crate::netns::NetNs;
+use crate::process::Process;
+use crate::wait;
+
+/// How agents are started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// The program `tulle-agent`.
+    pub binary: PathBuf,
+    /// Directory of manifests.
+    pub state: PathBuf,
+    /// Further arguments of `run`.
+    pub args: Vec<OsString>,
+    /// Further variables of its environment.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// An agent of a node, running or not. A running one is killed on drop.
+#[derive(Debug)]
+pub struct Agent {
+    node: String,
+    ns: NetNs,
+    bpffs: PathBuf,
+    run_dir: PathBuf,
+    log: PathBuf,
+    options: AgentOptions,
+    process: Option<Process>,
+}
+
+impl AgentOptions {
+    /// Without further arguments.
+    pub fn new(binary: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
+        let (binary, state) = (binary.into(), state.into());
+        Self {
+            binary,
+            state,
+            args: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+
+    /// Adds arguments of `run`.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(OsString::from));
+        self
+    }
+}
+
+impl Agent {
+    /// An agent for a node, not yet started. Its log is `agent.log` in the
+    /// node's directory.
+    pub fn new(node: &Node, options: &AgentOptions) -> Result<Self> {
+        Ok(Self {
+            node: node.name().to_owned(),
+            ns: NetNs::adopt(node.ns().name())?,
+            bpffs: node.bpffs(),
+            run_dir: node.run_dir(),
+            log: node.directory().join("agent.log"),
+            options: options.clone(),
+            process: None,
+        })
+    }
+
+    /// Starts an agent for a node.
+    pub fn start(node: &Node, options: &AgentOptions) -> Result<Self> {
+        let mut agent = Self::new(node, options)?;
+        agent.spawn()?;
+        Ok(agent)
+    }
+
+    /// Starts it again after its end.
+    pub fn spawn(&mut self) -> Result<()> {
+        if let Some(process) = &mut self.process
+            && process.status()?.is_none()
+        {
+            let pid = process.pid();
+            return Err(Error::Invalid(format!(
+                "agent of {} runs already (pid {pid})",
+                self.node
+            )));
+        }
+        // What an earlier process left would look like readiness.
+        match std::fs::remove_file(self.socket()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).trying(|| format!("remove {}", self.socket().display()));
+            }
+            _ => {}
+        }
+        let mut command = self.ns.command(&self.options.binary)?;
+        command.arg("run").arg("--state").arg(&self.options.state);
+        command.args(["--node", &self.node, "--uplink", UPLINK]);
+        command
+            .arg("--bpffs")
+            .arg(&self.bpffs)
+            .arg("--run-dir")
+            .arg(&self.run_dir);
+        command
+            .args(&self.options.args)
+            .envs(self.options.env.iter().cloned());
+        let what = format!("agent of {}", self.node);
+        self.process = Some(Process::spawn(&what, command, &self.log)?);
+        Ok(())
+    }
+
+    /// Name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The socket that it answers on.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join(admin_api::SOCKET_NAME)
+    }
+
+    /// Its log file.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// All that it has logged, over its restarts.
+    pub fn log(&self) -> Result<String> {
+        std::fs::read_to_string(&self.log).trying(|| format!("read {}", self.log.display()))
+    }
+
+    /// Process id, if it has been started.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Waits until it serves what the first full list of objects says, slow
+    /// path included.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
+        self.wait_until("ready", limit, |agent| {
+            Ok(agent.status().is_ok_and(|status| status.ready))
+        })
+    }
+
+    /// What it says of itself.
+    pub fn status(&self) -> std::result::Result<Status, ClientError> {
+        Client::connect(&self.socket(), admin_api::DEFAULT_TIMEOUT)?.status()
+    }
+
+    /// Waits until `holds`; fails at once, with the end of its log, if it ends
+    /// before. `what` completes "agent of X is not …".
+    pub fn wait_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl FnMut(&Self) -> Result<bool>,
+    ) -> Result<()> {
+        let what = format!("agent of {} is not {what}", self.node);
+        let waited = wait::until(&what, limit, || {
+            if let Some(process) = &mut self.process {
+                process.check_running()?;
+            }
+            Ok(holds(self)?.then_some(()))
+        });
+        waited.map_err(|error| match error {
+            Error::Timeout { what, limit, .. } => {
+                let tail = self
+                    .process
+                    .as_ref()
+                    .map_or(String::new(), Process::log_tail);
+                let detail = format!("; the end of its log:\n{tail}");
+                Error::Timeout {
+                    what,
+                    limit,
+                    detail,
+                }
+            }
+            other => other,
+        })
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.running()?.kill()
+    }
+
+    /// Ends it with SIGTERM; waits at most `limit`.
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.running()?.terminate(limit)
+    }
+
+    /// SIGTERM, start, ready again; `limit` is for each.
+    pub fn restart(&mut self, limit: Duration) -> Result<()> {
+        self.terminate(limit)?;
+        self.spawn()?;
+        self.wait_ready(limit)
+    }
+
+    /// Lets it outlive this value and this process.
+    pub fn keep(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.keep();
+        }
+    }
+
+    /// Runs `tulle-agent cleanup` for the node to its end.
+    pub fn cleanup(&self) -> Result<Output> {
+        let mut command = self.ns.command(&self.options.binary)?;
+        command.args(["cleanup", "--node", &self.node, "--uplink", UPLINK]);
+        command
+            .arg("--bpffs")
+            .arg(&self.bpffs)
+            .arg("--run-dir")
+            .arg(&self.run_dir);
+        command.envs(self.options.env.iter().cloned());
+        let output = command
+            .output()
+            .trying(|| format!("run cleanup on {}", self.node))?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(Error::Command {
+            command: format!(
+                "[{}] {} cleanup",
+                self.ns.name(),
+                self.options.binary.display()
+            ),
+            status: output.status,
+            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        })
+    }
+
+    fn running(&mut self) -> Result<&mut Process> {
+        let node = &self.node;
+        self.process
+            .as_mut()
+            .ok_or_else(|| Error::Invalid(format!("agent of {node} was not started")))
+    }
+}

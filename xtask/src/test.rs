@@ -1,0 +1,310 @@
+//! `cargo xtask test`: everything that has to hold, in one run.
+
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::process::{Command, Stdio};
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result, bail};
+
+use crate::bpf_toolchain::{Choice, Toolchain};
+use crate::build_ebpf::{self, LoadCheck};
+use crate::lint;
+use crate::packages::Scope;
+use crate::process;
+use crate::setup;
+use crate::summary::{Counts, Summary};
+use crate::workspace::{Package, Workspace};
+
+/// The programs themselves: no test runs inside them.
+const PROGRAMS: &str = "datapath-ebpf";
+/// All its tests load programs or make namespaces.
+const ROOT_TESTS: &str = "bpf-tests";
+/// Crates whose tests in `tests/` need root, while those beside the code do not.
+const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];
+
+/// Run all tests: set up, build, verify, lint, host tests, tests that need root
+#[derive(clap::Args)]
+pub struct Args {
+    /// Lints and host tests only; needs no root
+    #[arg(long)]
+    quick: bool,
+    /// What compiles the eBPF programs
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    toolchain: Choice,
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Runs the stages. What cannot go on without a failed stage ends there; lints and tests all run.
+pub fn run(args: &Args) -> Result<()> {
+    if !args.quick && !process::is_root() {
+        bail!("tests load programs and make network namespaces: run this as root, or with --quick");
+    }
+    let mut summary = Summary::default();
+    if !args.quick && !summary.stage("setup", || set_up(args.toolchain)) {
+        return summary.finish();
+    }
+    let workspace = Workspace::detect()?;
+    let check = if args.quick {
+        LoadCheck::No
+    } else {
+        LoadCheck::Required
+    };
+    let mut toolchain: Option<Toolchain> = None;
+    let built = summary.stage("build-ebpf", || {
+        toolchain = Some(build_ebpf::build(&workspace, args.toolchain, check)?);
+        Ok(if check == LoadCheck::Required {
+            "verified by the kernel"
+        } else {
+            ""
+        }
+        .to_owned())
+    });
+    let Some(toolchain) = toolchain.filter(|_| built) else {
+        return summary.finish();
+    };
+    summary.stage("lint", || {
+        lint::lint(&workspace, toolchain, false)?;
+        Ok(String::new())
+    });
+
+    let filter = args.filter.as_deref();
+    let mut ran = 0;
+    summary.stage("host tests", || {
+        let counts = cargo_tests(&workspace, &host_runs(workspace.packages()), filter, None)?;
+        ran += counts.passed;
+        Ok(counts.to_string())
+    });
+    if !args.quick {
+        // Root tests run the agent and the CLI as an operator does: as programs.
+        let binaries = summary.stage("build", || {
+            process::run(
+                workspace
+                    .cargo()
+                    .args(["build", "--workspace", "--exclude", PROGRAMS]),
+            )?;
+            Ok(String::new())
+        });
+        if !binaries {
+            return summary.finish();
+        }
+        let threads = available_parallelism().map_or(2, |cores| cores.get().clamp(1, 4));
+        summary.stage("root tests", || {
+            let runs = root_runs(workspace.packages());
+            let counts = cargo_tests(&workspace, &runs, filter, Some(threads))?;
+            ran += counts.passed;
+            Ok(counts.to_string())
+        });
+        if filter.is_none() {
+            summary.stage("demo", || demonstrate(&workspace));
+        }
+    }
+    summary.finish()?;
+    if let (0, Some(filter)) = (ran, filter) {
+        bail!("no test has `{filter}` in its name");
+    }
+    Ok(())
+}
+
+/// Runs the demo under a name of its own, with the programs just built: it fails when anything
+/// that it shows is not as promised, or anything is left of it.
+fn demonstrate(workspace: &Workspace) -> Result<String> {
+    let programs = workspace.target().join("debug");
+    let mut demo = process::command(programs.join("tulle-demo"));
+    demo.arg("--name")
+        .arg(format!("test-{}", std::process::id()));
+    process::run(demo.arg("--programs").arg(&programs))?;
+    Ok("all as promised".into())
+}
+
+fn set_up(choice: Choice) -> Result<String> {
+    let ready = setup::ensure(Scope::Everything, choice)?;
+    Ok(if ready.installed {
+        "installed what was missing"
+    } else {
+        "nothing was missing"
+    }
+    .into())
+}
+
+/// Arguments of the `cargo test` calls for what needs no root: all targets and documentation of
+/// most crates; of the partly rooted ones all but `tests/`.
+fn host_runs(packages: &[Package]) -> Vec<Vec<String>> {
+    let (mut whole, mut beside_code, mut documentation) = (Vec::new(), Vec::new(), Vec::new());
+    for package in packages {
+        let name = package.name.as_str();
+        if name == PROGRAMS || name == ROOT_TESTS {
+            continue;
+        }
+        let words = ["--package", name].map(str::to_owned);
+        if !PARTLY_ROOT.contains(&name) {
+            whole.extend(words);
+            continue;
+        }
+        // Cargo refuses `--doc` for a crate without a library.
+        if package.has("lib") {
+            documentation.extend(words.clone());
+        }
+        beside_code.extend(words);
+    }
+    [
+        (whole, &[][..]),
+        (beside_code, &["--lib", "--bins"]),
+        (documentation, &["--doc"]),
+    ]
+    .into_iter()
+    .filter(|(packages, _)| !packages.is_empty())
+    .map(|(mut run, targets)| {
+        run.extend(targets.iter().map(|target| (*target).to_owned()));
+        run
+    })
+    .collect()
+}
+
+/// Arguments of the `cargo test` calls for what needs root.
+fn root_runs(packages: &[Package]) -> Vec<Vec<String>> {
+    let mut runs = Vec::new();
+    for package in packages {
+        let name = package.name.as_str();
+        let run = ["--package", name].map(str::to_owned);
+        if name == ROOT_TESTS {
+            runs.push(run.into());
+        } else if PARTLY_ROOT.contains(&name) && package.has("test") {
+            runs.push(
+                run.into_iter()
+                    .chain(["--test", "*"].map(str::to_owned))
+                    .collect(),
+            );
+        }
+    }
+    runs
+}
+
+/// Runs `cargo test` for each list of arguments, all of them even if one fails.
+fn cargo_tests(
+    workspace: &Workspace,
+    runs: &[Vec<String>],
+    filter: Option<&str>,
+    threads: Option<usize>,
+) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut failures = 0;
+    for run in runs {
+        let mut command = workspace.cargo();
+        command.args(["test", "--no-fail-fast"]).args(run).arg("--");
+        command.args(filter);
+        if let Some(threads) = threads {
+            command.arg(format!("--test-threads={threads}"));
+        }
+        if io::stdout().is_terminal() {
+            // The tests see a pipe, the reader does not.
+            command.arg("--color=always");
+        }
+        if let Err(error) = counted(&mut command, &mut counts, &mut io::stdout()) {
+            eprintln!("error: {error:#}");
+            failures += 1;
+        }
+    }
+    if failures > 0 && counts.failed == 0 {
+        bail!("{counts}; tests do not build, or ended without a result");
+    } else if failures > 0 {
+        bail!("{counts}");
+    }
+    if counts.passed == 0 && filter.is_none() {
+        bail!("no test ran");
+    }
+    Ok(counts)
+}
+
+/// Runs a command, hands its output on line by line, and counts tests by their closing lines.
+fn counted(command: &mut Command, counts: &mut Counts, to: &mut impl Write) -> Result<()> {
+    println!("$ {}", process::shown(command));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", process::shown(command)))?;
+    let copied = child
+        .stdout
+        .take()
+        .map_or(Ok(()), |out| copy_lines(out, counts, to));
+    let status = child.wait().context("cannot wait for the tests")?;
+    copied.context("cannot read the tests' output")?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", process::shown(command));
+    }
+    Ok(())
+}
+
+fn copy_lines(from: impl Read, counts: &mut Counts, to: &mut impl Write) -> io::Result<()> {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    // Tests may print anything, so lines are octets, not text.
+    while from.read_until(b'\n', &mut line)? > 0 {
+        counts.add_line(&String::from_utf8_lossy(&line));
+        to.write_all(&line)?;
+        line.clear();
+    }
+    to.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packages() -> Workspace {
+        serde_json::from_str(
+            r#"{"workspace_root":"/w","target_directory":"/t","packages":[
+              {"name":"datapath-core","targets":[{"kind":["lib"]},{"kind":["test"]}]},
+              {"name":"datapath-ebpf","targets":[{"kind":["bin"]}]},
+              {"name":"tulle-agent","targets":[{"kind":["lib"]},{"kind":["test"]}]},
+              {"name":"tulle","targets":[{"kind":["bin"]}]},
+              {"name":"admin-api","targets":[{"kind":["lib"]}]},
+              {"name":"bpf-tests","targets":[{"kind":["lib"]}]}]}"#,
+        )
+        .unwrap()
+    }
+
+    fn lines(runs: &[Vec<String>]) -> Vec<String> {
+        runs.iter().map(|run| run.join(" ")).collect()
+    }
+
+    #[test]
+    fn each_test_is_in_one_of_the_two_groups() {
+        let workspace = packages();
+        assert_eq!(
+            lines(&host_runs(workspace.packages())),
+            [
+                "--package datapath-core --package admin-api",
+                "--package tulle-agent --package tulle --lib --bins",
+                "--package tulle-agent --doc",
+            ]
+        );
+        assert_eq!(
+            lines(&root_runs(workspace.packages())),
+            ["--package tulle-agent --test *", "--package bpf-tests"]
+        );
+    }
+
+    #[test]
+    fn output_is_counted_though_a_command_fails() {
+        let mut counts = Counts::default();
+        let mut shown = Vec::new();
+        let mut command = process::command("sh");
+        command.args([
+            "-c",
+            "printf 'test result: FAILED. 1 passed; 2 failed\n'; exit 101",
+        ]);
+        let error = counted(&mut command, &mut counts, &mut shown)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("101"), "{error}");
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 1,
+                failed: 2,
+                ignored: 0
+            }
+        );
+    }
+}

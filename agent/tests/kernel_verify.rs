@@ -14,13 +14,19 @@ mod kernel_support;
 
 use std::borrow::Cow;
 use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramInfo};
 use datapath_common::{Config, Feature, Hook, maps};
 use kernel_support::{on_node, options, small};
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tulle_agent::kernel::loader::OBJECT;
 use tulle_agent::kernel::probe::{Sources, probe};
+use tulle_agent::kernel::programs::uninterrupted;
 use tulle_agent::kernel::{AttachKind, Datapath};
 
 /// Lines of a refusal that are shown.
@@ -68,8 +74,8 @@ fn load(hook: Hook, config: &Config) -> Result<ProgramInfo, ProgramError> {
     let name = format!("tulle_{}", hook.name());
     let program = ebpf.program_mut(&name).expect("the program");
     match program {
-        Program::Xdp(xdp) => xdp.load()?,
-        Program::SchedClassifier(classifier) => classifier.load()?,
+        Program::Xdp(xdp) => uninterrupted(|| xdp.load())?,
+        Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load())?,
         other => panic!("{name} is {:?}", other.prog_type()),
     }
     program.info()
@@ -146,5 +152,39 @@ fn the_agent_loads_and_adopts_with_what_the_probe_found() {
         if kernel.version < (6, 6) {
             assert_eq!(kernel.attach, AttachKind::Clsact);
         }
+    });
+}
+
+/// Nothing: the signal has only to arrive.
+extern "C" fn heard(_: nix::libc::c_int) {}
+
+#[test]
+fn signals_do_not_stop_a_load() {
+    on_node(|node| {
+        let action = SigAction::new(
+            SigHandler::Handler(heard),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        // SAFETY: the handler does nothing, so it is safe at any instruction.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+        let loader = pthread_self();
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&done);
+        let signals = std::thread::spawn(move || {
+            for _ in 0..8 {
+                std::thread::sleep(Duration::from_millis(15));
+                if seen.load(Ordering::Relaxed) {
+                    break;
+                }
+                pthread_kill(loader, Signal::SIGUSR1).unwrap();
+            }
+        });
+        let features = Feature::OVERLAY | Feature::DECAP_6_IN_4;
+        let options = options(AttachKind::Clsact);
+        let opened = Datapath::open(&node.pins, &config(features), &small(), &options);
+        done.store(true, Ordering::Relaxed);
+        signals.join().unwrap();
+        opened.unwrap_or_else(|e| panic!("{e}"));
     });
 }

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod cases;
 pub mod engine;
+pub mod load;
 pub mod model;
 pub mod packet;
 pub mod strategies;

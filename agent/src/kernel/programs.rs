@@ -8,6 +8,7 @@ use aya::programs::{Program, ProgramFd, SchedClassifier, Xdp};
 use datapath_common::Hook;
 
 use super::shape::ObjectError;
+use super::sys;
 
 /// The name of the program for a hook.
 pub const fn name(hook: Hook) -> &'static str {
@@ -94,13 +95,28 @@ fn load_one(ebpf: &mut Ebpf, hook: Hook) -> Result<(ProgramFd, u32), ProgramErro
 
 type Loaded = Result<(ProgramFd, u32), aya::programs::ProgramError>;
 
+/// Loads a program, and again when a signal came while the verifier was at work: it gives up
+/// with `EAGAIN` then, and has nothing against the program.
+pub fn uninterrupted(
+    mut load: impl FnMut() -> Result<(), aya::programs::ProgramError>,
+) -> Result<(), aya::programs::ProgramError> {
+    for _ in 1..sys::LOAD_ATTEMPTS {
+        match load() {
+            Err(aya::programs::ProgramError::LoadError { io_error, .. })
+                if sys::is_interruption(&io_error) => {}
+            other => return other,
+        }
+    }
+    load()
+}
+
 fn load_classifier(program: &mut SchedClassifier) -> Loaded {
-    program.load()?;
+    uninterrupted(|| program.load())?;
     Ok((program.fd()?.try_clone()?, program.info()?.id()))
 }
 
 fn load_xdp(program: &mut Xdp) -> Loaded {
-    program.load()?;
+    uninterrupted(|| program.load())?;
     Ok((program.fd()?.try_clone()?, program.info()?.id()))
 }
 

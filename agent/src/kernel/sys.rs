@@ -50,6 +50,26 @@ fn call(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     Ok(got)
 }
 
+/// How often a call is made that signals may interrupt.
+pub(crate) const LOAD_ATTEMPTS: u32 = 20;
+
+/// Whether a call failed for no other reason than a signal to the thread. The
+/// verifier says `EAGAIN` then, a test run `EINTR`.
+pub(crate) fn is_interruption(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+}
+
+/// [`call`], made again when a signal interrupted it.
+fn call_again(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match call(cmd, attr) {
+            Err(e) if is_interruption(&e) => {}
+            other => return other,
+        }
+    }
+    call(cmd, attr)
+}
+
 fn fd_number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
@@ -207,7 +227,7 @@ pub(crate) fn load_classifier(instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
     attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;
     attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
     attr.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
-    owned(call(bpf_cmd::BPF_PROG_LOAD, &mut attr)?)
+    owned(call_again(bpf_cmd::BPF_PROG_LOAD, &mut attr)?)
 }
 
 /// Runs a program once over `packet` and returns its return value.
@@ -220,7 +240,7 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32
     attr.test.data_out = out.as_mut_ptr() as u64;
     attr.test.data_size_out = out.len() as u32;
     attr.test.repeat = 1;
-    call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    call_again(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
     // SAFETY: the call above has filled in the return value.
     Ok(unsafe { attr.test.retval })
 }

@@ -48,15 +48,7 @@ impl Datapath {
             .map_max_entries(maps::FRONT_V6, FRONTENDS);
         let mut ebpf = loader.load(&object()?).context("load the object")?;
         for hook in Hook::ALL {
-            let name = program_name(hook);
-            let program = ebpf.program_mut(&name);
-            let program = program.with_context(|| format!("the object has no program {name}"))?;
-            if hook == Hook::Xdp {
-                <&mut Xdp>::try_from(program)?.load()
-            } else {
-                <&mut SchedClassifier>::try_from(program)?.load()
-            }
-            .with_context(|| format!("load {name}"))?;
+            crate::load::program(&mut ebpf, &program_name(hook))?;
         }
         let ahead = world.now.wrapping_sub(tick(false)?);
         fill(&mut ebpf, world, ahead)?;

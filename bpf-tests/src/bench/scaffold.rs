@@ -91,14 +91,7 @@ impl Scaffold {
             ["bench_skb", "bench_skb_empty"]
         };
         for name in names {
-            let program = ebpf.program_mut(name);
-            let program = program.with_context(|| format!("no program {name}"))?;
-            if xdp {
-                <&mut Xdp>::try_from(program)?.load()
-            } else {
-                <&mut SchedClassifier>::try_from(program)?.load()
-            }
-            .with_context(|| format!("load {name}"))?;
+            crate::load::program(&mut ebpf, name)?;
         }
         let own = match target {
             Some(fd) => fd.try_clone()?,

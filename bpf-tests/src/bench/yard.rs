@@ -47,11 +47,7 @@ pub fn measure() -> Result<Vec<Yardstick>> {
     lru40.insert([YARD_KEY; 5], 1, 0)?;
     let empty = "bench_xdp_empty";
     for name in YARDSTICKS.iter().map(|(name, _)| *name).chain([empty]) {
-        let program = ebpf
-            .program_mut(name)
-            .with_context(|| format!("no program {name}"))?;
-        let program: &mut Xdp = program.try_into()?;
-        program.load().with_context(|| format!("load {name}"))?;
+        crate::load::program(&mut ebpf, name)?;
     }
     let frame = [0; FRAME];
     let read = |name: &str| {

@@ -80,16 +80,7 @@ impl Kernel {
         }
         let mut ebpf = loader.load(&self.object).context("load the object")?;
         for hook in Hook::ALL {
-            let name = format!("tulle_{}", hook.name());
-            let program = ebpf.program_mut(&name);
-            let program = program.with_context(|| format!("the object has no program {name}"))?;
-            if hook == Hook::Xdp {
-                let program: &mut Xdp = program.try_into()?;
-                program.load().with_context(|| format!("load {name}"))?;
-            } else {
-                let program: &mut SchedClassifier = program.try_into()?;
-                program.load().with_context(|| format!("load {name}"))?;
-            }
+            crate::load::program(&mut ebpf, &format!("tulle_{}", hook.name()))?;
         }
         self.loaded.push((config, ebpf));
         self.current = self.loaded.len() - 1;

@@ -1,0 +1,29 @@
+//! Loading programs whatever signals arrive.
+
+use anyhow::{Context as _, Result, bail};
+use aya::Ebpf;
+use aya::programs::{Program, ProgramError};
+
+/// How often a load is tried that signals interrupt.
+const ATTEMPTS: u32 = 20;
+
+/// Loads the XDP program or classifier `name` of an object. The verifier gives
+/// up with `EAGAIN` when the thread has a signal pending; then it is asked again.
+pub fn program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?;
+    for _ in 0..ATTEMPTS {
+        let loaded = match program {
+            Program::Xdp(xdp) => xdp.load(),
+            Program::SchedClassifier(classifier) => classifier.load(),
+            other => bail!("{name} is of the kind {:?}", other.prog_type()),
+        };
+        match loaded {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(nix::libc::EAGAIN) => {}
+            other => return other.with_context(|| format!("load {name}")),
+        }
+    }
+    bail!("signals interrupted the load of {name} {ATTEMPTS} times")
+}

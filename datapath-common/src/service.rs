@@ -36,6 +36,9 @@ impl FrontendFlags {
     /// the flow table has the last word on where a flow goes. Without it every
     /// living flow's backend equals what the segment selects.
     pub const FLOWS_DECIDE: u16 = 1;
+    /// Rows of living flows may be missing (evicted, flushed, left behind by a
+    /// rebuild): every packet asks the flow table, and a row that is gone is written anew.
+    pub const FLOWS_MAY_BE_LOST: u16 = 128;
     /// The row that marks a service address (port 0, protocol 0).
     pub const ADDRESS: u16 = 2;
 }

@@ -91,7 +91,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     // Data of TCP and SCTP on an unchanged service: the segment has the answer.
     let known = h.signal == Signal::Data
         && h.proto != proto::UDP
-        && front.flags & FrontendFlags::FLOWS_DECIDE == 0
+        && front.flags & (FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST) == 0
         && front.len != 0;
     let mut chosen = Chosen {
         backend: None,
@@ -100,7 +100,8 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         id: 0,
     };
     if !known {
-        chosen.backend = pinned::<F, T>(tables, h);
+        let lost = front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
+        chosen.backend = pinned::<F, T>(tables, h, lost);
         if chosen.backend.is_some() {
             return chosen;
         }
@@ -121,10 +122,12 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
 }
 
 /// The backend that the flow table names for this packet, if it may have it.
+/// `lost`: the reply's row may be missing, however fresh this one is.
 #[inline(always)]
 fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     tables: &'t T,
     h: &Headers<F::Addr>,
+    lost: bool,
 ) -> Option<&'t Backend<F::Addr>> {
     let row = tables.flow(flow::key(h, Direction::Forward))?;
     let flow = row.get();
@@ -143,7 +146,7 @@ fn pinned<'t, F: Family, T: Tables<F::Addr>>(
         return None;
     }
     let next = step(state, Direction::Forward, h.signal);
-    if is_stale(&flow, next, now) {
+    if lost || is_stale(&flow, next, now) {
         row.touch(next, now);
         touch_mate(tables, h, Direction::Forward, &flow, next, now);
     }
@@ -178,6 +181,17 @@ fn open<F: Family, T: Tables<F::Addr>>(
         seen: now,
     };
     let reply_key = flow::mate(&key, &row);
+    // Data whose reply row is still there: a connection that lost its forward
+    // row. The backend has spoken; it need not do so again soon.
+    if h.signal == Signal::Data
+        && h.proto != proto::UDP
+        && tables.flow(reply_key).is_some_and(|reply| {
+            let reply = reply.get();
+            reply.backend == id && reply.generation == backend.generation
+        })
+    {
+        row.state = FlowState::Established as u8;
+    }
     (row.addr, row.port) = (h.dst, h.dport);
     if !tables.open_flow(reply_key, row) {
         return Err(Reason::FlowTableFull);

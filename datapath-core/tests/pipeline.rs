@@ -224,6 +224,34 @@ fn a_draining_backend_keeps_its_tcp_flows_only() {
 }
 
 #[test]
+fn lost_rows_come_back_where_that_is_expected() {
+    let mut tables = tables();
+    web(&mut tables, 0);
+    let port = port_for(&tables, REMOTE);
+    tables.flows.borrow_mut().clear();
+    let data = tcp(CLIENT, VIP, port, 80, ACK);
+    assert_eq!(from(&tables, &data).rewrite.dst, Ip4::new(REMOTE));
+    assert!(tables.flows.borrow().is_empty(), "an unchanged service");
+
+    for front in tables.fronts.values_mut() {
+        front.flags |= FrontendFlags::FLOWS_MAY_BE_LOST;
+    }
+    let back = tcp(REMOTE, CLIENT, 8080, port, ACK);
+    for lost in [Direction::Forward, Direction::Reply] {
+        assert_eq!(from(&tables, &data).rewrite.dst, Ip4::new(REMOTE));
+        assert_eq!(tables.flows.borrow().len(), 2);
+        assert_eq!(reply(&tables, &back).reason, Reason::ReplyTranslated);
+        let gone = |key: &FlowKey<Ip4>| key.direction != lost as u8;
+        tables.flows.borrow_mut().retain(|key, _| gone(key));
+        assert_eq!(from(&tables, &data).rewrite.dst, Ip4::new(REMOTE));
+        let flows = tables.flows.borrow();
+        assert_eq!(flows.len(), 2, "{lost:?}");
+        let established = FlowState::Established as u8;
+        assert!(flows.values().all(|row| row.get().state == established));
+    }
+}
+
+#[test]
 fn a_recycled_backend_id_is_not_followed() {
     let mut tables = tables();
     let first = web(&mut tables, FrontendFlags::FLOWS_DECIDE);

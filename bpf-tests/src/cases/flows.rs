@@ -1,6 +1,6 @@
 //! "Flow rows", and what a live one decides.
 
-use datapath_common::{BackendState, FlowState, Hook, Reason, proto};
+use datapath_common::{BackendState, FlowState, FrontendFlags, Hook, Reason, proto};
 
 use super::fixture::{BPORT, LOCAL_ID, NOW, OWN_ID, SPORT};
 use super::{Case, Fixture};
@@ -10,7 +10,8 @@ use crate::packet::{Piece, Spec, Upper};
 
 use FlowState::{Closing, Established, Opening};
 
-type Rows = [(FlowId, FlowRow); 2];
+type Row = (FlowId, FlowRow);
+type Rows = [Row; 2];
 
 pub fn cases(f: &Fixture) -> Vec<Case> {
     let mut cases = forward(f);
@@ -18,6 +19,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
     cases.extend(liveness(f));
     cases.extend(hairpin_reply(f));
     cases.extend(reply_fragments(f));
+    cases.extend(lost_rows(f));
     cases
 }
 
@@ -392,5 +394,73 @@ fn reply_fragments(f: &Fixture) -> Vec<Case> {
     );
     case.world.flows.extend(rows);
     cases.push(case.passes(Reason::NotOurs));
+    cases
+}
+
+/// Data where rows may be lost: what is gone is written anew, in whichever
+/// direction; elsewhere data asks nothing.
+fn lost_rows(f: &Fixture) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let kinds = [
+        ("TCP", proto::TCP, Upper::Tcp(ACK)),
+        ("SCTP", proto::SCTP, Upper::Sctp(Some(0))),
+    ];
+    for (name, protocol, upper) in kinds {
+        let old = |state| local_rows(f, protocol, state, 1);
+        let new = |state| local_rows(f, protocol, state, 0);
+        let [forward, reply] = old(Established);
+        // Rows before, which of them are there, rows after.
+        let seen_now = |rows| set(rows, |row| row.seen = NOW);
+        let table: [(&str, &[Row], Rows); 6] = [
+            ("both rows lost", &[], new(Opening)),
+            ("the forward row lost", &[reply], new(Established)),
+            (
+                "the forward row lost, the reply's closing",
+                &old(Closing)[1..],
+                new(Established),
+            ),
+            (
+                "a reply row of another generation",
+                &set(old(Established), |row| row.generation = 6)[1..],
+                new(Opening),
+            ),
+            ("the reply row lost", &[forward], seen_now(old(Established))),
+            (
+                "both rows there",
+                &[forward, reply],
+                seen_now(old(Established)),
+            ),
+        ];
+        for (what, before, after) in table {
+            let name = format!("{name} data, {what}");
+            let mut case = again(f, &name, upper, old(Established), after);
+            case.world.flows.clear();
+            case.world.flows.extend(before.iter().copied());
+            let mut unasked = case.clone();
+            unasked.name += ", unchanged service";
+            unasked.flows.clear();
+            cases.push(unasked);
+            for row in case.world.frontends.values_mut() {
+                row.flags |= FrontendFlags::FLOWS_MAY_BE_LOST;
+            }
+            case.name += ", and known to be";
+            cases.push(case);
+        }
+    }
+    // What ends a flow opens none, whatever was lost.
+    let rows = local_rows(f, proto::TCP, Established, 1);
+    let mut case = again(
+        f,
+        "a FIN whose rows are lost",
+        Upper::Tcp(FIN | ACK),
+        rows,
+        rows,
+    );
+    case.world.flows.clear();
+    case.flows.clear();
+    for row in case.world.frontends.values_mut() {
+        row.flags |= FrontendFlags::FLOWS_MAY_BE_LOST;
+    }
+    cases.push(case);
     cases
 }

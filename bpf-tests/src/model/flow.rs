@@ -147,7 +147,7 @@ impl World {
         let tuple = packet.tuple();
         let to = *self.backends.get(&(version_of(tuple.src), backend))?;
         let hairpin = to.addr == tuple.src;
-        let forward = FlowRow {
+        let mut forward = FlowRow {
             addr: to.addr,
             port: to.port,
             state: FlowState::Opening,
@@ -158,19 +158,30 @@ impl World {
             opened: self.now,
             seen: self.now,
         };
+        let other = reply_of(tuple, &forward);
+        // A reply row of this very backend shows that it has spoken: what comes
+        // now is data of a connection whose forward row was lost.
+        let heard = self
+            .flows
+            .get(&other)
+            .is_some_and(|row| (row.backend, row.generation) == (backend, to.generation));
+        let data = tuple.proto != proto::UDP && !packet.asks_flow_table();
+        if heard && data {
+            forward.state = FlowState::Established;
+        }
         let reply = FlowRow {
             addr: tuple.dst,
             port: tuple.dport,
             ..forward
         };
-        self.flows.insert(reply_of(tuple, &forward), reply);
+        self.flows.insert(other, reply);
         self.flows.insert(tuple.forward(), forward);
         Some(tuple.forward())
     }
 
     /// What a forward packet does to its live row and the reply's, which it
-    /// gives back if it is gone.
-    pub fn note_forward(&mut self, packet: &Packet, row: &FlowRow) {
+    /// gives back if it is gone. Where rows may be lost, at once.
+    pub fn note_forward(&mut self, packet: &Packet, row: &FlowRow, lost: bool) {
         let tuple = packet.tuple();
         let state = if packet.closes() {
             FlowState::Closing
@@ -178,7 +189,8 @@ impl World {
             row.state
         };
         let other = reply_of(tuple, row);
-        if self.is_written(row, state) && !self.flows.contains_key(&other) {
+        let written = lost || self.is_written(row, state);
+        if written && !self.flows.contains_key(&other) {
             let reply = FlowRow {
                 addr: tuple.dst,
                 port: tuple.dport,
@@ -188,7 +200,7 @@ impl World {
             };
             self.flows.insert(other, reply);
         }
-        self.note(tuple.forward(), other, row, state);
+        self.note(tuple.forward(), other, row, state, written);
     }
 
     /// Whether a packet that leads a row to `state` writes it.
@@ -204,11 +216,11 @@ impl World {
         } else {
             row.state.max(FlowState::Established)
         };
-        self.note(id, forward_of(id.tuple, row), row, state);
+        let written = self.is_written(row, state);
+        self.note(id, forward_of(id.tuple, row), row, state, written);
     }
 
-    fn note(&mut self, id: FlowId, other: FlowId, row: &FlowRow, state: FlowState) {
-        let written = self.is_written(row, state);
+    fn note(&mut self, id: FlowId, other: FlowId, row: &FlowRow, state: FlowState, written: bool) {
         let same_flow =
             |found: &FlowRow| (found.backend, found.generation) == (row.backend, row.generation);
         for id in [id, other] {

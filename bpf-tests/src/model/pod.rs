@@ -166,8 +166,7 @@ fn service(
     if packet.ip.ttl <= 1 {
         return refuse(world, frame, packet, Reason::TtlExceeded, ctx);
     }
-    let flows_decide = frontend.flags & FrontendFlags::FLOWS_DECIDE != 0;
-    let asked = flows_decide || packet.asks_flow_table() || frontend.len == 0;
+    let asked = every_packet_asks(frontend) || packet.asks_flow_table() || frontend.len == 0;
     let row = if asked {
         world.live(tuple.forward(), packet)
     } else {
@@ -202,10 +201,17 @@ fn service(
         &mut opened,
     );
     if let Some(row) = row {
-        world.note_forward(packet, &row);
+        let lost = frontend.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
+        world.note_forward(packet, &row, lost);
     }
     (outcome.choice, outcome.opened_flow) = (choice, opened);
     outcome
+}
+
+/// Whether the frontend says that the segment alone does not do for data.
+fn every_packet_asks(frontend: &Frontend) -> bool {
+    let either = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
+    frontend.flags & either != 0
 }
 
 /// Steps 4 to 7 for the backend `id`, which the segment named (`by_segment`)
@@ -248,11 +254,11 @@ fn forward(
     if via.kind == ViaKind::Vxlan as u8 && !fits(world, frame, packet, ctx) {
         return refuse(world, frame, packet, Reason::TooBig, ctx);
     }
-    let flows_decide = frontend.flags & FrontendFlags::FLOWS_DECIDE != 0;
+    let asks = every_packet_asks(frontend);
     let known = match packet.ip.proto {
-        proto::TCP => packet.tcp_flags & SYN == 0 && !flows_decide,
+        proto::TCP => packet.tcp_flags & SYN == 0 && !asks,
         // An SCTP packet of data is to a flow what a TCP segment is.
-        proto::SCTP => !packet.asks_flow_table() && !flows_decide,
+        proto::SCTP => !packet.asks_flow_table() && !asks,
         _ => false,
     };
     if by_segment && !known && !packet.closes() {

@@ -126,6 +126,7 @@ struct ServicePlan {
     port: Index,
     proto: Index,
     flows_decide: bool,
+    may_be_lost: bool,
     address_row: bool,
     backends: Vec<Index>,
 }
@@ -170,18 +171,22 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
         any::<Index>(),
         any::<Index>(),
         prop::bool::weighted(0.3),
+        prop::bool::weighted(0.2),
         prop::bool::weighted(0.9),
         vec(any::<Index>(), 0..=8),
     )
         .prop_map(
-            |(v6, address, port, proto, flows_decide, address_row, backends)| ServicePlan {
-                v6,
-                address,
-                port,
-                proto,
-                flows_decide,
-                address_row,
-                backends,
+            |(v6, address, port, proto, flows_decide, may_be_lost, address_row, backends)| {
+                ServicePlan {
+                    v6,
+                    address,
+                    port,
+                    proto,
+                    flows_decide,
+                    may_be_lost,
+                    address_row,
+                    backends,
+                }
             },
         );
     (
@@ -324,11 +329,13 @@ impl WorldPlan {
                 start,
                 len: world.segments.len() as u32 - start,
                 affinity_secs: 0,
-                flags: if plan.flows_decide {
-                    FrontendFlags::FLOWS_DECIDE
-                } else {
-                    0
-                },
+                flags: [
+                    (plan.flows_decide, FrontendFlags::FLOWS_DECIDE),
+                    (plan.may_be_lost, FrontendFlags::FLOWS_MAY_BE_LOST),
+                ]
+                .into_iter()
+                .filter(|(set, _)| *set)
+                .fold(0, |flags, (_, flag)| flags | flag),
                 reserved: 0,
             };
             world.frontends.insert((addr, port, proto), frontend);

@@ -249,6 +249,41 @@ async fn a_bad_field_keeps_its_object_and_no_other() {
 }
 
 #[tokio::test]
+async fn documents_that_stay_count_as_before_wherever_they_move() {
+    let (a, b, c) = (service("a", "1"), service("b", "2"), service("c", "3"));
+    let bad = service("x", "70000");
+    let file = |parts: &[&str]| parts.join("---\n");
+    let all = file(&[&a, &b, "a: [\n", &bad, &b]);
+    let mut watched = Watched::new(&[("a.yaml", &all)], NO_RESCAN).await;
+    watched.assert_ports(&[("a", 1), ("b", 2)]);
+    let told = |watched: &Watched, parts: [&str; 3]| {
+        for part in parts {
+            let found = watched.warnings.iter().any(|w| w.contains(part));
+            assert!(found, "{part:?} is not in {:?}", watched.warnings);
+        }
+        assert_eq!(watched.warnings.len(), parts.len());
+    };
+    let twice = "Service default/b: is in this file twice";
+    let port = "Service default/x: spec.ports[0].port";
+    told(&watched, ["document at line 10: is not YAML", port, twice]);
+
+    // One is edited, one is new, all others stand elsewhere.
+    let edited = service("a", "7");
+    let other = file(&[&b, &bad, &c, &b, "a: [\n", &edited]);
+    fs::write(watched.path("a.yaml"), other).unwrap();
+    let batch = watched.next().await;
+    assert_eq!(batch.changes.len(), 2, "{:?}", batch.changes);
+    watched.assert_ports(&[("a", 7), ("b", 2), ("c", 3)]);
+    told(&watched, ["document at line 20: is not YAML", port, twice]);
+
+    // What was there before the last reading is read like anything new.
+    fs::write(watched.path("a.yaml"), file(&[&a, &c])).unwrap();
+    watched.next().await;
+    watched.assert_ports(&[("a", 1), ("c", 3)]);
+    assert_eq!(watched.warnings, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn of_two_files_with_one_object_the_first_by_name_counts() {
     let mut watched = Watched::new(
         &[

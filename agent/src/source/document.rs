@@ -1,6 +1,9 @@
 //! The text of a manifest file → objects. Each document and each object stands
 //! alone: a fault in one leaves the others as they are.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde::Deserialize;
@@ -24,13 +27,40 @@ pub(super) enum Item {
 /// Lists may hold lists, but nobody needs many levels of them.
 const LIST_DEPTH: usize = 4;
 
-/// Parses a YAML file of any number of documents.
-pub(super) fn yaml(text: &str) -> Vec<Item> {
-    let mut items = Vec::new();
+/// The documents of a file as they were read last: an edit of one of them
+/// costs that one, however many stand beside it.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    items: HashMap<Digest, Vec<Item>>,
+    /// Keys of two hashes, which together never meet by chance.
+    keys: [RandomState; 2],
+}
+
+/// Stands for the text of a document.
+type Digest = [u64; 2];
+
+/// Parses a YAML file of any number of documents; `parsed` is what it held
+/// before, and then what it holds.
+pub(super) fn yaml(text: &str, parsed: &mut Parsed) -> Vec<Item> {
+    let mut all = Vec::new();
+    let mut known = std::mem::take(&mut parsed.items);
     for (line, document) in split(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        let digest = parsed.keys.each_ref().map(|key| key.hash_one(document));
+        let former = known.remove(&digest);
+        if let Some(items) = former.or_else(|| parsed.items.get(&digest).cloned()) {
+            all.extend_from_slice(&items);
+            parsed.items.insert(digest, items);
+            continue;
+        }
         match Value::deserialize(serde_norway::Deserializer::from_str(document)) {
-            Ok(value) => object(&value, &mut items, LIST_DEPTH),
-            Err(error) => items.push(Item::Unreadable {
+            Ok(value) => {
+                let mut items = Vec::new();
+                object(&value, &mut items, LIST_DEPTH);
+                all.extend_from_slice(&items);
+                parsed.items.insert(digest, items);
+            }
+            // Not kept: the line may be another next time.
+            Err(error) => all.push(Item::Unreadable {
                 fault: Fault::new(
                     format!("document at line {line}"),
                     format!("is not YAML: {error}"),
@@ -39,7 +69,7 @@ pub(super) fn yaml(text: &str) -> Vec<Item> {
             }),
         }
     }
-    items
+    all
 }
 
 /// Parses a JSON file of one object or List.
@@ -215,6 +245,10 @@ fn convert(kind: Kind, value: &Value) -> Result<Converted<Object>, Fault> {
 }
 
 fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
+    if let Ok(decoded) = T::deserialize(value) {
+        return Ok(decoded);
+    }
+    // Keeping track of the path costs more than decoding, and only a fault needs it.
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         Fault::new(

@@ -15,7 +15,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::directory::{Contents, Directory};
-use super::{Batch, Change, document};
+use super::document::{self, Parsed};
+use super::{Batch, Change};
 use crate::model::{Fault, Warning};
 
 /// Larger files are refused: they are a mistake, and reading them costs memory.
@@ -163,6 +164,8 @@ struct Reader {
     watcher: Option<(RecommendedWatcher, (u64, u64))>,
     directory: Directory,
     seen: BTreeMap<PathBuf, Option<Fingerprint>>,
+    /// What was read last from each file of YAML that is there.
+    parsed: BTreeMap<PathBuf, Parsed>,
     pending: BTreeMap<PathBuf, Pending>,
     next_rescan: Instant,
     own_warning: Option<Warning>,
@@ -182,6 +185,7 @@ impl Reader {
             watcher: None,
             directory: Directory::default(),
             seen: BTreeMap::new(),
+            parsed: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_rescan: Instant::now(),
             own_warning: None,
@@ -350,9 +354,10 @@ impl Reader {
         let mut changes = Vec::new();
         for (path, _) in &due {
             self.pending.remove(path);
-            let (print, contents) = read(path);
+            let (print, contents) = self.read(path);
             if matches!(contents, Contents::Gone) {
                 self.seen.remove(path);
+                self.parsed.remove(path);
             } else {
                 self.seen.insert(path.clone(), print);
             }
@@ -374,6 +379,26 @@ impl Reader {
             noticed: noticed.instant,
             noticed_at: noticed.time,
         }
+    }
+
+    fn read(&mut self, path: &Path) -> (Option<Fingerprint>, Contents) {
+        let mut print = None;
+        let contents = match text(path, &mut print) {
+            Ok(Some(text)) if path.extension() == Some(OsStr::new("json")) => {
+                Contents::Items(document::json(&text))
+            }
+            Ok(Some(text)) => {
+                let parsed = self.parsed.entry(path.to_owned()).or_default();
+                Contents::Items(document::yaml(&text, parsed))
+            }
+            Ok(None) => Contents::Gone,
+            Err(error) => Contents::Unreadable(Fault::new(
+                "",
+                format!("cannot be read: {error}"),
+                "mend it; until then its objects stay as they were",
+            )),
+        };
+        (print, contents)
     }
 
     /// Watches the directory that the path names now.
@@ -426,23 +451,6 @@ fn is_swapped_link(path: &Path) -> bool {
     path.file_name()
         .and_then(OsStr::to_str)
         .is_some_and(|name| name.starts_with(".."))
-}
-
-fn read(path: &Path) -> (Option<Fingerprint>, Contents) {
-    let mut print = None;
-    let contents = match text(path, &mut print) {
-        Ok(Some(text)) if path.extension() == Some(OsStr::new("json")) => {
-            Contents::Items(document::json(&text))
-        }
-        Ok(Some(text)) => Contents::Items(document::yaml(&text)),
-        Ok(None) => Contents::Gone,
-        Err(error) => Contents::Unreadable(Fault::new(
-            "",
-            format!("cannot be read: {error}"),
-            "mend it; until then its objects stay as they were",
-        )),
-    };
-    (print, contents)
 }
 
 /// The file's text; `None` if it does not exist or is no regular file.

@@ -40,6 +40,7 @@ pub struct Batch {
 /// what is wrong with them; `file` is what the warnings call it.
 pub fn parse(file: &Path, text: &str) -> (Vec<Change>, Vec<Warning>) {
     let mut directory = directory::Directory::default();
-    let changes = directory.update(file, directory::Contents::Items(document::yaml(text)));
+    let items = document::yaml(text, &mut document::Parsed::default());
+    let changes = directory.update(file, directory::Contents::Items(items));
     (changes, directory.warnings())
 }

@@ -16,7 +16,6 @@ mod report;
 mod show;
 mod supervisor;
 mod text;
-mod traffic;
 mod world;
 
 use std::process::ExitCode;

@@ -1,55 +1,22 @@
-//! What requests tell: counts, times, and whether a spread is even.
+//! What requests tell: whether any failed, and whether a spread is even.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
-use crate::traffic::Request;
+use testkit::http::LoadReport;
+
+use crate::text::count;
 
 /// A good spread is taken for a bad one once in e^12, about 160,000, times.
 const DOUBT: f64 = 12.0;
 
-/// Answers by the pod that gave them.
-pub fn by_pod(requests: &[Request]) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for pod in requests.iter().filter_map(|r| r.outcome.as_ref().ok()) {
-        *counts.entry(pod.clone()).or_default() += 1;
-    }
-    counts
-}
-
-/// How many requests failed, and the first failures in words.
-pub fn failures(requests: &[Request]) -> (usize, String) {
-    let texts: Vec<String> = requests
-        .iter()
-        .filter_map(|request| request.outcome.as_ref().err())
-        .map(ToString::to_string)
-        .collect();
-    let first: Vec<&str> = texts.iter().take(3).map(String::as_str).collect();
-    (texts.len(), first.join("; "))
-}
-
-/// The time that `percent` of the answered requests did not exceed.
-pub fn percentile(requests: &[Request], percent: usize) -> Option<Duration> {
-    let mut times: Vec<Duration> = requests
-        .iter()
-        .filter(|request| request.outcome.is_ok())
-        .map(|request| request.ended - request.began)
-        .collect();
-    times.sort_unstable();
-    let at = (times.len() * percent.min(100)).div_ceil(100).max(1) - 1;
-    times.get(at).copied()
-}
-
-/// The longest time without an answer, between the first and the last one.
-pub fn longest_silence(requests: &[Request]) -> Duration {
-    let mut ends: Vec<Instant> = requests
-        .iter()
-        .filter(|request| request.outcome.is_ok())
-        .map(|request| request.ended)
-        .collect();
-    ends.sort_unstable();
-    let gaps = ends.windows(2).map(|pair| pair[1] - pair[0]);
-    gaps.max().unwrap_or_default()
+/// How many requests failed, with the first failures in words; `None` if all
+/// were answered.
+pub fn failures(load: &LoadReport) -> Option<String> {
+    let failures = load.failures.iter().take(3);
+    let first: Vec<String> = failures.map(ToString::to_string).collect();
+    let all = count(load.requests.len(), "request");
+    let failed = load.failures.len();
+    (failed > 0).then(|| format!("{failed} of {all} failed: {}", first.join("; ")))
 }
 
 /// Whether counts look like even chance among `pods`: nobody else answered,
@@ -78,37 +45,32 @@ fn number(count: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::http::{FailureKind, RequestError};
-
-    fn request(start: Instant, began: u64, ended: u64, pod: Option<&str>) -> Request {
-        Request {
-            began: start + Duration::from_millis(began),
-            ended: start + Duration::from_millis(ended),
-            outcome: pod.map(str::to_owned).ok_or_else(|| RequestError {
-                kind: FailureKind::Refused,
-                text: "no".to_owned(),
-            }),
-        }
-    }
+    use std::time::Instant;
+    use testkit::http::{FailureKind, Request, RequestError};
 
     #[test]
-    fn answers_failures_and_times_are_told_apart() {
-        let start = Instant::now();
-        let requests = [
-            request(start, 0, 1, Some("a")),
-            request(start, 1, 4, Some("b")),
-            request(start, 2, 100, None),
-            request(start, 3, 9, Some("a")),
-        ];
+    fn failures_are_counted_and_the_first_are_told() {
+        let now = Instant::now();
+        let load = |failed: usize| {
+            let request = |n: usize| Request {
+                began: now,
+                ended: now,
+                outcome: if n < failed {
+                    Err(RequestError {
+                        kind: FailureKind::Refused,
+                        text: format!("no {n}"),
+                    })
+                } else {
+                    Ok("a".to_owned())
+                },
+            };
+            LoadReport::of((0..5).map(request).collect())
+        };
+        assert_eq!(failures(&load(0)), None);
         assert_eq!(
-            by_pod(&requests),
-            BTreeMap::from([("a".into(), 2), ("b".into(), 1)])
+            failures(&load(4)).unwrap(),
+            "4 of 5 requests failed: Refused: no 0; Refused: no 1; Refused: no 2"
         );
-        assert_eq!(failures(&requests), (1, "Refused: no".to_owned()));
-        assert_eq!(percentile(&requests, 50), Some(Duration::from_millis(3)));
-        assert_eq!(percentile(&requests, 99), Some(Duration::from_millis(6)));
-        assert_eq!(percentile(&requests[2..3], 50), None);
-        assert_eq!(longest_silence(&requests), Duration::from_millis(5));
     }
 
     fn judged(counts: &[usize]) -> bool {

@@ -11,7 +11,7 @@ use datapath_common::Frontend;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use testkit::agent::{Agent, AgentOptions};
-use testkit::http::get;
+use testkit::http::{Load, LoadOptions, get};
 use testkit::manifests::{Protocol, Service, StateDir};
 use testkit::process::Process;
 use testkit::server::{HTTP_PORT, PodServer};
@@ -29,6 +29,12 @@ const POD_PROGRAM: &str = "tulle_pod_from";
 const SERVICES: usize = 2;
 /// Longest for an agent or a server to be ready.
 const READY: Duration = Duration::from_secs(30);
+/// Longest for a load while something is shown.
+const LOAD: Duration = Duration::from_mins(1);
+/// Requests before, between and after the steps of what is shown.
+pub const SOME: usize = 200;
+/// Longest for that many.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The cluster and what runs in it. Dropping it leaves all of that: the
 /// supervisor removes it.
@@ -140,6 +146,21 @@ impl World {
         self.cluster.pods().next().context("a cluster without pods")
     }
 
+    /// A stream of requests from the client to `web` over both families, some
+    /// of which have ended.
+    pub fn start_load(&self) -> Result<Load> {
+        let servers: Vec<SocketAddr> = self
+            .web
+            .ips
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, PORT))
+            .collect();
+        let options = LoadOptions::steady(LOAD);
+        let load = Load::start(self.client()?.1.ns(), servers.as_slice(), &options)?;
+        await_some(&load)?;
+        Ok(load)
+    }
+
     /// Names of the pods behind `web`, by node.
     pub fn backends(&self) -> Vec<NodePods> {
         let nodes = self.cluster.nodes().iter().map(|node| NodePods {
@@ -238,6 +259,11 @@ fn missing(status: &Status, nodes: usize, pods: usize) -> Option<String> {
     let short = short.map(|(what, is, due)| format!("{what}: {is} of {due}"));
     let fault = status.map_errors.first();
     short.or_else(|| fault.map(|fault| format!("{}: {}", fault.map, fault.message)))
+}
+
+/// Waits until [`SOME`] requests more of a load have ended.
+pub fn await_some(load: &Load) -> Result<()> {
+    Ok(load.wait_for_more(SOME, PATIENCE)?)
 }
 
 fn status_at(socket: &Path) -> Result<Status> {

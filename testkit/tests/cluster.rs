@@ -83,7 +83,7 @@ fn http_answers_with_the_pods_name() {
     let report = Load::run(node.ns(), address, &LoadOptions::requests(200)).unwrap();
     assert_eq!(report.by_pod.get("node-1-pod-1"), Some(&200), "{report}");
     assert_eq!(
-        (report.requests, report.failures.len()),
+        (report.requests.len(), report.failures.len()),
         (200, 0),
         "{report}"
     );

@@ -1,21 +1,18 @@
 //! A backend is removed by editing its manifest while requests run.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use testkit::http::LoadReport;
 use testkit::wait;
 
 use super::Output;
 use crate::frontends::{self, NodeFrontends};
 use crate::report;
 use crate::text::{count, millis};
-use crate::traffic::{Plan, Request, Traffic};
-use crate::world::{PORT, World};
+use crate::world::{World, await_some};
 
-/// Requests before and after the edit.
-const SOME: usize = 200;
 /// Longest that a change may take to reach the maps of all nodes.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -52,22 +49,15 @@ pub fn show(page: &mut Output, world: &mut World) -> Result<()> {
     ))?;
     page.gap()?;
     let nodes = world.frontends()?;
-    let targets: Vec<SocketAddr> = world
-        .web
-        .ips
-        .iter()
-        .map(|ip| SocketAddr::new(*ip, PORT))
-        .collect();
-    let traffic = Traffic::start(world.client()?.1.ns(), Plan::steady(&targets))?;
-    traffic.wait_for_more(SOME)?;
+    let load = world.start_load()?;
     let before = world.web.clone();
     world.web.remove_endpoint(&victim)?;
     let applied = apply(world, &nodes)?;
-    traffic.wait_for_more(SOME)?;
-    let requests = traffic.stop()?;
+    await_some(&load)?;
+    let load = load.stop()?;
     print_times(page, &nodes, &applied)?;
     page.gap()?;
-    judge(page, &requests, &applied, &victim)?;
+    judge(page, &load, &applied, &victim)?;
     world.web = before;
     let back = apply(world, &nodes)?;
     let slowest = back.changed.iter().max().copied().unwrap_or(back.edited);
@@ -124,15 +114,14 @@ fn print_times(page: &mut Output, nodes: &[NodeFrontends], applied: &Applied) ->
     Ok(())
 }
 
-fn judge(page: &mut Output, requests: &[Request], applied: &Applied, victim: &str) -> Result<()> {
+fn judge(page: &mut Output, load: &LoadReport, applied: &Applied, victim: &str) -> Result<()> {
     // The clients are on the first node, whose maps decide for them.
     let changed = applied.changed.first().copied().unwrap_or(applied.edited);
-    let (failed, why) = report::failures(requests);
-    let text = match failed {
-        0 => format!("None of {} failed.", count(requests.len(), "request")),
-        n => format!("{n} of {} failed: {why}", count(requests.len(), "request")),
-    };
-    page.promise(failed == 0, &text)?;
+    let requests = &load.requests;
+    let failures = report::failures(load);
+    let all = count(requests.len(), "request");
+    let good = || format!("None of {all} failed.");
+    page.promise(failures.is_none(), &failures.unwrap_or_else(good))?;
     let late: Vec<Instant> = requests
         .iter()
         .filter(|r| r.began >= applied.edited && r.outcome.as_ref().is_ok_and(|pod| pod == victim))

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
+use testkit::http::{Load, LoadOptions};
 
 use super::Output;
 use crate::report;
 use crate::text::{bars, count, millis};
-use crate::traffic::{Plan, Traffic};
 use crate::world::{PORT, World};
 
 /// Requests over each family.
@@ -40,17 +40,14 @@ fn burst(page: &mut Output, world: &World, ip: IpAddr) -> Result<()> {
         count(backends.len(), "node")
     ))?;
     page.gap()?;
-    let requests = Traffic::run(client.ns(), Plan::burst(target, REQUESTS))?;
-    let by_pod = report::by_pod(&requests);
-    page.block(&bars::spread(&backends, &by_pod, client.name()))?;
+    let load = Load::run(client.ns(), target, &LoadOptions::requests(REQUESTS))?;
+    page.block(&bars::spread(&backends, &load.by_pod, client.name()))?;
     page.gap()?;
-    let (failed, why) = report::failures(&requests);
-    let text = match failed {
-        0 => format!("All {} requests were answered.", requests.len()),
-        n => format!("{n} of {} requests failed: {why}", requests.len()),
-    };
-    page.promise(failed == 0 && requests.len() == REQUESTS, &text)?;
-    let even = report::is_even(&by_pod, &pods);
+    let failures = report::failures(&load);
+    let kept = failures.is_none() && load.requests.len() == REQUESTS;
+    let good = || format!("All {} requests were answered.", load.requests.len());
+    page.promise(kept, &failures.unwrap_or_else(good))?;
+    let even = report::is_even(&load.by_pod, &pods);
     page.promise(
         even,
         if even {
@@ -59,10 +56,7 @@ fn burst(page: &mut Output, world: &World, ip: IpAddr) -> Result<()> {
             "They should spread evenly over the pods behind the service."
         },
     )?;
-    if let (Some(median), Some(slow)) = (
-        report::percentile(&requests, 50),
-        report::percentile(&requests, 99),
-    ) {
+    if let (Some(median), Some(slow)) = (load.percentile(50), load.percentile(99)) {
         page.text(&format!(
             "Time for connection, request and answer: median {}, 99th percentile {}.",
             millis(median),

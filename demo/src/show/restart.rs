@@ -1,6 +1,5 @@
 //! An agent is killed and started again while requests run.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -8,11 +7,7 @@ use anyhow::Result;
 use super::Output;
 use crate::report;
 use crate::text::{count, millis};
-use crate::traffic::{Plan, Traffic};
-use crate::world::{PORT, World};
-
-/// Requests before the kill, without an agent, and after the restart.
-const SOME: usize = 200;
+use crate::world::{SOME, World, await_some};
 
 /// The section.
 pub fn show(page: &mut Output, world: &mut World) -> Result<()> {
@@ -23,30 +18,24 @@ pub fn show(page: &mut Output, world: &mut World) -> Result<()> {
          where the clients are, gets `kill -9`, and is started again after {SOME} requests without it."
     ))?;
     page.gap()?;
-    let targets: Vec<SocketAddr> = world
-        .web
-        .ips
-        .iter()
-        .map(|ip| SocketAddr::new(*ip, PORT))
-        .collect();
-    let traffic = Traffic::start(world.client()?.1.ns(), Plan::steady(&targets))?;
-    traffic.wait_for_more(SOME)?;
+    let load = world.start_load()?;
     let Some(agent) = world.agents.first_mut() else {
         return Ok(());
     };
     let old = agent.pid();
     agent.kill()?;
     let killed = Instant::now();
-    traffic.wait_for_more(SOME)?;
+    await_some(&load)?;
     let started = Instant::now();
     agent.spawn()?;
     agent.keep();
     let new = agent.pid();
     world.await_agent(0)?;
     let ready = Instant::now();
-    traffic.wait_for_more(SOME)?;
-    let requests = traffic.stop()?;
-    let alone = requests
+    await_some(&load)?;
+    let load = load.stop()?;
+    let alone = load
+        .requests
         .iter()
         .filter(|r| r.began >= killed && r.ended <= started)
         .count();
@@ -57,16 +46,16 @@ pub fn show(page: &mut Output, world: &mut World) -> Result<()> {
         millis(ready - started),
         count(alone, "request")
     ))?;
-    let (failed, why) = report::failures(&requests);
-    let text = match failed {
-        0 => format!(
+    let failures = report::failures(&load);
+    let kept = failures.is_none() && alone > 0;
+    let good = || {
+        format!(
             "None of {} failed; the longest time without an answer was {}.",
-            count(requests.len(), "request"),
-            millis(report::longest_silence(&requests))
-        ),
-        n => format!("{n} of {} failed: {why}", count(requests.len(), "request")),
+            count(load.requests.len(), "request"),
+            millis(load.longest_silence())
+        )
     };
-    page.promise(failed == 0 && alone > 0, &text)?;
+    page.promise(kept, &failures.unwrap_or_else(good))?;
     Ok(())
 }
 

@@ -36,7 +36,7 @@ pub enum FailureKind {
 }
 
 /// A request that failed.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestError {
     /// What kind of failure.
     pub kind: FailureKind,

@@ -1,16 +1,17 @@
-//! Many requests, each on a new connection.
+//! Many requests, each on a new connection, with the time of each.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::client::{FailureKind, RequestError, Response, get_here};
 use crate::error::{Context, Result};
 use crate::netns::NetNs;
+use crate::wait;
 
 /// How a load is made.
 #[derive(Clone, Debug)]
@@ -38,171 +39,165 @@ impl LoadOptions {
             pause: Duration::ZERO,
         }
     }
+
+    /// A stream of requests while something else happens: any number in
+    /// `duration`, with a pause of a millisecond after each.
+    pub fn steady(duration: Duration) -> Self {
+        Self {
+            duration,
+            pause: Duration::from_millis(1),
+            ..Self::requests(usize::MAX)
+        }
+    }
 }
 
 /// A load that runs. Stops on drop.
 #[derive(Debug)]
 pub struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    began: Instant,
-    outcomes: mpsc::Receiver<Outcome>,
-    threads: Vec<JoinHandle<Result<()>>>,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<Result<Vec<Request>>>>,
 }
 
 #[derive(Debug)]
-struct Outcome {
-    began: Duration,
-    ended: Duration,
-    result: std::result::Result<Response, RequestError>,
+struct Shared {
+    servers: Vec<SocketAddr>,
+    options: LoadOptions,
+    began: Instant,
+    stop: AtomicBool,
+    begun: AtomicUsize,
+    done: AtomicUsize,
+}
+
+/// A request that has ended.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// When it began to connect.
+    pub began: Instant,
+    /// When it was answered or failed.
+    pub ended: Instant,
+    /// The pod that answered.
+    pub outcome: std::result::Result<String, RequestError>,
 }
 
 /// What a load saw.
 #[derive(Clone, Default, Debug)]
 pub struct LoadReport {
-    /// Requests that were begun, all of which have ended.
-    pub requests: usize,
-    /// Successful requests by the pod that answered.
+    /// All requests, in the order in which they began.
+    pub requests: Vec<Request>,
+    /// Successful ones by the pod that answered.
     pub by_pod: BTreeMap<String, usize>,
-    /// When each pod answered last, since the beginning.
-    pub last_answer: BTreeMap<String, Duration>,
-    /// Requests that failed.
-    pub failures: Vec<Failure>,
-    /// Time that successful requests took, in ascending order.
-    pub latencies: Vec<Duration>,
-    /// From beginning to end.
-    pub elapsed: Duration,
-}
-
-/// A request of a load that failed.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// When it was begun, since the beginning of the load.
-    pub began: Duration,
-    /// When it failed.
-    pub ended: Duration,
-    /// What kind.
-    pub kind: FailureKind,
-    /// In words.
-    pub text: String,
+    /// Why the others failed, in the same order.
+    pub failures: Vec<RequestError>,
 }
 
 impl Load {
-    /// Begins to request `/` from a namespace.
-    pub fn start(ns: &NetNs, server: SocketAddr, options: &LoadOptions) -> Result<Self> {
-        let (sender, outcomes) = mpsc::channel();
+    /// Begins to request `/` from a namespace, of several servers in turn.
+    pub fn start(ns: &NetNs, servers: impl ToSocketAddrs, options: &LoadOptions) -> Result<Self> {
+        let servers = servers
+            .to_socket_addrs()
+            .trying(|| "read the addresses of the load".to_owned())?;
         let mut load = Self {
-            stop: Arc::default(),
-            done: Arc::default(),
-            began: Instant::now(),
-            outcomes,
-            threads: Vec::new(),
+            shared: Arc::new(Shared::new(servers.collect(), options)),
+            workers: Vec::new(),
         };
-        let granted = Arc::new(AtomicUsize::new(0));
         for _ in 0..options.concurrency.max(1) {
-            let worker = Worker {
-                ns: NetNs::adopt(ns.name())?,
-                server,
-                options: options.clone(),
-                began: load.began,
-                granted: Arc::clone(&granted),
-                done: Arc::clone(&load.done),
-                stop: Arc::clone(&load.stop),
-                outcomes: sender.clone(),
-            };
+            let shared = Arc::clone(&load.shared);
+            let ns = NetNs::adopt(ns.name())?;
             let thread = std::thread::Builder::new().name("load".to_owned());
-            let thread = thread.spawn(move || worker.run());
-            load.threads
-                .push(thread.trying(|| "start a thread for the load".to_owned())?);
+            let worker = thread.spawn(move || {
+                ns.enter()?;
+                Ok(shared.work())
+            });
+            load.workers
+                .push(worker.trying(|| "start a thread for the load".to_owned())?);
         }
         Ok(load)
     }
 
     /// Runs a load to its end.
-    pub fn run(ns: &NetNs, server: SocketAddr, options: &LoadOptions) -> Result<LoadReport> {
-        Self::start(ns, server, options)?.finish()
+    pub fn run(
+        ns: &NetNs,
+        servers: impl ToSocketAddrs,
+        options: &LoadOptions,
+    ) -> Result<LoadReport> {
+        Self::start(ns, servers, options)?.finish()
     }
 
     /// Requests that have ended so far.
     pub fn done(&self) -> usize {
-        self.done.load(Ordering::Relaxed)
+        self.shared.done.load(Ordering::Relaxed)
     }
 
-    /// Time since the beginning: the clock of the report.
-    pub fn elapsed(&self) -> Duration {
-        self.began.elapsed()
+    /// Waits until this many requests more than now have ended.
+    pub fn wait_for_more(&self, requests: usize, limit: Duration) -> Result<()> {
+        let goal = self.done() + requests;
+        let what = format!("no {requests} more requests ended");
+        wait::until(&what, limit, || Ok((self.done() >= goal).then_some(())))
     }
 
     /// Begins no more requests, waits for those under way, and reports.
     pub fn stop(self) -> Result<LoadReport> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         self.finish()
     }
 
     /// Waits for the end and reports.
     pub fn finish(mut self) -> Result<LoadReport> {
-        for thread in self.threads.drain(..) {
-            match thread.join() {
-                Ok(result) => result?,
+        let mut requests = Vec::new();
+        for worker in self.workers.drain(..) {
+            match worker.join() {
+                Ok(done) => requests.extend(done?),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        let mut report = LoadReport {
-            elapsed: self.began.elapsed(),
-            ..LoadReport::default()
-        };
-        for outcome in self.outcomes.try_iter() {
-            report.add(outcome);
-        }
-        report.latencies.sort();
-        report.failures.sort_by_key(|failure| failure.began);
-        Ok(report)
+        Ok(LoadReport::of(requests))
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join(); // nobody asks for the outcome
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers.drain(..) {
+            let _ = worker.join(); // nobody asks for the outcome
         }
     }
 }
 
-struct Worker {
-    ns: NetNs,
-    server: SocketAddr,
-    options: LoadOptions,
-    began: Instant,
-    granted: Arc<AtomicUsize>,
-    done: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-    outcomes: mpsc::Sender<Outcome>,
-}
+impl Shared {
+    fn new(servers: Vec<SocketAddr>, options: &LoadOptions) -> Self {
+        Self {
+            servers,
+            options: options.clone(),
+            began: Instant::now(),
+            stop: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+        }
+    }
 
-impl Worker {
-    fn run(self) -> Result<()> {
-        self.ns.enter()?;
-        while !self.stop.load(Ordering::Relaxed)
-            && self.began.elapsed() < self.options.duration
-            && self.granted.fetch_add(1, Ordering::Relaxed) < self.options.requests
-        {
-            let began = self.began.elapsed();
-            let result = get_here(self.server, "/", self.options.timeout).and_then(only_ok);
-            let outcome = Outcome {
-                began,
-                ended: self.began.elapsed(),
-                result,
-            };
-            self.done.fetch_add(1, Ordering::Relaxed);
-            if self.outcomes.send(outcome).is_err() {
-                return Ok(()); // the load was dropped
+    /// What one worker does, in the calling thread's namespace.
+    fn work(&self) -> Vec<Request> {
+        let options = &self.options;
+        let mut requests = Vec::new();
+        while !self.stop.load(Ordering::Relaxed) && self.began.elapsed() < options.duration {
+            let number = self.begun.fetch_add(1, Ordering::Relaxed);
+            if number >= options.requests || self.servers.is_empty() {
+                break;
             }
-            if !self.options.pause.is_zero() {
-                std::thread::sleep(self.options.pause);
+            let server = self.servers[number % self.servers.len()];
+            let began = Instant::now();
+            let outcome = get_here(server, "/", options.timeout).and_then(only_ok);
+            requests.push(Request {
+                began,
+                ended: Instant::now(),
+                outcome: outcome.map(|response| response.pod),
+            });
+            self.done.fetch_add(1, Ordering::Relaxed);
+            if !options.pause.is_zero() {
+                std::thread::sleep(options.pause);
             }
         }
-        Ok(())
+        requests
     }
 }
 
@@ -218,60 +213,164 @@ fn only_ok(response: Response) -> std::result::Result<Response, RequestError> {
 }
 
 impl LoadReport {
-    fn add(&mut self, outcome: Outcome) {
-        let Outcome {
-            began,
-            ended,
-            result,
-        } = outcome;
-        self.requests += 1;
-        match result {
-            Ok(response) => {
-                *self.by_pod.entry(response.pod.clone()).or_default() += 1;
-                let last = self.last_answer.entry(response.pod).or_default();
-                *last = ended.max(*last);
-                self.latencies.push(ended.saturating_sub(began));
-            }
-            Err(RequestError { kind, text }) => {
-                self.failures.push(Failure {
-                    began,
-                    ended,
-                    kind,
-                    text,
-                });
+    /// Of requests in any order.
+    pub fn of(mut requests: Vec<Request>) -> Self {
+        requests.sort_by_key(|request| request.began);
+        let mut report = Self::default();
+        for request in &requests {
+            match &request.outcome {
+                Ok(pod) => *report.by_pod.entry(pod.clone()).or_default() += 1,
+                Err(error) => report.failures.push(error.clone()),
             }
         }
+        report.requests = requests;
+        report
     }
 
-    /// The latency that `percent` of the successful requests did not exceed.
+    /// The time that `percent` of the answered requests did not exceed.
     pub fn percentile(&self, percent: usize) -> Option<Duration> {
-        let at = (self.latencies.len() * percent.min(100))
-            .div_ceil(100)
-            .max(1)
-            - 1;
-        self.latencies.get(at).copied()
+        let times = self.answered().map(|request| request.ended - request.began);
+        let mut times: Vec<Duration> = times.collect();
+        times.sort_unstable();
+        let at = (times.len() * percent.min(100)).div_ceil(100).max(1) - 1;
+        times.get(at).copied()
+    }
+
+    /// The longest time without an answer, between the first and the last one.
+    pub fn longest_silence(&self) -> Duration {
+        let mut ends: Vec<Instant> = self.answered().map(|request| request.ended).collect();
+        ends.sort_unstable();
+        let gaps = ends.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.max().unwrap_or_default()
+    }
+
+    /// When a pod answered last.
+    pub fn last_answer(&self, pod: &str) -> Option<Instant> {
+        let of_pod = |r: &&Request| r.outcome.as_ref().is_ok_and(|who| who == pod);
+        let ends = self.requests.iter().filter(of_pod);
+        ends.map(|request| request.ended).max()
+    }
+
+    fn answered(&self) -> impl Iterator<Item = &Request> {
+        self.requests.iter().filter(|r| r.outcome.is_ok())
     }
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let good = self.latencies.len();
+        let (all, failed) = (self.requests.len(), self.failures.len());
         writeln!(
             f,
-            "{} requests, {good} answered, {} failed",
-            self.requests,
-            self.failures.len()
+            "{all} requests, {} answered, {failed} failed",
+            all - failed
         )?;
         for (pod, count) in &self.by_pod {
             writeln!(f, "  {count:>6}  {pod}")?;
         }
-        for failure in self.failures.iter().take(10) {
-            writeln!(
-                f,
-                "  failed at {:?}: {:?}: {}",
-                failure.ended, failure.kind, failure.text
-            )?;
+        let Some(first) = self.requests.first() else {
+            return Ok(());
+        };
+        let failed = |r: &Request| Some((r.ended - first.began, r.outcome.clone().err()?));
+        for (at, error) in self.requests.iter().filter_map(failed).take(10) {
+            writeln!(f, "  failed at {at:?}: {error}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// A server of its own on the loopback interface; needs no root.
+    fn serve(name: &'static str, status: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 1024]);
+                let head =
+                    format!("HTTP/1.1 {status}\r\nX-Pod: {name}\r\nContent-Length: 0\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes());
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn requests_go_to_the_servers_in_turn_and_end_with_their_number() {
+        let servers = vec![serve("a", "200 OK"), serve("b", "200 OK")];
+        let requests = Shared::new(servers, &LoadOptions::requests(5)).work();
+        let pods: Vec<&str> = requests
+            .iter()
+            .map(|r| r.outcome.as_deref().unwrap())
+            .collect();
+        assert_eq!(pods, ["a", "b", "a", "b", "a"]);
+        assert!(requests.iter().all(|r| r.ended > r.began));
+    }
+
+    #[test]
+    fn another_status_is_a_failure() {
+        let servers = vec![serve("a", "404 Not Found")];
+        let requests = Shared::new(servers, &LoadOptions::requests(1)).work();
+        let error = requests[0].outcome.clone().unwrap_err();
+        assert_eq!(
+            (error.kind, error.text.as_str()),
+            (FailureKind::Protocol, "status 404")
+        );
+    }
+
+    #[test]
+    fn a_closed_port_is_a_failure_and_a_stopped_load_begins_nothing() {
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let shared = Shared::new(vec![closed], &LoadOptions::requests(2));
+        let requests = shared.work();
+        assert_eq!(requests.len(), 2);
+        assert!(requests.iter().all(|request| request.outcome.is_err()));
+        shared.stop.store(true, Ordering::Relaxed);
+        assert!(shared.work().is_empty());
+    }
+
+    #[test]
+    fn answers_failures_and_times_are_told_apart() {
+        let start = Instant::now();
+        let request = |began, ended, pod: Option<&str>| Request {
+            began: start + Duration::from_millis(began),
+            ended: start + Duration::from_millis(ended),
+            outcome: pod.map(str::to_owned).ok_or_else(|| RequestError {
+                kind: FailureKind::Refused,
+                text: "no".to_owned(),
+            }),
+        };
+        let failed = request(2, 100, None);
+        let report = LoadReport::of(vec![
+            request(3, 9, Some("a")),
+            failed.clone(),
+            request(0, 1, Some("a")),
+            request(1, 4, Some("b")),
+        ]);
+        assert!(report.requests.is_sorted_by_key(|r| r.began));
+        assert_eq!(
+            report.by_pod,
+            BTreeMap::from([("a".into(), 2), ("b".into(), 1)])
+        );
+        assert_eq!(report.percentile(50), Some(Duration::from_millis(3)));
+        assert_eq!(report.percentile(99), Some(Duration::from_millis(6)));
+        assert_eq!(report.longest_silence(), Duration::from_millis(5));
+        let at = |ms| Some(start + Duration::from_millis(ms));
+        assert_eq!(report.last_answer("a"), at(9));
+        assert_eq!(report.last_answer("c"), None);
+        assert_eq!(
+            report.to_string(),
+            "4 requests, 3 answered, 1 failed\n       2  a\n       1  b\n  \
+             failed at 100ms: Refused: no\n"
+        );
+        assert_eq!(LoadReport::of(vec![failed]).percentile(50), None);
     }
 }

@@ -6,6 +6,6 @@ mod load;
 mod server;
 
 pub use client::{FailureKind, RequestError, Response, get, get_here};
-pub use load::{Failure, Load, LoadOptions, LoadReport};
+pub use load::{Load, LoadOptions, LoadReport, Request};
 pub use server::HttpServer;
 pub(crate) use server::{accept, listen, stop_listening};

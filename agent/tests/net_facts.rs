@@ -8,6 +8,7 @@
 mod netns;
 
 use std::future::Future;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -253,6 +254,36 @@ fn next_hops_are_the_kernels() {
     });
 }
 
+const NOTHING: NetChanged = NetChanged {
+    pods: false,
+    overlay: false,
+    uplink: false,
+};
+const PODS: NetChanged = NetChanged {
+    pods: true,
+    ..NOTHING
+};
+const OVERLAY: NetChanged = NetChanged {
+    overlay: true,
+    ..NOTHING
+};
+const UPLINK: NetChanged = NetChanged {
+    uplink: true,
+    ..NOTHING
+};
+
+/// A watcher that has taken what was under way.
+async fn watcher() -> Watcher {
+    let interest = Interest {
+        uplink: "eth0".into(),
+        device: "flannel.1".into(),
+        own_pod_cidrs: own(),
+    };
+    let mut watcher = Watcher::open(interest).await.unwrap();
+    drain(&mut watcher).await;
+    watcher
+}
+
 /// Waits until everything in `wanted` was notified; what else came is returned too.
 async fn heard(watcher: &mut Watcher, wanted: NetChanged) -> NetChanged {
     let mut all = NetChanged::default();
@@ -285,33 +316,14 @@ fn changes_are_notified_at_once_and_sorted() {
     let pod = Netns::new();
     let pod = &pod;
     on_node(|_| async move {
-        let mut watcher = Watcher::open(Interest {
-            uplink: "eth0".into(),
-            device: "flannel.1".into(),
-            own_pod_cidrs: own(),
-        })
-        .await
-        .unwrap();
-        let pods = NetChanged {
-            pods: true,
-            ..NetChanged::default()
-        };
-        let overlay = NetChanged {
-            overlay: true,
-            ..NetChanged::default()
-        };
-        let uplink = NetChanged {
-            uplink: true,
-            ..NetChanged::default()
-        };
-        drain(&mut watcher).await;
+        let mut watcher = watcher().await;
 
         add_pod(pod, 5);
-        heard(&mut watcher, pods).await;
+        heard(&mut watcher, PODS).await;
         drain(&mut watcher).await;
         sh("ip route del 10.244.1.5/32");
         let started = Instant::now();
-        assert_eq!(heard(&mut watcher, pods).await, pods);
+        assert_eq!(heard(&mut watcher, PODS).await, PODS);
         assert!(
             started.elapsed() < Duration::from_secs(1),
             "{:?}",
@@ -322,7 +334,7 @@ fn changes_are_notified_at_once_and_sorted() {
             "ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472 nolearning
             ip link set flannel.1 up",
         );
-        heard(&mut watcher, overlay).await;
+        heard(&mut watcher, OVERLAY).await;
         drain(&mut watcher).await;
         for line in [
             "ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent",
@@ -333,81 +345,59 @@ fn changes_are_notified_at_once_and_sorted() {
             "ip link set flannel.1 mtu 1400",
         ] {
             sh(line);
-            assert_eq!(heard(&mut watcher, overlay).await, overlay, "{line}");
+            assert_eq!(heard(&mut watcher, OVERLAY).await, OVERLAY, "{line}");
         }
         sh("ip link del flannel.1");
-        heard(&mut watcher, overlay).await;
+        heard(&mut watcher, OVERLAY).await;
         drain(&mut watcher).await;
         sh("ip addr add 192.0.2.99/32 dev eth0");
-        assert_eq!(heard(&mut watcher, uplink).await, uplink);
+        assert_eq!(heard(&mut watcher, UPLINK).await, UPLINK);
         sh("ip route add 198.51.100.0/24 via 192.0.2.7");
-        heard(&mut watcher, uplink).await;
+        heard(&mut watcher, UPLINK).await;
         sh("ip link set eth0 mtu 1400");
-        heard(&mut watcher, uplink).await;
+        heard(&mut watcher, UPLINK).await;
     });
+}
+
+/// Adds or deletes the routes of 200 pods at once.
+fn burst(verb: &str) {
+    let lines = (0..200).map(|n| format!("route {verb} 10.244.1.{n}/32 dev eth0\n"));
+    let mut batch = tempfile::NamedTempFile::new().unwrap();
+    batch
+        .write_all(lines.collect::<String>().as_bytes())
+        .unwrap();
+    sh(&format!("ip -batch {}", batch.path().display()));
 }
 
 #[test]
 fn a_burst_is_one_change_and_a_lost_notification_means_everything() {
     on_node(|_| async move {
-        let mut watcher = Watcher::open(Interest {
-            uplink: "eth0".into(),
-            device: "flannel.1".into(),
-            own_pod_cidrs: own(),
-        })
-        .await
-        .unwrap();
-        drain(&mut watcher).await;
-        let dir = tempfile::tempdir().unwrap();
-        let batch = dir.path().join("batch");
-        let lines: Vec<String> = (0..200)
-            .map(|n| format!("route add 10.244.1.{n}/32 dev eth0"))
-            .collect();
-        std::fs::write(&batch, lines.join("\n")).unwrap();
-        sh(&format!("ip -batch {}", batch.display()));
-        let pods = NetChanged {
-            pods: true,
-            ..NetChanged::default()
-        };
-        assert_eq!(watcher.next().await.unwrap(), pods);
+        let mut watcher = watcher().await;
+        burst("add");
+        assert_eq!(watcher.next().await.unwrap(), PODS);
         let quiet = tokio::time::timeout(Duration::from_millis(200), watcher.next()).await;
         assert!(quiet.is_err(), "one burst, one change: {quiet:?}");
 
         // Nothing here concerns overlay or uplink, so ALL can only come from the loss.
         watcher.set_receive_buffer(4096).unwrap();
-        let lines: Vec<String> = (0..200)
-            .map(|n| format!("route del 10.244.1.{n}/32 dev eth0"))
-            .collect();
-        std::fs::write(&batch, lines.join("\n")).unwrap();
-        sh(&format!("ip -batch {}", batch.display()));
+        burst("del");
         assert_eq!(heard(&mut watcher, NetChanged::ALL).await, NetChanged::ALL);
         // And it goes on.
         sh("ip route add 10.244.1.3/32 dev eth0");
-        heard(&mut watcher, pods).await;
+        heard(&mut watcher, PODS).await;
     });
 }
 
 #[test]
 fn a_wait_that_is_dropped_loses_nothing() {
     on_node(|_| async move {
-        let mut watcher = Watcher::open(Interest {
-            uplink: "eth0".into(),
-            device: "flannel.1".into(),
-            own_pod_cidrs: own(),
-        })
-        .await
-        .unwrap();
-        drain(&mut watcher).await;
+        let mut watcher = watcher().await;
         sh("ip route add 10.244.1.3/32 dev eth0");
         // Shorter than notifications are gathered: it is heard, and not handed out yet.
         let cut = tokio::time::timeout(Duration::from_millis(1), watcher.next()).await;
-        let pods = NetChanged {
-            pods: true,
-            ..NetChanged::default()
-        };
         match cut {
-            Ok(changed) => assert_eq!(changed.unwrap(), pods),
-            Err(_) => assert_eq!(heard(&mut watcher, pods).await, pods),
+            Ok(changed) => assert_eq!(changed.unwrap(), PODS),
+            Err(_) => assert_eq!(heard(&mut watcher, PODS).await, PODS),
         }
     });
 }

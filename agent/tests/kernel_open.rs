@@ -12,29 +12,11 @@ use std::collections::BTreeSet;
 
 use aya::maps::{Array, Map, MapData};
 use datapath_common::{
-    Config, Flow, FlowKey, FlowState, Frontend, FrontendKey, Ip4, Ip6, PeerKey, Scope, Via, maps,
+    Config, Flow, FlowKey, FlowState, FrontendKey, Ip4, Ip6, PeerKey, Via, maps,
 };
-use kernel_support::{Node, broken_object, names, on_node, options, small, veth};
+use kernel_support::{Node, broken_object, front, names, on_node, options, small, veth};
 use tulle_agent::kernel::{AttachKind, Capacities, Datapath, LoadError, MapFate, Options, XdpMode};
 use tulle_agent::plan::{MapOp, MapWriter};
-
-fn front(n: u8) -> (FrontendKey<Ip4>, Frontend) {
-    let key = FrontendKey {
-        addr: Ip4::new([10, 96, 0, n]),
-        port: 80,
-        proto: 6,
-        scope: Scope::Any as u8,
-    };
-    (
-        key,
-        Frontend {
-            service: n.into(),
-            start: n.into(),
-            len: 1,
-            ..Frontend::default()
-        },
-    )
-}
 
 fn flow_key(n: u16) -> FlowKey<Ip4> {
     FlowKey {
@@ -415,7 +397,7 @@ fn new_read_only_data_uses_the_maps_in_use() {
             ..Config::EMPTY
         };
         let report = datapath.reconfigure(&config).unwrap();
-        assert_eq!((report.replaced, report.failed.len()), (1, 0));
+        assert_eq!((report.replaced, report.failed.len()), (2, 0));
         assert_eq!(datapath.config().vni, 77);
         let (link_now, program_now) = node.link("tulle_nic_in", uplink).unwrap();
         assert_eq!(link_now, link);

@@ -8,27 +8,9 @@
 
 mod kernel_support;
 
-use datapath_common::{Frontend, FrontendKey, Ip4, PeerKey, Scope, Via, maps};
-use kernel_support::on_node;
+use datapath_common::{Ip4, PeerKey, Via, maps};
+use kernel_support::{front, on_node};
 use tulle_agent::plan::{MapOp, MapWriter};
-
-fn front(n: u8) -> (FrontendKey<Ip4>, Frontend) {
-    let key = FrontendKey {
-        addr: Ip4::new([10, 96, 0, n]),
-        port: 80,
-        proto: 6,
-        scope: Scope::Any as u8,
-    };
-    (
-        key,
-        Frontend {
-            service: n.into(),
-            start: n.into(),
-            len: 1,
-            ..Frontend::default()
-        },
-    )
-}
 
 #[test]
 fn a_full_table_names_itself_and_its_flag() {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, MapInfo};
 use aya::programs::links::{FdLink, PinnedLink};
-use datapath_common::{Config, maps};
+use datapath_common::{Config, Frontend, FrontendKey, Ip4, Scope, maps};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tulle_agent::kernel::{AttachKind, Capacities, Datapath, Options};
@@ -61,6 +61,25 @@ pub fn small() -> Capacities {
         nodes: 16,
         event_bytes: 4096,
     }
+}
+
+/// The frontend 10.96.0.`n`:80 over TCP, with one slot.
+pub fn front(n: u8) -> (FrontendKey<Ip4>, Frontend) {
+    let key = FrontendKey {
+        addr: Ip4::new([10, 96, 0, n]),
+        port: 80,
+        proto: 6,
+        scope: Scope::Any as u8,
+    };
+    (
+        key,
+        Frontend {
+            service: n.into(),
+            start: n.into(),
+            len: 1,
+            ..Frontend::default()
+        },
+    )
 }
 
 /// Sizes and flags of a quick start.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output};
 use std::time::Duration;
 
 use admin_api::{Client, ClientError, Status};
@@ -98,17 +98,9 @@ impl Agent {
             }
             _ => {}
         }
-        let mut command = self.ns.command(&self.options.binary)?;
-        command.arg("run").arg("--state").arg(&self.options.state);
-        command.args(["--node", &self.node, "--uplink", UPLINK]);
-        command
-            .arg("--bpffs")
-            .arg(&self.bpffs)
-            .arg("--run-dir")
-            .arg(&self.run_dir);
-        command
-            .args(&self.options.args)
-            .envs(self.options.env.iter().cloned());
+        let mut command = self.command("run")?;
+        command.arg("--state").arg(&self.options.state);
+        command.args(&self.options.args);
         let what = format!("agent of {}", self.node);
         self.process = Some(Process::spawn(&what, command, &self.log)?);
         Ok(())
@@ -210,15 +202,8 @@ impl Agent {
 
     /// Runs `tulle-agent cleanup` for the node to its end.
     pub fn cleanup(&self) -> Result<Output> {
-        let mut command = self.ns.command(&self.options.binary)?;
-        command.args(["cleanup", "--node", &self.node, "--uplink", UPLINK]);
-        command
-            .arg("--bpffs")
-            .arg(&self.bpffs)
-            .arg("--run-dir")
-            .arg(&self.run_dir);
-        command.envs(self.options.env.iter().cloned());
-        let output = command
+        let output = self
+            .command("cleanup")?
             .output()
             .trying(|| format!("run cleanup on {}", self.node))?;
         if output.status.success() {
@@ -233,6 +218,16 @@ impl Agent {
             status: output.status,
             stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         })
+    }
+
+    /// The program with `verb` and what tells it its node.
+    fn command(&self, verb: &str) -> Result<Command> {
+        let mut command = self.ns.command(&self.options.binary)?;
+        command.args([verb, "--node", &self.node, "--uplink", UPLINK]);
+        command.arg("--bpffs").arg(&self.bpffs);
+        command.arg("--run-dir").arg(&self.run_dir);
+        command.envs(self.options.env.iter().cloned());
+        Ok(command)
     }
 
     fn running(&mut self) -> Result<&mut Process> {

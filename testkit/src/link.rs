@@ -132,11 +132,7 @@ pub fn set_mtu(ns: &NetNs, dev: &str, mtu: u32) -> Result<()> {
 
 /// A link's MTU in bytes.
 pub fn mtu(ns: &NetNs, dev: &str) -> Result<u32> {
-    let value = show(ns, dev, "mtu")?;
-    value
-        .as_u64()
-        .and_then(|n| n.try_into().ok())
-        .ok_or_else(|| lacks(ns, dev, "mtu"))
+    number(ns, dev, "mtu")
 }
 
 /// Waits until a link carries packets. Of a veth pair, the end that was set up
@@ -151,11 +147,7 @@ pub fn wait_up(ns: &NetNs, dev: &str) -> Result<()> {
 
 /// A link's interface index.
 pub fn ifindex(ns: &NetNs, dev: &str) -> Result<u32> {
-    let value = show(ns, dev, "ifindex")?;
-    value
-        .as_u64()
-        .and_then(|n| n.try_into().ok())
-        .ok_or_else(|| lacks(ns, dev, "ifindex"))
+    number(ns, dev, "ifindex")
 }
 
 /// A link's Ethernet address.
@@ -170,6 +162,13 @@ pub fn mac(ns: &NetNs, dev: &str) -> Result<MacAddr> {
 fn show(ns: &NetNs, dev: &str, field: &str) -> Result<Value> {
     let links = ip_json(ns, &["link", "show", "dev", dev])?;
     Ok(links[0][field].clone())
+}
+
+fn number(ns: &NetNs, dev: &str, field: &str) -> Result<u32> {
+    show(ns, dev, field)?
+        .as_u64()
+        .and_then(|n| n.try_into().ok())
+        .ok_or_else(|| lacks(ns, dev, field))
 }
 
 fn lacks(ns: &NetNs, dev: &str, field: &str) -> Error {

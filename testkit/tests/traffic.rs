@@ -250,11 +250,11 @@ fn an_agent_that_ends_or_is_not_ready_shows_its_log() {
     let mut agent = Agent::start(node, &options).unwrap();
     let error = agent.wait_ready(LIMIT).unwrap_err().to_string();
     assert!(
-        error.contains("run --state /state --node node-1 --uplink eth0 --bpffs"),
+        error.contains("run --node node-1 --uplink eth0 --bpffs"),
         "{error}"
     );
     assert!(
-        error.contains("exit status: 3") && error.contains("--vni 7"),
+        error.contains("exit status: 3") && error.contains("--state /state --vni 7"),
         "{error}"
     );
 

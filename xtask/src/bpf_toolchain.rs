@@ -199,6 +199,15 @@ pub fn require(toolchain: Toolchain) -> Result<()> {
     Ok(())
 }
 
+/// The tool that takes debug information out of an object or a program.
+pub fn llvm_strip() -> Result<Command> {
+    let strip = ["llvm-strip-22", "llvm-strip"]
+        .into_iter()
+        .find_map(process::find)
+        .context("no llvm-strip found: `cargo xtask setup` installs it")?;
+    Ok(process::command(strip))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

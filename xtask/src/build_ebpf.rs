@@ -94,17 +94,13 @@ pub fn build_bench(workspace: &Workspace, toolchain: Toolchain) -> Result<()> {
 /// Strips DWARF (BTF stays) and puts the object where the agent's build looks for it. An object
 /// that is already there with the same content is left alone, so that nothing is rebuilt for it.
 fn publish(built: &Path, object: &Path) -> Result<bool> {
-    let strip = ["llvm-strip-22", "llvm-strip"]
-        .into_iter()
-        .find_map(process::find)
-        .context("no llvm-strip found: `cargo xtask setup` installs it")?;
     let directory = object.parent().context("the object has no directory")?;
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     // Two builds at once must not write into each other's file.
     let stripped = object.with_extension(format!("{}.tmp", std::process::id()));
     let result = process::output(
-        process::command(strip)
+        bpf_toolchain::llvm_strip()?
             .arg("--strip-debug")
             .arg("-o")
             .arg(&stripped)

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::bpf_toolchain::llvm_strip;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -141,12 +142,8 @@ fn executables(text: &str) -> Vec<Program> {
 
 /// The program without what only debuggers read, for most of it is that.
 fn stripped(path: &Path, work: &Path) -> Result<Vec<u8>> {
-    let strip = ["llvm-strip-22", "llvm-strip"]
-        .into_iter()
-        .find_map(process::find)
-        .context("no llvm-strip found: `cargo xtask setup` installs it")?;
     let out = work.join("stripped");
-    process::output(process::command(strip).arg("-o").arg(&out).arg(path))?;
+    process::output(llvm_strip()?.arg("-o").arg(&out).arg(path))?;
     let content = read(&out)?;
     fs::remove_file(&out).with_context(|| format!("cannot remove {}", out.display()))?;
     Ok(content)

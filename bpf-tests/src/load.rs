@@ -3,16 +3,24 @@
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError};
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// How often a load is tried that signals interrupt.
-const ATTEMPTS: u32 = 20;
+const ATTEMPTS: u32 = 5;
 
 /// Loads the XDP program or classifier `name` of an object. The verifier gives
-/// up with `EAGAIN` when the thread has a signal pending; then it is asked again.
+/// up with `EAGAIN` when the thread has a signal pending, so they wait.
 pub fn program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("the object has no program {name}"))?;
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let loaded = load(program, name);
+    mask.thread_set_mask()?;
+    loaded
+}
+
+fn load(program: &mut Program, name: &str) -> Result<()> {
     for _ in 0..ATTEMPTS {
         let loaded = match program {
             Program::Xdp(xdp) => xdp.load(),

@@ -1,4 +1,4 @@
-//! The four programs, loaded.
+//! The programs, loaded.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -17,6 +17,7 @@ pub const fn name(hook: Hook) -> &'static str {
         Hook::PodTo => "tulle_pod_to",
         Hook::NicIn => "tulle_nic_in",
         Hook::Xdp => "tulle_xdp",
+        Hook::NicOut => "tulle_nic_out",
     }
 }
 
@@ -40,7 +41,7 @@ pub enum ProgramError {
 /// Descriptors and numbers of the loaded programs, in the order of [`Hook::ALL`].
 #[derive(Debug)]
 pub(crate) struct Programs {
-    loaded: [(ProgramFd, u32); 4],
+    loaded: [(ProgramFd, u32); Hook::ALL.len()],
 }
 
 impl Programs {
@@ -53,6 +54,7 @@ impl Programs {
                 one(Hook::PodTo)?,
                 one(Hook::NicIn)?,
                 one(Hook::Xdp)?,
+                one(Hook::NicOut)?,
             ],
         })
     }
@@ -68,7 +70,7 @@ impl Programs {
     }
 
     /// The kernel's numbers, in the order of [`Hook::ALL`].
-    pub(crate) fn ids(&self) -> [u32; 4] {
+    pub(crate) fn ids(&self) -> [u32; Hook::ALL.len()] {
         Hook::ALL.map(|hook| self.id(hook))
     }
 }
@@ -95,11 +97,13 @@ fn load_one(ebpf: &mut Ebpf, hook: Hook) -> Result<(ProgramFd, u32), ProgramErro
 
 type Loaded = Result<(ProgramFd, u32), aya::programs::ProgramError>;
 
-/// Loads a program, and again when a signal came while the verifier was at work: it gives up
-/// with `EAGAIN` then, and has nothing against the program.
+/// Loads a program while signals wait: the verifier gives up with `EAGAIN` when
+/// its thread has one pending, and a child that ends is enough for that. What
+/// comes through all the same has nothing against the program: once more then.
 pub fn uninterrupted(
     mut load: impl FnMut() -> Result<(), aya::programs::ProgramError>,
 ) -> Result<(), aya::programs::ProgramError> {
+    let _held = sys::HeldSignals::new();
     for _ in 1..sys::LOAD_ATTEMPTS {
         match load() {
             Err(aya::programs::ProgramError::LoadError { io_error, .. })

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type, bpf_map_info};
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// `BPF_NOEXIST`: write only if the key is new.
 pub(crate) const NO_EXIST: u64 = 1;
@@ -51,7 +52,7 @@ fn call(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
 }
 
 /// How often a call is made that signals may interrupt.
-pub(crate) const LOAD_ATTEMPTS: u32 = 20;
+pub(crate) const LOAD_ATTEMPTS: u32 = 5;
 
 /// Whether a call failed for no other reason than a signal to the thread. The
 /// verifier says `EAGAIN` then, a test run `EINTR`.
@@ -59,8 +60,27 @@ pub(crate) fn is_interruption(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
 }
 
+/// Signals do not reach this thread until it is dropped. Others of the process
+/// take them meanwhile, or they wait.
+pub(crate) struct HeldSignals(Option<SigSet>);
+
+impl HeldSignals {
+    /// Holds them from now on; without effect if that is refused.
+    pub(crate) fn new() -> Self {
+        Self(SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        // The set was this thread's a moment ago, so it is taken again.
+        let _ = self.0.map(|mask| mask.thread_set_mask());
+    }
+}
+
 /// [`call`], made again when a signal interrupted it.
 fn call_again(cmd: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    let _held = HeldSignals::new();
     for _ in 1..LOAD_ATTEMPTS {
         match call(cmd, attr) {
             Err(e) if is_interruption(&e) => {}

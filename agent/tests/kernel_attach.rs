@@ -48,19 +48,21 @@ fn links_outlive_the_agent_and_get_the_next_ones_programs() {
         assert_eq!(counts(&first.sync_pods(&pods(&[pod]))), [2, 0, 0, 0, 0]);
         assert_eq!(
             counts(&first.sync_uplink(uplink, XdpMode::Off).0),
-            [1, 0, 0, 0, 0]
+            [2, 0, 0, 0, 0]
         );
         assert_eq!(counts(&first.sync_pods(&pods(&[pod]))), [0, 0, 2, 0, 0]);
         let links = [
             ("tulle_pod_from", pod),
             ("tulle_pod_to", pod),
             ("tulle_nic_in", uplink),
+            ("tulle_nic_out", uplink),
         ];
         let before = links.map(|(program, at)| node.link(program, at).expect("pinned"));
         drop(first);
         assert_eq!(tcx("pod0", TcAttachType::Ingress), [before[0].1]);
         assert_eq!(tcx("pod0", TcAttachType::Egress), [before[1].1]);
         assert_eq!(tcx("up0", TcAttachType::Ingress), [before[2].1]);
+        assert_eq!(tcx("up0", TcAttachType::Egress), [before[3].1]);
 
         let mut second = node.open();
         assert_eq!(
@@ -71,7 +73,7 @@ fn links_outlive_the_agent_and_get_the_next_ones_programs() {
         assert_eq!(counts(&second.sync_pods(&pods(&[pod]))), [0, 2, 0, 0, 0]);
         assert_eq!(
             counts(&second.sync_uplink(uplink, XdpMode::Off).0),
-            [0, 1, 0, 0, 0]
+            [0, 2, 0, 0, 0]
         );
         let after = links.map(|(program, at)| node.link(program, at).expect("pinned"));
         for (old, new) in before.iter().zip(after) {
@@ -89,6 +91,7 @@ fn links_outlive_the_agent_and_get_the_next_ones_programs() {
             (Place::new(Hook::PodFrom, pod), ids[0]),
             (Place::new(Hook::PodTo, pod), ids[1]),
             (Place::new(Hook::NicIn, uplink), ids[2]),
+            (Place::new(Hook::NicOut, uplink), ids[4]),
         ];
         wanted.sort_unstable();
         assert_eq!(attached, wanted);
@@ -234,11 +237,11 @@ fn another_uplink() {
         let mut datapath = node.open();
         assert_eq!(
             counts(&datapath.sync_uplink(former, XdpMode::Generic).0),
-            [2, 0, 0, 0, 0]
+            [3, 0, 0, 0, 0]
         );
         assert_eq!(
             counts(&datapath.sync_uplink(next, XdpMode::Generic).0),
-            [2, 0, 0, 0, 2]
+            [3, 0, 0, 0, 3]
         );
         assert!(tcx("up0", TcAttachType::Ingress).is_empty());
         assert!(!run("ip", &["link", "show", "up0"]).contains("xdp"));

@@ -17,7 +17,7 @@ use tulle_agent::kernel::cleanup::cleanup;
 use tulle_agent::kernel::probe::{Refusal, Sources, probe};
 use tulle_agent::kernel::{AttachKind, XdpMode};
 
-fn attach_everything(node: &Node, attach: AttachKind, pod: u32, uplink: u32) -> [u32; 4] {
+fn attach_everything(node: &Node, attach: AttachKind, pod: u32, uplink: u32) -> [u32; 5] {
     let mut datapath = node.open_as(attach);
     assert!(datapath.sync_pods(&BTreeSet::from([pod])).failed.is_empty());
     assert!(
@@ -58,6 +58,7 @@ fn leaves_nothing(attach: AttachKind) {
         let links: Vec<u32> = [
             ("tulle_pod_from", pod),
             ("tulle_nic_in", uplink),
+            ("tulle_nic_out", uplink),
             ("tulle_xdp", uplink),
         ]
         .iter()
@@ -74,8 +75,8 @@ fn leaves_nothing(attach: AttachKind) {
         );
         assert!(done.directory && !done.was_clean());
         let expected = match attach {
-            AttachKind::Tcx => (4, 0, 0),
-            AttachKind::Clsact => (1, 3, 2),
+            AttachKind::Tcx => (5, 0, 0),
+            AttachKind::Clsact => (1, 4, 2),
         };
         assert_eq!(
             (done.links, done.filters, done.qdiscs),
@@ -140,7 +141,7 @@ fn what_others_use_stays() {
 
         let done = cleanup(&node.pins);
         assert!(done.failed.is_empty(), "{done:?}");
-        assert_eq!((done.filters, done.qdiscs, done.directory), (3, 0, false));
+        assert_eq!((done.filters, done.qdiscs, done.directory), (4, 0, false));
         assert_eq!(done.foreign, ["somebodys"]);
         assert_eq!(node.names(), ["links", "somebodys"]);
         assert_eq!(names(&node.pins.join("links")), Vec::<String>::new());

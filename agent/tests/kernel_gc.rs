@@ -41,6 +41,7 @@ fn flow(state: FlowState, seen: u32) -> Flow<Ip4> {
         service: 11,
         opened: 900_000,
         seen,
+        ..Flow::default()
     }
 }
 
@@ -184,6 +185,7 @@ fn a_walk_tells_backends_and_ages() {
             service: 13,
             opened: 5,
             seen: NOW,
+            ..Flow::default()
         };
         datapath.maps.flow_v6.insert(key6, flow6, 0).unwrap();
         let pass = FlowGc::run(&datapath.maps, &IDLE, NOW).unwrap();

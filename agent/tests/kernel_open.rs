@@ -41,6 +41,7 @@ fn flow() -> Flow<Ip4> {
         service: 1,
         opened: 1,
         seen: 2,
+        ..Flow::default()
     }
 }
 

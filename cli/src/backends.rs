@@ -51,6 +51,8 @@ pub struct Row {
 pub enum Way {
     /// By the kernel's routing.
     Kernel,
+    /// An address of this node itself.
+    Host,
     /// A pod of this node.
     Local {
         /// Index of the veth's host side.
@@ -79,6 +81,7 @@ impl Way {
         let (ifindex, interface) = (via.ifindex, || interfaces(via.ifindex));
         match via_kind(via) {
             ViaKind::Kernel => Self::Kernel,
+            ViaKind::Host => Self::Host,
             ViaKind::Local => Self::Local {
                 ifindex,
                 interface: interface(),
@@ -100,6 +103,7 @@ impl Way {
     pub fn text(&self) -> String {
         match self {
             Self::Kernel => "kernel".into(),
+            Self::Host => "this node".into(),
             Self::Local { ifindex, interface } => {
                 format!("local {}", interface_text(interface.as_deref(), *ifindex))
             }

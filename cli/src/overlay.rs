@@ -192,7 +192,7 @@ fn peer_cells(peer: &Peer) -> Vec<String> {
             dash(),
             interface_text(interface.as_deref(), *ifindex),
         ),
-        Way::Kernel => (dash(), dash(), "kernel".into(), dash()),
+        Way::Kernel | Way::Host => (dash(), dash(), peer.via.text(), dash()),
     };
     vec![
         peer.network.to_string(),

@@ -235,9 +235,11 @@ pub struct MapUsage {
 pub const fn via_kind(via: &Via) -> ViaKind {
     const LOCAL: u8 = ViaKind::Local as u8;
     const VXLAN: u8 = ViaKind::Vxlan as u8;
+    const HOST: u8 = ViaKind::Host as u8;
     match via.kind {
         LOCAL => ViaKind::Local,
         VXLAN => ViaKind::Vxlan,
+        HOST => ViaKind::Host,
         _ => ViaKind::Kernel,
     }
 }

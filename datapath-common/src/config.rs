@@ -13,6 +13,11 @@ impl Feature {
     pub const DECAP_6_IN_4: u32 = 1;
     /// The overlay is on: this node has a VTEP.
     pub const OVERLAY: u32 = 2;
+    /// Services are served on the uplink too: for clients outside and for
+    /// processes of the node.
+    pub const UPLINK_SERVICES: u32 = 4;
+    /// Pods that leave the cluster get the node's address.
+    pub const MASQUERADE: u32 = 8;
 }
 
 /// When an idle flow has expired, in ticks by state.
@@ -43,7 +48,8 @@ pub struct IdleTicks {
 pub struct Config {
     /// This node on the underlay: source of outer headers.
     pub node_ip4: Ip4,
-    /// Network of this node's IPv4 pods.
+    /// Network of this node's IPv4 pods. Its first address is the VTEP
+    /// device's, and the source of what is masqueraded towards pods.
     pub pod_net4: Ip4,
     /// Mask of `pod_net4`; all ones with an all-zero network if there is none.
     pub pod_mask4: Ip4,
@@ -55,8 +61,16 @@ pub struct Config {
     pub pod_mask6: Ip6,
     /// Source of ICMPv6 errors.
     pub router_ip6: Ip6,
+    /// This node's IPv6 address, zero if it has none.
+    pub node_ip6: Ip6,
     /// The uplink's interface index.
     pub uplink: u32,
+    /// The VTEP device's interface index.
+    pub vtep: u32,
+    /// First port for translated sources, host order.
+    pub snat_first: u16,
+    /// How many ports there are for them.
+    pub snat_ports: u16,
     /// VXLAN network identifier (RFC 7348), 24 bits.
     pub vni: u32,
     /// VXLAN's UDP port, host order.
@@ -79,7 +93,7 @@ pub struct Config {
 
 pod! {
     IdleTicks = 32 [u32, u32, u32, u32, u32, u32, u32, u32];
-    Config = 132 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, u32, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
+    Config = 156 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
 }
 
 const fn secs(s: u64) -> u32 {
@@ -111,7 +125,11 @@ impl Config {
         pod_net6: Ip6::new([0; 16]),
         pod_mask6: Ip6::new([0xff; 16]),
         router_ip6: Ip6::new([0; 16]),
+        node_ip6: Ip6::new([0; 16]),
         uplink: 0,
+        vtep: 0,
+        snat_first: 0,
+        snat_ports: 0,
         vni: 1,
         vxlan_port: 8472,
         overlay_mtu: 1450,

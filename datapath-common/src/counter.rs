@@ -14,11 +14,19 @@ pub enum Hook {
     NicIn = 2,
     /// `tulle_xdp`: packets that arrive at the uplink.
     Xdp = 3,
+    /// `tulle_nic_out`: packets that leave by the uplink.
+    NicOut = 4,
 }
 
 impl Hook {
     /// Every hook, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::PodFrom, Self::PodTo, Self::NicIn, Self::Xdp];
+    pub const ALL: [Self; 5] = [
+        Self::PodFrom,
+        Self::PodTo,
+        Self::NicIn,
+        Self::Xdp,
+        Self::NicOut,
+    ];
 
     /// The program's name without its prefix.
     pub const fn name(self) -> &'static str {
@@ -27,6 +35,7 @@ impl Hook {
             Self::PodTo => "pod_to",
             Self::NicIn => "nic_in",
             Self::Xdp => "xdp",
+            Self::NicOut => "nic_out",
         }
     }
 }

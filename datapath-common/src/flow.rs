@@ -52,19 +52,26 @@ pub enum FlowState {
 }
 
 /// Value of `tulle_flow_v4` and `tulle_flow_v6`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Flow<A> {
     /// Forward: the backend's address. Reply: the frontend's.
     pub addr: A,
+    /// Where the source is translated too (`nat_port` is not 0): forward, the
+    /// address that the backend sees; reply, the client's own.
+    pub nat_addr: A,
     /// Forward: the backend's port. Reply: the frontend's. Host order.
     pub port: u16,
+    /// The port that goes with `nat_addr`, host order; 0 if the source stays.
+    pub nat_port: u16,
     /// A [`FlowState`].
     pub state: u8,
     /// 1 if the client is its own backend (the source is translated to the
     /// frontend, and back).
     pub hairpin: u8,
-    /// Backend id.
+    /// Always zero.
+    pub reserved: u16,
+    /// Backend id; 0 for a flow of no service that is masqueraded.
     pub backend: u32,
     /// Generation of the backend's row when the flow opened.
     pub generation: u32,
@@ -90,16 +97,16 @@ pub struct Work<A> {
     /// Key of a fragment row.
     pub fragment: FragmentKey<A>,
     /// Always zero.
-    pub reserved: A,
+    pub reserved: u32,
 }
 
 pod! {
-    Work<Ip4> = 72 [u64, FlowKey<Ip4>, Flow<Ip4>, FragmentKey<Ip4>, Ip4];
-    Work<Ip6> = 144 [u64, FlowKey<Ip6>, Flow<Ip6>, FragmentKey<Ip6>, Ip6];
+    Work<Ip4> = 80 [u64, FlowKey<Ip4>, Flow<Ip4>, FragmentKey<Ip4>, u32];
+    Work<Ip6> = 152 [u64, FlowKey<Ip6>, Flow<Ip6>, FragmentKey<Ip6>, u32];
     FlowKey<Ip4> = 16 [Ip4, Ip4, u16, u16, u8, u8, u16];
     FlowKey<Ip6> = 40 [Ip6, Ip6, u16, u16, u8, u8, u16];
-    Flow<Ip4> = 28 [Ip4, u16, u8, u8, u32, u32, u32, u32, u32];
-    Flow<Ip6> = 40 [Ip6, u16, u8, u8, u32, u32, u32, u32, u32];
+    Flow<Ip4> = 36 [Ip4, Ip4, u16, u16, u8, u8, u16, u32, u32, u32, u32, u32];
+    Flow<Ip6> = 60 [Ip6, Ip6, u16, u16, u8, u8, u16, u32, u32, u32, u32, u32];
 }
 
 impl FlowState {

@@ -13,6 +13,8 @@ pub enum ViaKind {
     Local = 1,
     /// A pod of another node, through VXLAN.
     Vxlan = 2,
+    /// This node itself: one of its own addresses.
+    Host = 3,
 }
 
 /// How an address is reached. Value of `tulle_pods_*` and `tulle_peers_*`, part of a backend.

@@ -27,7 +27,10 @@ pub use flow::{Direction, Flow, FlowKey, FlowState, TICK_NANOS, TICK_SHIFT, Work
 pub use forward::{Node, PeerKey, Via, ViaKind};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use reason::{Group, Reason};
-pub use service::{Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Scope};
+pub use service::{
+    Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Scope,
+    SourceKey, SourceNet, Traffic,
+};
 
 /// IP protocol numbers that the datapath knows (IANA).
 pub mod proto {

@@ -2,13 +2,13 @@
 //! definitions themselves are in the programs' `maps.rs`.
 
 use crate::{
-    Backend, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Ip4, Ip6,
-    Limit, MonitorControl, Node, PeerKey, Via, Work,
+    Affinity, AffinityKey, Backend, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey, SourceKey, Traffic, Via, Work,
 };
 
 /// Changes whenever a key, a value or a map's kind changes. Pinned maps of
 /// another version are migrated or refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// What a map is for, for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +53,10 @@ maps! {
     BACK_V6 = "tulle_back_v6", 65_536, Agent, "IPv6 backends by id";
     FLOW_V4 = "tulle_flow_v4", 131_072, Programs, "IPv4 flows, a row for each direction";
     FLOW_V6 = "tulle_flow_v6", 131_072, Programs, "IPv6 flows, a row for each direction";
+    AFFIN_V4 = "tulle_affin_v4", 16_384, Programs, "IPv4 session affinity: client and service to backend";
+    AFFIN_V6 = "tulle_affin_v6", 16_384, Programs, "IPv6 session affinity: client and service to backend";
+    SRCS_V4 = "tulle_srcs_v4", 16_384, Agent, "IPv4 networks that may use a service";
+    SRCS_V6 = "tulle_srcs_v6", 16_384, Agent, "IPv6 networks that may use a service";
     FRAG_V4 = "tulle_frag_v4", 4_096, Programs, "IPv4 fragments: identification to ports";
     FRAG_V6 = "tulle_frag_v6", 4_096, Programs, "IPv6 fragments: identification to ports";
     PODS_V4 = "tulle_pods_v4", 4_096, Agent, "IPv4 pods of this node";
@@ -60,6 +64,11 @@ maps! {
     PEERS_V4 = "tulle_peers_v4", 16_384, Agent, "IPv4 pod networks of other nodes";
     PEERS_V6 = "tulle_peers_v6", 16_384, Agent, "IPv6 pod networks of other nodes";
     NODES_V4 = "tulle_nodes_v4", 16_384, Agent, "nodes whose overlay packets are accepted";
+    DIRECT_V4 = "tulle_direct_v4", 1_024, Agent, "IPv4 networks that pods reach without masquerade";
+    DIRECT_V6 = "tulle_direct_v6", 1_024, Agent, "IPv6 networks that pods reach without masquerade";
+    SVC_STATS = "tulle_svc_stats", 8_192, Programs, "traffic of each service port, for each CPU";
+    BK_STATS4 = "tulle_bk_stats4", 8_192, Programs, "traffic of each IPv4 backend, for each CPU";
+    BK_STATS6 = "tulle_bk_stats6", 8_192, Programs, "traffic of each IPv6 backend, for each CPU";
     WORK_V4 = "tulle_work_v4", 1, Programs, "IPv4 keys under construction, for each CPU";
     WORK_V6 = "tulle_work_v6", 1, Programs, "IPv6 keys under construction, for each CPU";
     COUNTERS = "tulle_counters", crate::COUNTERS, Programs, "packets and bytes by hook and reason, for each CPU";
@@ -87,6 +96,13 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         BACK_V6 => of::<u32, Backend<Ip6>>(),
         FLOW_V4 => of::<FlowKey<Ip4>, Flow<Ip4>>(),
         FLOW_V6 => of::<FlowKey<Ip6>, Flow<Ip6>>(),
+        AFFIN_V4 => of::<AffinityKey<Ip4>, Affinity>(),
+        AFFIN_V6 => of::<AffinityKey<Ip6>, Affinity>(),
+        SRCS_V4 => of::<SourceKey<Ip4>, u32>(),
+        SRCS_V6 => of::<SourceKey<Ip6>, u32>(),
+        DIRECT_V4 => of::<PeerKey<Ip4>, u32>(),
+        DIRECT_V6 => of::<PeerKey<Ip6>, u32>(),
+        SVC_STATS | BK_STATS4 | BK_STATS6 => of::<u32, Traffic>(),
         FRAG_V4 => of::<FragmentKey<Ip4>, FragmentPorts>(),
         FRAG_V6 => of::<FragmentKey<Ip6>, FragmentPorts>(),
         PODS_V4 => of::<Ip4, Via>(),

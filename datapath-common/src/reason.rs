@@ -87,6 +87,9 @@ reasons! {
     Decapsulated = 18, "decapsulated", Forwarded, "taken out of the overlay", "";
     ReplyTranslated = 19, "reply_translated", Forwarded, "reply of a service, its source translated back", "";
 
+    Masqueraded = 20, "masqueraded", Forwarded, "left the cluster with the node's address", "";
+    ErrorTranslated = 21, "error_translated", Forwarded, "ICMP error about a translated packet, translated like it", "";
+
     NoEndpoints = 32, "no_endpoints", Refused, "the service has no usable endpoint; answered with a TCP reset or port unreachable",
         "Check the service's endpoints: `tulle services` shows 0 backends; are its pods ready, does its selector match?";
     NoSuchPort = 33, "no_such_port", Refused, "service address, but no service on this port or protocol; answered with a TCP reset or port unreachable",
@@ -118,4 +121,10 @@ reasons! {
         "Usually out of memory; see `dmesg` and the node's free memory.";
     MartianSource = 74, "martian_source", Dropped, "for a service, from an unspecified, loopback or multicast source",
         "A broken or hostile pod; `tulle monitor` names the interface.";
+    SnatPortsExhausted = 75, "snat_ports_exhausted", Dropped, "no port was free to translate the source to",
+        "Too many flows to one backend from clients that are masqueraded: see `tulle snat`; widen --snat-ports or set externalTrafficPolicy: Local.";
+    SourceNotAllowed = 76, "source_not_allowed", Dropped, "the client is in none of the Service's loadBalancerSourceRanges",
+        "Add the client's network to spec.loadBalancerSourceRanges if it should be let in.";
+    NoLocalEndpoints = 77, "no_local_endpoints", Dropped, "the traffic policy is Local and this node has no usable endpoint",
+        "Normal on nodes without a pod of the Service: the balancer should not send there (health-check node port). Otherwise set the policy to Cluster.";
 }

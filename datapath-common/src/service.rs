@@ -1,6 +1,6 @@
 //! Services: frontends, segments of backend ids, backends.
 
-use crate::{Ip4, Ip6, Via};
+use crate::{Address, Ip4, Ip6, Via};
 
 /// Who a frontend row answers to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,19 +41,37 @@ impl FrontendFlags {
     pub const FLOWS_MAY_BE_LOST: u16 = 128;
     /// The row that marks a service address (port 0, protocol 0).
     pub const ADDRESS: u16 = 2;
+    /// An empty list for clients inside drops: there are endpoints, but none
+    /// that they may use (KP-54). Without it an empty list refuses (KP-53).
+    pub const DROP_INSIDE: u16 = 4;
+    /// The same of the list for clients outside (KP-55).
+    pub const DROP_OUTSIDE: u16 = 8;
+    /// Pods of this node are masqueraded (KP-106, KP-111).
+    pub const MASQUERADE_PODS: u16 = 16;
+    /// Clients outside are masqueraded (KP-106, KP-109, KP-111).
+    pub const MASQUERADE_OUTSIDE: u16 = 32;
+    /// Only sources with a row in `tulle_srcs_*` may open flows (KP-45, KP-46).
+    pub const SOURCE_RANGES: u16 = 64;
 }
 
-/// Value of `tulle_front_v4` and `tulle_front_v6`: the segment of
-/// `tulle_segments` that holds the service's backend ids.
+/// Value of `tulle_front_v4` and `tulle_front_v6`: the segments of
+/// `tulle_segments` that hold the backend ids for clients inside (pods of this
+/// node and the node itself) and outside. They are one and the same unless
+/// `externalTrafficPolicy: Local` parts them (KP-70, KP-71, KP-72). In each the
+/// ids ascend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Frontend {
     /// Number of the service port, unique among living ones.
     pub service: u32,
-    /// First slot of the segment.
+    /// First slot of the segment for clients inside.
     pub start: u32,
-    /// Slots in the segment; 0 means that the service has no endpoint.
+    /// Slots in it; 0 means that there is no endpoint for them.
     pub len: u32,
+    /// First slot of the segment for clients outside.
+    pub out_start: u32,
+    /// Slots in it.
+    pub out_len: u32,
     /// Session affinity in seconds, 0 for none.
     pub affinity_secs: u32,
     /// Bits of [`FrontendFlags`].
@@ -96,9 +114,107 @@ pub struct Backend<A> {
 pod! {
     FrontendKey<Ip4> = 8 [Ip4, u16, u8, u8];
     FrontendKey<Ip6> = 20 [Ip6, u16, u8, u8];
-    Frontend = 20 [u32, u32, u32, u32, u16, u16];
+    Frontend = 28 [u32, u32, u32, u32, u32, u32, u16, u16];
+    AffinityKey<Ip4> = 8 [Ip4, u32];
+    AffinityKey<Ip6> = 20 [Ip6, u32];
+    Affinity = 12 [u32, u32, u32];
+    SourceKey<Ip4> = 12 [u32, SourceNet<Ip4>];
+    SourceKey<Ip6> = 24 [u32, SourceNet<Ip6>];
+    SourceNet<Ip4> = 8 [u32, Ip4];
+    SourceNet<Ip6> = 20 [u32, Ip6];
+    Traffic = 40 [u64, u64, u64, u64, u64];
     Backend<Ip4> = 40 [Ip4, u16, u8, u8, u32, Via];
     Backend<Ip6> = 52 [Ip6, u16, u8, u8, u32, Via];
+}
+
+/// Key of `tulle_affin_v4` and `tulle_affin_v6`: a client of a service port (KP-94).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(C)]
+pub struct AffinityKey<A> {
+    /// The client's address as it was before any translation.
+    pub client: A,
+    /// Number of the service port.
+    pub service: u32,
+}
+
+/// Value of `tulle_affin_v4` and `tulle_affin_v6`: where the client's last new flow went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Affinity {
+    /// Backend id.
+    pub backend: u32,
+    /// Generation of the backend's row then.
+    pub generation: u32,
+    /// When the last flow was opened, in ticks (KP-95).
+    pub seen: u32,
+}
+
+/// Key of `tulle_srcs_v4` and `tulle_srcs_v6` as the LPM trie wants it: a
+/// network that may use a service port. The value is 1.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(C)]
+pub struct SourceKey<A> {
+    /// Prefix length in bits, the 32 of the service included.
+    pub prefix_len: u32,
+    /// What the prefix is of.
+    pub net: SourceNet<A>,
+}
+
+/// The part of a [`SourceKey`] that is compared bit by bit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(C)]
+pub struct SourceNet<A> {
+    /// Number of the service port, in network order.
+    pub service: u32,
+    /// Network address.
+    pub addr: A,
+}
+
+/// Value of `tulle_svc_stats`, `tulle_bk_stats4` and `tulle_bk_stats6`, for each CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Traffic {
+    /// Flows opened.
+    pub flows: u64,
+    /// Packets from clients; a segmentation-offload packet counts once.
+    pub packets: u64,
+    /// Their bytes from the Ethernet header on.
+    pub bytes: u64,
+    /// Packets to clients.
+    pub reply_packets: u64,
+    /// Their bytes.
+    pub reply_bytes: u64,
+}
+
+impl Frontend {
+    /// First slot and number of slots of all that the row names: both segments
+    /// lie side by side, those for clients inside first.
+    pub const fn slots(&self) -> (u32, u32) {
+        if self.out_start == self.start {
+            let longer = if self.len > self.out_len {
+                self.len
+            } else {
+                self.out_len
+            };
+            (self.start, longer)
+        } else {
+            (self.start, self.len + self.out_len)
+        }
+    }
+}
+
+impl<A: Address> SourceNet<A> {
+    /// Bits of the service's number, which every prefix includes.
+    pub const SERVICE_BITS: u32 = 32;
+
+    /// A network that may use `service`.
+    #[inline(always)]
+    pub const fn new(service: u32, addr: A) -> Self {
+        Self {
+            service: service.to_be(),
+            addr,
+        }
+    }
 }
 
 impl<A> FrontendKey<A> {

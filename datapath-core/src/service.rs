@@ -1,8 +1,8 @@
 //! From a frontend to a backend: flow table, then segment.
 
 use datapath_common::{
-    Backend, BackendState, Direction, Flow, FlowState, Frontend, FrontendFlags, Reason, Via,
-    ViaKind, proto,
+    Address, Backend, BackendState, Direction, Flow, FlowState, Frontend, FrontendFlags, Reason,
+    Via, ViaKind, proto,
 };
 
 use crate::{
@@ -174,6 +174,9 @@ fn open<F: Family, T: Tables<F::Addr>>(
         port: backend.port,
         state: FlowState::Opening as u8,
         hairpin: hairpin as u8,
+        nat_addr: F::Addr::UNSPECIFIED,
+        nat_port: 0,
+        reserved: 0,
         backend: id,
         generation: backend.generation,
         service: front.service,

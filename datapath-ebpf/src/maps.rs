@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use datapath_common::{
-    Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    Ip4, Ip6, Limit, MonitorControl, Node, Via, Work,
+    Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Ip4, Ip6, Limit, MonitorControl, Node, SourceNet, Traffic, Via, Work,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -28,6 +28,14 @@ pub static BACK_V6: Array<Backend<Ip6>, 65_536> = Array::new();
 pub static FLOW_V4: LruHashMap<FlowKey<Ip4>, Flow<Ip4>, 131_072> = LruHashMap::new();
 #[btf_map(name = "tulle_flow_v6")]
 pub static FLOW_V6: LruHashMap<FlowKey<Ip6>, Flow<Ip6>, 131_072> = LruHashMap::new();
+#[btf_map(name = "tulle_affin_v4")]
+pub static AFFIN_V4: LruHashMap<AffinityKey<Ip4>, Affinity, 16_384> = LruHashMap::new();
+#[btf_map(name = "tulle_affin_v6")]
+pub static AFFIN_V6: LruHashMap<AffinityKey<Ip6>, Affinity, 16_384> = LruHashMap::new();
+#[btf_map(name = "tulle_srcs_v4")]
+pub static SRCS_V4: LpmTrie<SourceNet<Ip4>, u32, 16_384> = LpmTrie::new();
+#[btf_map(name = "tulle_srcs_v6")]
+pub static SRCS_V6: LpmTrie<SourceNet<Ip6>, u32, 16_384> = LpmTrie::new();
 #[btf_map(name = "tulle_frag_v4")]
 pub static FRAG_V4: LruHashMap<FragmentKey<Ip4>, FragmentPorts, 4_096> = LruHashMap::new();
 #[btf_map(name = "tulle_frag_v6")]
@@ -42,6 +50,16 @@ pub static PEERS_V4: LpmTrie<Ip4, Via, 16_384> = LpmTrie::new();
 pub static PEERS_V6: LpmTrie<Ip6, Via, 16_384> = LpmTrie::new();
 #[btf_map(name = "tulle_nodes_v4")]
 pub static NODES_V4: HashMap<Ip4, Node, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_direct_v4")]
+pub static DIRECT_V4: LpmTrie<Ip4, u32, 1_024> = LpmTrie::new();
+#[btf_map(name = "tulle_direct_v6")]
+pub static DIRECT_V6: LpmTrie<Ip6, u32, 1_024> = LpmTrie::new();
+#[btf_map(name = "tulle_svc_stats")]
+pub static SVC_STATS: PerCpuArray<Traffic, 8_192> = PerCpuArray::new();
+#[btf_map(name = "tulle_bk_stats4")]
+pub static BK_STATS4: PerCpuArray<Traffic, 8_192> = PerCpuArray::new();
+#[btf_map(name = "tulle_bk_stats6")]
+pub static BK_STATS6: PerCpuArray<Traffic, 8_192> = PerCpuArray::new();
 #[btf_map(name = "tulle_work_v4")]
 pub static WORK_V4: PerCpuArray<Work<Ip4>, 1> = PerCpuArray::new();
 #[btf_map(name = "tulle_work_v6")]

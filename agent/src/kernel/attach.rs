@@ -117,7 +117,7 @@ pub(crate) mod attach_type {
 pub(crate) fn side(hook: Hook) -> Option<Side> {
     match hook {
         Hook::PodFrom | Hook::NicIn => Some(Side::Ingress),
-        Hook::PodTo => Some(Side::Egress),
+        Hook::PodTo | Hook::NicOut => Some(Side::Egress),
         Hook::Xdp => None,
     }
 }
@@ -125,7 +125,7 @@ pub(crate) fn side(hook: Hook) -> Option<Side> {
 fn tcx_type(hook: Hook) -> u32 {
     match hook {
         Hook::PodFrom | Hook::NicIn => attach_type::TCX_INGRESS,
-        Hook::PodTo => attach_type::TCX_EGRESS,
+        Hook::PodTo | Hook::NicOut => attach_type::TCX_EGRESS,
         Hook::Xdp => attach_type::XDP,
     }
 }
@@ -143,15 +143,16 @@ impl Datapath {
             .collect())
     }
 
-    /// Attaches `tulle_nic_in`, and `tulle_xdp` as `xdp` says, to the uplink,
-    /// and removes both from any other device.
+    /// Attaches `tulle_nic_in` and `tulle_nic_out`, and `tulle_xdp` as `xdp`
+    /// says, to the uplink, and removes them from any other device.
     pub fn sync_uplink(&mut self, ifindex: u32, xdp: XdpMode) -> (Report, XdpChoice) {
         let mut report = Report::default();
         self.ensure(Place::new(Hook::NicIn, ifindex), &mut report);
+        self.ensure(Place::new(Hook::NicOut, ifindex), &mut report);
         let choice = self.sync_xdp(ifindex, xdp, &mut report);
         let xdp_on = choice.mode != XdpMode::Off;
         let wanted = |place: Place| match place.hook() {
-            Hook::NicIn => place.ifindex == ifindex,
+            Hook::NicIn | Hook::NicOut => place.ifindex == ifindex,
             Hook::Xdp => place.ifindex == ifindex && xdp_on,
             Hook::PodFrom | Hook::PodTo => true,
         };
@@ -170,7 +171,7 @@ impl Datapath {
             self.ensure(Place::new(Hook::PodFrom, *ifindex), &mut report);
         }
         let wanted = |place: Place| match place.hook() {
-            Hook::NicIn | Hook::Xdp => true,
+            Hook::NicIn | Hook::NicOut | Hook::Xdp => true,
             Hook::PodFrom | Hook::PodTo => pods.contains(&place.ifindex),
         };
         self.prune(&wanted, &mut report);

@@ -303,6 +303,7 @@ mod tests {
             service: 1,
             opened: 0,
             seen,
+            ..Flow::default()
         }
     }
 

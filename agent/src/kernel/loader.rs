@@ -10,7 +10,7 @@ use std::path::Path;
 
 use aya::maps::MapData;
 use aya::{EbpfError, EbpfLoader};
-use datapath_common::{Config, maps};
+use datapath_common::{Config, Hook, maps};
 
 use super::attach::AttachKind;
 use super::capacity::{Capacities, flag};
@@ -210,7 +210,7 @@ impl Datapath {
     }
 
     /// The kernel's numbers of the loaded programs.
-    pub fn program_ids(&self) -> [u32; 4] {
+    pub fn program_ids(&self) -> [u32; Hook::ALL.len()] {
         self.programs.ids()
     }
 

@@ -64,6 +64,8 @@ pub(super) fn frontend(
                 service,
                 start,
                 len,
+                out_start: start,
+                out_len: len,
                 affinity_secs: 0,
                 flags,
                 reserved: 0,

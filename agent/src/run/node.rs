@@ -123,7 +123,11 @@ impl NodeView {
                 .pods6
                 .map_or(none.pod_mask6, |net| net.netmask().into()),
             router_ip6: router6.map_or(Ip6::new([0; 16]), Ip6::from),
+            node_ip6: self.ip6.map_or(none.node_ip6, Ip6::from),
             uplink: uplink.index,
+            vtep: none.vtep,
+            snat_first: none.snat_first,
+            snat_ports: none.snat_ports,
             vni: overlay.vni,
             vxlan_port: overlay.vxlan_port,
             overlay_mtu: self.mtu,

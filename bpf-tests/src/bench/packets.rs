@@ -333,7 +333,7 @@ fn check_return(scene: &Scene, ret: i32) -> Result<()> {
         Group::Dropped => Verdict::Drop,
         Group::Passed => Verdict::Kernel,
         Group::Forwarded | Group::Refused => match scene.hook {
-            Hook::Xdp | Hook::PodTo => Verdict::Kernel,
+            Hook::Xdp | Hook::PodTo | Hook::NicOut => Verdict::Kernel,
             Hook::PodFrom | Hook::NicIn => Verdict::RedirectPeer { ifindex: 0 },
         },
     };

@@ -151,7 +151,7 @@ impl Outcome {
 pub fn run(world: &mut World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Outcome {
     match hook {
         Hook::PodFrom => pod_from(world, frame, ctx),
-        Hook::PodTo => pod_to(world, frame, ctx),
+        Hook::PodTo | Hook::NicOut => pod_to(world, frame, ctx),
         Hook::NicIn => nic_in(world, frame, ctx),
         Hook::Xdp => xdp(world, frame, ctx),
     }

@@ -39,6 +39,7 @@ fn row(row: &Row4) -> FlowRow {
         service: 1,
         opened: 1000,
         seen: row.seen,
+        ..Flow::default()
     };
     FlowRow::new(key, flow)
 }

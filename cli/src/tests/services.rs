@@ -20,6 +20,8 @@ fn frontend(port: u16, service: u32, start: u32, len: u32, flags: u16) -> Fronte
             service,
             start,
             len,
+            out_start: start,
+            out_len: len,
             affinity_secs: 0,
             flags,
             reserved: 0,

@@ -76,6 +76,7 @@ pod_from       12,345         10        2        0
 pod_to              0          0        0        0
 nic_in              0          0        0        0
 xdp                 0          0        0        1
+nic_out             0          0        0        0
 why packets were refused or dropped: tulle drops
 "
     );

@@ -367,7 +367,7 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(
         run.stderr,
         "tulle: map tulle_front_v4 has keys of 8 and values of 24 bytes, this program knows keys \
-         of 8 and values of 20: use agent and tulle of one release\n"
+         of 8 and values of 28: use agent and tulle of one release\n"
     );
     let status = tulle.ok(&["status"]).stdout;
     assert!(

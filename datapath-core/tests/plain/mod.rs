@@ -108,6 +108,8 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             service: start,
             start,
             len,
+            out_start: start,
+            out_len: len,
             affinity_secs: 0,
             flags,
             reserved: 0,

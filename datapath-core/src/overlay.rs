@@ -119,6 +119,29 @@ fn unreadable<'t>(reason: Reason) -> Arrival<'t> {
     }
 }
 
+/// Destination and source MAC address of a way, as they follow each other in a frame. In words:
+/// octets would be loaded and stored one by one.
+#[inline(always)]
+pub fn macs(via: &Via) -> [u32; 3] {
+    const FIRST: usize = core::mem::offset_of!(Via, dst_mac) / 4;
+    const {
+        assert!(core::mem::offset_of!(Via, dst_mac) == 4 * FIRST);
+        assert!(core::mem::offset_of!(Via, src_mac) == 4 * FIRST + 6);
+    }
+    let words: &[u32; size_of::<Via>() / 4] = bytemuck::cast_ref(via);
+    [words[FIRST], words[FIRST + 1], words[FIRST + 2]]
+}
+
+/// The word that is the last half of `a` and the first half of `b` in memory.
+#[inline(always)]
+const fn straddle(a: u32, b: u32) -> u32 {
+    if cfg!(target_endian = "little") {
+        a >> 16 | b << 16
+    } else {
+        a << 16 | b >> 16
+    }
+}
+
 /// Where [`header`] is written: at the outer EtherType.
 pub const HEADER_AT: usize = ETH_LEN - 2;
 
@@ -141,31 +164,33 @@ pub fn header<F: Family>(
         .to_field()
         .to_ne_bytes();
     let (t, i) = (total.to_be_bytes(), id.to_be_bytes());
-    let (s, d) = (config.node_ip4.octets(), via.node.octets());
+    let (s, d) = (config.node_ip4.word(), via.node.word());
     let (sp, dp) = (sport.to_be_bytes(), config.vxlan_port.to_be_bytes());
     let u = total.wrapping_sub(20).to_be_bytes();
     let v = config.vni.to_be_bytes();
-    let (dm, sm) = (via.dst_mac.octets(), via.src_mac.octets());
-    let inner = if F::Addr::VERSION == 4 {
-        [0x08, 0x00]
-    } else {
-        [0x86, 0xdd]
-    };
+    let [dst, both, src] = macs(via);
     let w = u32::from_ne_bytes;
+    // As the outer EtherType goes before the outer header, so does half a word before each of its words.
+    let ethertype = if F::Addr::VERSION == 4 {
+        w([0x08, 0x00, 0, 0])
+    } else {
+        w([0x86, 0xdd, 0, 0])
+    };
+    let ports = w([sp[0], sp[1], dp[0], dp[1]]);
     [
         w([0x08, 0x00, 0x45, 0]),
         w([t[0], t[1], i[0], i[1]]),
         w([0, 0, 64, proto::UDP]),
-        w([c[0], c[1], s[0], s[1]]),
-        w([s[2], s[3], d[0], d[1]]),
-        w([d[2], d[3], sp[0], sp[1]]),
-        w([dp[0], dp[1], u[0], u[1]]),
+        straddle(w([0, 0, c[0], c[1]]), s),
+        straddle(s, d),
+        straddle(d, ports),
+        straddle(ports, w([u[0], u[1], 0, 0])),
         w([0, 0, FLAGS, 0]),
         w([0, 0, v[1], v[2]]),
-        w([v[3], 0, dm[0], dm[1]]),
-        w([dm[2], dm[3], dm[4], dm[5]]),
-        w([sm[0], sm[1], sm[2], sm[3]]),
-        w([sm[4], sm[5], inner[0], inner[1]]),
+        straddle(w([0, 0, v[3], 0]), dst),
+        straddle(dst, both),
+        straddle(both, src),
+        straddle(src, ethertype),
     ]
 }
 

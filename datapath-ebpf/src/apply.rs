@@ -11,11 +11,11 @@ use aya_ebpf::{
         bpf_redir_neigh,
     },
     helpers::generated::{
-        bpf_get_prandom_u32, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_adjust_room,
     },
 };
-use datapath_common::{Config, Mac, Reason, Via, proto};
+use datapath_common::{Config, Hook, Mac, Reason, Via, counter_index, proto};
 use datapath_core::{
     Decision, ETH_LEN, Fragment, Frame, Grant, Headers, Packet as _, Rewrite, Tables, Verdict,
     checksum::{Sum, crc32c_change},
@@ -24,7 +24,7 @@ use datapath_core::{
     wire::{self, Be16},
 };
 
-use crate::{ctx::Skb, exit::TcExit, shape::Shape, tables::Maps};
+use crate::{ctx::Skb, exit::TcExit, maps, shape::Shape, tables::Maps};
 
 /// Carries out a decision about a packet at a TC hook.
 #[inline(always)]
@@ -60,7 +60,7 @@ where
     };
     if decision.verdict == Verdict::Deliver {
         skb.look();
-        if let Err(reason) = write_macs(skb, via.dst_mac, via.src_mac) {
+        if let Err(reason) = skb.write(0, overlay::macs(via)) {
             return (TcExit::DROP, reason);
         }
         // SAFETY: the helper takes an interface index, which it checks.
@@ -115,23 +115,50 @@ pub fn translate<F: Shape>(
     } else {
         0
     };
+    let field = at + field;
+    let before: u16 = skb.read(field).map_err(|_| Reason::RewriteFailed)?;
     // SAFETY: the context is the program's own; the kernel checks the offset.
     let failed = unsafe {
         bpf_l4_csum_replace(
             skb.raw(),
-            (at + field) as u32,
+            field as u32,
             0,
             change.fold32() as u64,
             (BPF_F_PSEUDO_HDR | mangled) as u64,
         ) != 0
-            || (old_ports != new_ports
-                && bpf_l4_csum_replace(
-                    skb.raw(),
-                    (at + field) as u32,
-                    0,
-                    Sum::ZERO.sub(old_ports).add(new_ports).fold32() as u64,
-                    mangled as u64,
-                ) != 0)
+    };
+    if failed {
+        return Err(Reason::RewriteFailed);
+    }
+    if old_ports == new_ports {
+        return Ok(());
+    }
+    skb.look();
+    let ports = Sum::ZERO.sub(old_ports).add(new_ports);
+    let after: u16 = skb.read(field).map_err(|_| Reason::RewriteFailed)?;
+    // What the helper made of the field tells what is in it. A whole checksum takes the ports here.
+    // One that the device is to complete (CHECKSUM_PARTIAL) holds the sum of the addresses only and
+    // stays. Only where both look alike, and for UDP, where 0 is no checksum, the kernel is asked.
+    let whole = Sum::from_field(before).add(change.fold32());
+    let partial = Sum::from_field(!before).add(change.fold32());
+    if headers.proto == proto::TCP && whole.to_field() != partial.fold16() {
+        if after == whole.to_field() {
+            let sum = Sum::from_field(after).add(ports.fold32());
+            return skb.write(field, sum.to_field());
+        }
+        if after == partial.fold16() {
+            return Ok(());
+        }
+    }
+    // SAFETY: as above.
+    let failed = unsafe {
+        bpf_l4_csum_replace(
+            skb.raw(),
+            field as u32,
+            0,
+            ports.fold32() as u64,
+            mangled as u64,
+        ) != 0
     };
     if failed {
         Err(Reason::RewriteFailed)
@@ -208,13 +235,27 @@ fn encapsulate<F: Shape>(
         return Err(Reason::SlowPath);
     }
     skb.look();
-    // Random: a router with a smaller MTU may fragment the outer packet, and
-    // fragments of two packets must not be taken for one's (RFC 6864 §4.3).
-    // SAFETY: the helper takes nothing.
-    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let id = identification(port);
     let header = overlay::header::<F>(via, config, port, inner, id);
     skb.write(overlay::HEADER_AT, header)
 }
+
+/// The outer identification. A router with a smaller MTU may fragment the outer packet, and
+/// fragments of two packets must not be taken for one's (RFC 6864 §4.3): each CPU counts, from
+/// where its flows say. The count is that of the counters, which is written anyway; a random number
+/// is two calls.
+#[inline(always)]
+fn identification(port: u16) -> u16 {
+    let row = counter_index(Hook::PodFrom, Reason::Encapsulated);
+    let count = maps::COUNTS.get_ptr(row).map_or(0, |counter| {
+        // SAFETY: the row is this CPU's own.
+        unsafe { (*counter).packets }
+    });
+    (count as u16).wrapping_add(port.wrapping_mul(ID_SPREAD))
+}
+
+/// Odd, so that neighbouring ports begin far from each other: 2^16 over the golden ratio.
+const ID_SPREAD: u16 = 40_503;
 
 /// Sends the packet towards another node; the kernel resolves the next hop.
 #[inline(always)]

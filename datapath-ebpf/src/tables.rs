@@ -42,6 +42,61 @@ impl Maps {
     }
 }
 
+// The kernel hashes keys in words of 32 bits. A word that was written in pieces just before is not
+// in the processor's store buffer as a whole: reading it waits until all pieces are in the cache,
+// some nanoseconds for each. So the keys are written as the words that are read.
+
+/// A [`FrontendKey`] in words.
+#[repr(C)]
+struct FrontendWords<A> {
+    addr: A,
+    rest: u32,
+}
+
+impl<A: Address> FrontendWords<A> {
+    #[inline(always)]
+    fn new(key: &FrontendKey<A>) -> Self {
+        let [low, high] = key.port.to_ne_bytes();
+        Self {
+            addr: key.addr,
+            rest: u32::from_ne_bytes([low, high, key.proto, key.scope]),
+        }
+    }
+    #[inline(always)]
+    fn key(&self) -> &FrontendKey<A> {
+        const { assert!(size_of::<Self>() == size_of::<FrontendKey<A>>()) };
+        const { assert!(align_of::<Self>() >= align_of::<FrontendKey<A>>()) };
+        // SAFETY: the same size, the same octets, plain data.
+        unsafe { &*ptr::from_ref(self).cast() }
+    }
+}
+
+/// Writes a [`FlowKey`] in words.
+///
+/// # Safety
+/// `to` is valid for writes.
+#[inline(always)]
+unsafe fn write_flow_key<A: Address>(to: *mut FlowKey<A>, key: &FlowKey<A>) {
+    #[repr(C)]
+    struct Words<A> {
+        src: A,
+        dst: A,
+        ports: u32,
+        rest: u32,
+    }
+    const { assert!(size_of::<Words<A>>() == size_of::<FlowKey<A>>()) };
+    let ([a, b], [c, d]) = (key.sport.to_ne_bytes(), key.dport.to_ne_bytes());
+    let [e, f] = key.reserved.to_ne_bytes();
+    let to = to.cast::<Words<A>>();
+    // SAFETY: the caller's; the same size, the same octets, plain data; rows are aligned to words.
+    unsafe {
+        (*to).src = key.src;
+        (*to).dst = key.dst;
+        (*to).ports = u32::from_ne_bytes([a, b, c, d]);
+        (*to).rest = u32::from_ne_bytes([key.proto, key.direction, e, f]);
+    }
+}
+
 /// A row of the flow table, in the kernel's memory.
 pub struct Row<A>(*mut Flow<A>);
 
@@ -134,8 +189,9 @@ macro_rules! tables {
             }
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<&Frontend> {
+                let words = FrontendWords::new(key);
                 // SAFETY: the agent replaces rows whole and never frees memory under a program.
-                unsafe { maps::$front.get(key) }
+                unsafe { maps::$front.get(words.key()) }
             }
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {
@@ -151,7 +207,7 @@ macro_rules! tables {
                 // SAFETY: this CPU's own row; no program interrupts another at
                 // these hooks of the same CPU.
                 unsafe {
-                    (*work).key = key;
+                    write_flow_key(&raw mut (*work).key, &key);
                     maps::$flow.get_ptr_mut(&(*work).key).map(Row)
                 }
             }
@@ -162,7 +218,9 @@ macro_rules! tables {
                 };
                 // SAFETY: as above.
                 let work = unsafe { &mut *work };
-                (work.key, work.flow) = (key, flow);
+                // SAFETY: as above.
+                unsafe { write_flow_key(&raw mut work.key, &key) };
+                work.flow = flow;
                 maps::$flow
                     .insert(&work.key, &work.flow, BPF_ANY as u64)
                     .is_ok()

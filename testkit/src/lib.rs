@@ -8,6 +8,7 @@
 //! a signal handler's thread.
 
 pub mod agent;
+pub mod bulk;
 pub mod capture;
 pub mod cluster;
 pub mod echo;
@@ -18,6 +19,7 @@ pub mod manifests;
 pub mod netns;
 pub mod packet;
 pub mod ping;
+pub mod probe;
 pub mod process;
 pub mod registry;
 pub mod server;

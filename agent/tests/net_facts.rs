@@ -126,6 +126,7 @@ fn pods_are_found_with_the_mac_of_their_own_end() {
         );
         add_pod(pod5, 5);
         add_pod(pod6, 6);
+        pod5.enter(|| sh("ip link set eth0 mtu 1400"));
         // The plugins' ptp gives the host's end an address and the route scope host.
         sh("ip addr add fd00:10:244:1::1/128 dev veth5
             ip addr add 10.244.1.1/32 dev veth5
@@ -144,8 +145,9 @@ fn pods_are_found_with_the_mac_of_their_own_end() {
             ] {
                 let name = format!("veth{number}");
                 wanted.push(format!(
-                    "{ip} {} 02:00:00:00:01:{number:02x} 02:00:00:00:02:{number:02x} 1500 true",
-                    index(&name)
+                    "{ip} {} 02:00:00:00:01:{number:02x} 02:00:00:00:02:{number:02x} 1500 Some({}) true",
+                    index(&name),
+                    if number == 5 { 1400 } else { 1500 }
                 ));
             }
         }
@@ -154,8 +156,8 @@ fn pods_are_found_with_the_mac_of_their_own_end() {
             .iter()
             .map(|p| {
                 format!(
-                    "{} {} {} {} {} {}",
-                    p.ip, p.ifindex, p.host_mac, p.pod_mac, p.mtu, p.veth
+                    "{} {} {} {} {} {:?} {}",
+                    p.ip, p.ifindex, p.host_mac, p.pod_mac, p.mtu, p.pod_mtu, p.veth
                 )
             })
             .collect();

@@ -282,7 +282,9 @@ fn pods_and_uplink_are_followed() {
     for ip in ips {
         ping(far.ns(), ip, 56, LIMIT).unwrap();
     }
-    ip(first(&world).ns(), &["link", "set", UPLINK, "mtu", "1400"]).unwrap();
+    // One pod's own end follows, as its installer would do, the other's does not.
+    link::set_mtu(first(&world).pods()[1].ns(), UPLINK, 1350).unwrap();
+    link::set_mtu(first(&world).ns(), UPLINK, 1400).unwrap();
     world.agents[0]
         .wait_until("aware of the uplink's MTU", LIMIT, |agent| {
             let overlay = agent.status().ok().and_then(|s| s.overlay);
@@ -294,9 +296,11 @@ fn pods_and_uplink_are_followed() {
     } = &mut world;
     agents[0]
         .wait_until("done with the pods' MTU", LIMIT, |_| {
-            Ok(link::mtu(cluster.nodes()[0].ns(), "pod1")? == 1350)
+            Ok(link::mtu(cluster.nodes()[0].ns(), "pod2")? == 1350)
         })
         .unwrap();
+    let other = link::mtu(cluster.nodes()[0].ns(), "pod1").unwrap();
+    assert_eq!(other, 1450, "never below the pod's own end");
 }
 
 #[test]

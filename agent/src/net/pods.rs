@@ -29,8 +29,19 @@ pub struct LocalPod {
     pub pod_mac: Mac,
     /// MTU of the host's end, in bytes.
     pub mtu: u32,
+    /// MTU of the pod's end, in bytes; none if it cannot be asked.
+    pub pod_mtu: Option<u32>,
     /// The interface is a veth: only that takes `bpf_redirect_peer`.
     pub veth: bool,
+}
+
+impl LocalPod {
+    /// MTU that the host's end should have on an overlay of this MTU, in bytes.
+    /// Not below the pod's own: a veth drops what its receiving end is too
+    /// small for, before any program could answer that it is too big.
+    pub fn host_mtu(&self, overlay: u32) -> u32 {
+        self.pod_mtu.map_or(overlay, |own| own.max(overlay))
+    }
 }
 
 /// What was found.
@@ -52,22 +63,20 @@ impl LocalPods {
         let local: HashSet<IpAddr> = local.iter().map(|row| row.ip).collect();
         let (candidates, mut skipped) = candidates(&routes, &links, &local, own);
 
-        let mut peers = peer_macs(netlink, &candidates, &links).await?;
-        if candidates
-            .iter()
-            .any(|c| !peers.contains_key(&(c.link.index, None)))
-        {
+        let ends = other_ends(netlink, &candidates).await?;
+        let mut neighbours = Macs::new();
+        if candidates.iter().any(|c| mac_of(&ends, c).is_none()) {
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
                 for row in rows::neighbours(netlink, family, 0).await? {
                     if let Some(mac) = row.mac.filter(|_| row.valid) {
-                        peers.insert((row.index, Some(row.ip)), mac);
+                        neighbours.insert((row.index, row.ip), mac);
                     }
                 }
             }
         }
         let mut pods = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            match candidate.finish(&peers) {
+            match candidate.finish(&ends, &neighbours) {
                 Ok(pod) => pods.push(pod),
                 Err(reason) => skipped.push((candidate.ip, reason)),
             }
@@ -86,15 +95,20 @@ struct Candidate<'a> {
     host_mac: Mac,
 }
 
-/// The pod's end by interface, or by interface and address.
-type Macs = HashMap<(u32, Option<IpAddr>), Mac>;
+/// The pods' ends by the index of the host's.
+type Ends = HashMap<u32, Link>;
+/// Neighbour entries by interface and address.
+type Macs = HashMap<(u32, IpAddr), Mac>;
+
+fn mac_of(ends: &Ends, candidate: &Candidate<'_>) -> Option<Mac> {
+    ends.get(&candidate.link.index).and_then(|end| end.mac)
+}
 
 impl Candidate<'_> {
-    fn finish(&self, macs: &Macs) -> Result<LocalPod, String> {
+    fn finish(&self, ends: &Ends, neighbours: &Macs) -> Result<LocalPod, String> {
         let index = self.link.index;
-        let pod_mac = macs
-            .get(&(index, None))
-            .or_else(|| macs.get(&(index, Some(self.ip))))
+        let pod_mac = mac_of(ends, self)
+            .or_else(|| neighbours.get(&(index, self.ip)).copied())
             .ok_or_else(|| {
                 format!(
                     "the MAC address behind {} is not known: its other end cannot be asked, and \
@@ -106,8 +120,9 @@ impl Candidate<'_> {
             ip: self.ip,
             ifindex: index,
             host_mac: self.host_mac,
-            pod_mac: *pod_mac,
+            pod_mac,
             mtu: self.link.mtu,
+            pod_mtu: ends.get(&index).map(|end| end.mtu),
             veth: self.link.kind == "veth",
         })
     }
@@ -156,47 +171,38 @@ fn candidates<'a>(
 }
 
 /// Asks the kernel for the other end of each interface, in its namespace.
-async fn peer_macs(
-    netlink: &Netlink,
-    candidates: &[Candidate<'_>],
-    links: &[Link],
-) -> Result<Macs, NetlinkError> {
-    let mut macs = Macs::new();
+async fn other_ends(netlink: &Netlink, candidates: &[Candidate<'_>]) -> Result<Ends, NetlinkError> {
     let mut asked = HashSet::new();
-    let mut ask = Vec::new();
-    for link in candidates.iter().map(|c| c.link) {
-        if link.kind != "veth" || !asked.insert(link.index) {
-            continue;
-        }
-        match (link.peer, link.peer_namespace) {
-            (Some(peer), Some(namespace)) if namespace >= 0 => ask.push((link, peer, namespace)),
-            (Some(peer), None) => {
-                if let Some(mac) = links.iter().find(|l| l.index == peer).and_then(|l| l.mac) {
-                    macs.insert((link.index, None), mac);
-                }
-            }
-            _ => {}
-        }
-    }
+    let ask = candidates.iter().map(|c| c.link);
+    let ask: Vec<&Link> = ask.filter(|link| asked.insert(link.index)).collect();
+    let mut ends = Ends::new();
     let mut answers = stream::iter(ask)
-        .map(|(link, peer, namespace)| async move {
-            let mut request = link::get_by_index(peer);
-            request.attributes.push(LinkAttribute::IfNetnsId(namespace));
-            let what = format!("look up the other end of {}", link.name);
-            (link.index, link::one(netlink, &what, request).await)
-        })
+        .map(|link| async move { (link.index, other_end(netlink, link).await) })
         .buffer_unordered(IN_FLIGHT);
     while let Some((index, answer)) = answers.next().await {
-        match answer {
-            Ok(Some(Link { mac: Some(mac), .. })) => {
-                macs.insert((index, None), mac);
-            }
-            // The neighbour table is asked next.
-            Ok(_) | Err(NetlinkError::Refused { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        ends.extend(answer?.map(|end| (index, end)));
     }
-    Ok(macs)
+    Ok(ends)
+}
+
+/// The other end of a veth, in its namespace; none if it cannot be asked.
+async fn other_end(netlink: &Netlink, link: &Link) -> Result<Option<Link>, NetlinkError> {
+    let Some(peer) = link.peer.filter(|_| link.kind == "veth") else {
+        return Ok(None);
+    };
+    let mut request = link::get_by_index(peer);
+    match link.peer_namespace {
+        Some(namespace) if namespace >= 0 => {
+            request.attributes.push(LinkAttribute::IfNetnsId(namespace));
+        }
+        Some(_) => return Ok(None),
+        None => {}
+    }
+    let what = format!("look up the other end of {}", link.name);
+    match link::one(netlink, &what, request).await {
+        Err(NetlinkError::Refused { .. }) => Ok(None),
+        answer => answer,
+    }
 }
 
 /// Gives the host's end of a pod's interface this MTU in bytes, unless it has
@@ -245,6 +251,26 @@ mod tests {
             up: true,
             ..Link::default()
         }
+    }
+
+    #[test]
+    fn the_hosts_end_is_never_smaller_than_the_pods() {
+        let at = |pod_mtu| {
+            LocalPod {
+                ip: [10, 244, 1, 5].into(),
+                ifindex: 5,
+                host_mac: Mac::new([2; 6]),
+                pod_mac: Mac::new([4; 6]),
+                mtu: 1500,
+                pod_mtu,
+                veth: true,
+            }
+            .host_mtu(1450)
+        };
+        assert_eq!(
+            [None, Some(1400), Some(1450), Some(1500)].map(at),
+            [1450, 1450, 1450, 1500]
+        );
     }
 
     fn found(routes: &[RouteRow], links: &[Link]) -> (Vec<String>, Vec<String>) {
@@ -308,13 +334,21 @@ mod tests {
             link: &link,
             host_mac: Mac::new([2; 6]),
         };
-        let error = candidate.finish(&Macs::new()).unwrap_err();
+        let mut ends = Ends::new();
+        let error = candidate.finish(&ends, &Macs::new()).unwrap_err();
         assert!(error.contains("behind if5 is not known"));
         let heard = Mac::new([4; 6]);
-        let mut macs = Macs::from([((5, Some(candidate.ip)), heard)]);
-        assert_eq!(candidate.finish(&macs).unwrap().pod_mac, heard);
+        let neighbours = Macs::from([((5, candidate.ip), heard)]);
+        let pod = candidate.finish(&ends, &neighbours).unwrap();
+        assert_eq!((pod.pod_mac, pod.pod_mtu), (heard, None));
         let asked = Mac::new([6; 6]);
-        macs.insert((5, None), asked);
-        assert_eq!(candidate.finish(&macs).unwrap().pod_mac, asked);
+        let end = Link {
+            mac: Some(asked),
+            mtu: 1400,
+            ..Link::default()
+        };
+        ends.insert(5, end);
+        let pod = candidate.finish(&ends, &neighbours).unwrap();
+        assert_eq!((pod.pod_mac, pod.pod_mtu), (asked, Some(1400)));
     }
 }

@@ -48,6 +48,7 @@ fn pods(addresses: &[&str]) -> LocalPods {
         host_mac: Mac::new([2, 0, 0, 0, 0, 1]),
         pod_mac: Mac::new([2, 0, 0, 0, 0, 2]),
         mtu: 1450,
+        pod_mtu: None,
         veth: true,
     };
     LocalPods {

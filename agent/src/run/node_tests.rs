@@ -162,6 +162,7 @@ fn only_pods_behind_veths_are_the_datapaths() {
         host_mac: Mac::new([2; 6]),
         pod_mac: Mac::new([4; 6]),
         mtu: 1450,
+        pod_mtu: None,
         veth,
     };
     let pods = [pod("10.244.1.5", 5, true), pod("10.244.1.6", 6, false)];

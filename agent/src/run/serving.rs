@@ -207,15 +207,15 @@ impl Serving {
 
     async fn set_mtus(&self, shared: &mut Shared) {
         let mtu = u32::from(self.view.mtu);
-        let other: BTreeSet<u32> = self
+        let other: BTreeMap<u32, u32> = self
             .found
             .pods()
             .iter()
-            .filter(|pod| pod.veth && pod.mtu != mtu)
-            .map(|pod| pod.ifindex)
+            .filter(|pod| pod.veth && pod.mtu != pod.host_mtu(mtu))
+            .map(|pod| (pod.ifindex, pod.host_mtu(mtu)))
             .collect();
         let (mut changed, mut failed) = (0, Vec::new());
-        for ifindex in other {
+        for (ifindex, mtu) in other {
             match set_pod_mtu(&shared.netlink, ifindex, mtu).await {
                 Ok(true) => changed += 1,
                 Ok(false) => {}
@@ -223,7 +223,9 @@ impl Serving {
             }
         }
         if changed > 0 {
-            tracing::info!("set the MTU of {changed} pods' host sides to {mtu}");
+            tracing::info!(
+                "set the MTU of {changed} pods' host sides to {mtu}, or to their pods' own where that is larger"
+            );
         }
         shared.faults.set(Part::PodMtu, failed);
     }

@@ -31,13 +31,11 @@ const LIST_DEPTH: usize = 4;
 /// costs that one, however many stand beside it.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
-    items: HashMap<Digest, Vec<Item>>,
-    /// Keys of two hashes, which together never meet by chance.
-    keys: [RandomState; 2],
+    /// By length and hash of the document's text. The hash is keyed, so two
+    /// texts of one length meet once in 2^64, and nobody can choose them.
+    items: HashMap<(usize, u64), Vec<Item>>,
+    key: RandomState,
 }
-
-/// Stands for the text of a document.
-type Digest = [u64; 2];
 
 /// Parses a YAML file of any number of documents; `parsed` is what it held
 /// before, and then what it holds.
@@ -45,7 +43,7 @@ pub(super) fn yaml(text: &str, parsed: &mut Parsed) -> Vec<Item> {
     let mut all = Vec::new();
     let mut known = std::mem::take(&mut parsed.items);
     for (line, document) in split(text.strip_prefix('\u{feff}').unwrap_or(text)) {
-        let digest = parsed.keys.each_ref().map(|key| key.hash_one(document));
+        let digest = (document.len(), parsed.key.hash_one(document));
         let former = known.remove(&digest);
         if let Some(items) = former.or_else(|| parsed.items.get(&digest).cloned()) {
             all.extend_from_slice(&items);

@@ -127,4 +127,6 @@ reasons! {
         "Add the client's network to spec.loadBalancerSourceRanges if it should be let in.";
     NoLocalEndpoints = 77, "no_local_endpoints", Dropped, "the traffic policy is Local and this node has no usable endpoint",
         "Normal on nodes without a pod of the Service: the balancer should not send there (health-check node port). Otherwise set the policy to Cluster.";
+    UnknownFlow = 78, "unknown_flow", Dropped, "ends a masqueraded flow that is not known",
+        "Normal after a long idle time; if connections break, `tulle status` shows whether the flow table is full.";
 }

@@ -9,11 +9,13 @@
 mod kernel_support;
 
 use datapath_common::{
-    Counter, Flow, FlowKey, FlowState, Hook, IdleTicks, Ip4, Ip6, Reason, counter_index, proto,
+    Address as _, Counter, Flow, FlowKey, FlowState, Hook, IdleTicks, Ip4, Ip6, Reason,
+    counter_index, proto,
 };
 use kernel_support::on_node;
 use tulle_agent::kernel::gc::{STEP_ROWS, mate};
 use tulle_agent::kernel::{Datapath, FlowGc, NamedBackend, now_ticks};
+use tulle_agent::plan::FrontKey;
 
 const NOW: u32 = 1_000_000;
 const IDLE: IdleTicks = IdleTicks::DEFAULT;
@@ -235,7 +237,7 @@ fn a_large_table_is_walked_in_small_steps() {
         let mut gc = FlowGc::new();
         let mut steps = 1;
         let pass = loop {
-            if let Some(pass) = gc.step(&datapath.maps, &IDLE, NOW).unwrap() {
+            if let Some(pass) = gc.step(&datapath.maps, &IDLE, NOW, &|_| false).unwrap() {
                 break pass;
             }
             steps += 1;
@@ -243,7 +245,11 @@ fn a_large_table_is_walked_in_small_steps() {
         assert!((20_000 / STEP_ROWS..=12).contains(&steps), "{steps} steps");
         assert_eq!((pass.removed, pass.total(4)), (10_000, 10_000));
         // The next walk begins by itself.
-        assert!(gc.step(&datapath.maps, &IDLE, NOW + 1).unwrap().is_none());
+        assert!(
+            gc.step(&datapath.maps, &IDLE, NOW + 1, &|_| false)
+                .unwrap()
+                .is_none()
+        );
     });
 }
 
@@ -341,4 +347,39 @@ fn ticks_go_on() {
         "{ticks} {}",
         now_ticks()
     );
+}
+
+#[test]
+fn a_flow_that_lost_a_row_is_told_of_once_somebody_asks() {
+    on_node(|node| {
+        let mut datapath = node.open();
+        let open = flow(FlowState::Established, NOW);
+        let to = |host: u8, protocol| FlowKey {
+            dst: Ip4::new([10, 96, 0, host]),
+            ..key(u16::from(host), protocol)
+        };
+        let front = |host, protocol| FrontKey {
+            addr: to(host, protocol).dst.to_ip(),
+            port: 80,
+            proto: protocol,
+        };
+        // Both rows; one of them; both, then the other one; of no interest.
+        put_pair(&mut datapath, to(1, proto::TCP), open, NOW);
+        put(&mut datapath, to(2, proto::TCP), open);
+        put_pair(&mut datapath, to(3, proto::SCTP), open, NOW);
+        datapath.maps.flow_v4.remove(&to(3, proto::SCTP)).unwrap();
+        put(&mut datapath, to(4, proto::UDP), open);
+        put(&mut datapath, to(5, proto::TCP), open);
+        let mut gc = FlowGc::new();
+        let whole = |at: &FrontKey| *at != front(5, proto::TCP);
+        let pass = loop {
+            if let Some(pass) = gc.step(&datapath.maps, &IDLE, NOW, &whole).unwrap() {
+                break pass;
+            }
+        };
+        let torn: Vec<FrontKey> = pass.torn.into_iter().collect();
+        assert_eq!(torn, [front(2, proto::TCP), front(3, proto::SCTP)]);
+        let pass = FlowGc::run(&datapath.maps, &IDLE, NOW).unwrap();
+        assert!(pass.torn.is_empty(), "nobody asked");
+    });
 }

@@ -16,6 +16,7 @@ use tulle_agent::plan::{Applied, Capacities, FrontKey, GRACE, MapOp, Planner};
 use tulle_agent::source::Change;
 
 const DECIDE: u16 = FrontendFlags::FLOWS_DECIDE;
+const LOST: u16 = FrontendFlags::FLOWS_MAY_BE_LOST;
 
 fn name(i: u32) -> NamespacedName {
     NamespacedName::new("default", format!("s{i:05}"))
@@ -242,6 +243,49 @@ fn flows_decide_where_a_frontend_comes_back() {
     world.planner.note_flows(&[].into(), world.clock.now());
     world.put(service(1));
     assert_eq!(world.flags(1), 0);
+}
+
+#[test]
+fn lost_flows_are_asked_for_until_they_must_have_come_back() {
+    let mut world = World::new([service(1), slice(1, &[1]), service(2), slice(2, &[1])]);
+    let now = world.clock.now();
+    let (soon, late) = (now + Duration::from_secs(10), now + Duration::from_secs(20));
+    let start = world.planner.applied().frontend(&front(1)).unwrap().start;
+    world.planner.flows_may_be_lost([(front(1), soon)]);
+    world.run();
+    assert_eq!((world.flags(1), world.flags(2)), (LOST, 0));
+    let row = world.planner.applied().frontend(&front(1)).unwrap();
+    assert_eq!(row.start, start, "the same segment");
+    assert_eq!(world.planner.asking_fronts(), [front(1)]);
+    world.put(slice(1, &[1, 2]));
+    assert_eq!(world.flags(1), DECIDE | LOST, "both for their own reasons");
+
+    world.planner.any_flow_may_be_lost(Family::V4, 6, late);
+    world.put(service(3));
+    assert_eq!(
+        (world.flags(2), world.flags(3)),
+        (LOST, LOST),
+        "new ones too"
+    );
+    world.planner.forget_lost_flows(soon);
+    world.run();
+    assert_eq!((world.flags(1), world.flags(2)), (DECIDE | LOST, LOST));
+    world.planner.forget_lost_flows(late);
+    world.run();
+    assert_eq!(
+        (world.flags(1), world.flags(2), world.flags(3)),
+        (DECIDE, 0, 0)
+    );
+
+    world.planner.any_flow_may_be_lost(Family::V6, 6, late);
+    world.planner.any_flow_may_be_lost(Family::V4, 17, late);
+    world.run();
+    assert_eq!(
+        (world.flags(1), world.flags(2)),
+        (DECIDE, 0),
+        "other tables"
+    );
+    assert_eq!(world.planner.asking_fronts(), []);
 }
 
 #[test]

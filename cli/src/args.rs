@@ -142,8 +142,9 @@ pub struct FlowsArgs {
 pub enum FlowsAction {
     /// Forget flows
     ///
-    /// The next packet of a forgotten flow is taken for a new one: an established connection may be
-    /// sent to another backend and break.
+    /// The client's next packet chooses a backend anew. A connection goes on if that is the same one,
+    /// as it is while the service's backends have not changed; otherwise it breaks. What the backend
+    /// says meanwhile still arrives.
     Flush {
         /// Which flows.
         #[command(flatten)]

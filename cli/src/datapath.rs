@@ -11,7 +11,7 @@ use aya::maps::{
 };
 use bytemuck::AnyBitPattern;
 use datapath_common::{
-    Address, Backend, BackendState, COUNTERS, Counter, Flow, FlowKey, Hook, Ip4, Ip6,
+    Address, Backend, BackendState, COUNTERS, Counter, Flow, FlowKey, FlowState, Hook, Ip4, Ip6,
     MonitorControl, Node, Via, maps,
 };
 
@@ -22,6 +22,8 @@ use crate::tables::{
 
 /// Counting the rows of a map stops here.
 const MOST_COUNTED: u64 = 1_000_000;
+/// Write only over a row that is there (`linux/bpf.h`).
+const BPF_EXIST: u64 = 2;
 
 /// Why the maps cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +196,34 @@ impl Datapath {
             }
         }
         Ok(removed)
+    }
+
+    /// Moves flow rows to closing, as of the tick `now`; rows that are gone are
+    /// no error. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn close_flows(
+        &self,
+        keys: impl IntoIterator<Item = FlowRowKey>,
+        now: u32,
+    ) -> Result<u64, DatapathError> {
+        let mut v4: HashMap<_, FlowKey<Ip4>, Flow<Ip4>> = self.typed(maps::FLOW_V4)?;
+        let mut v6: HashMap<_, FlowKey<Ip6>, Flow<Ip6>> = self.typed(maps::FLOW_V6)?;
+        let mut closed = 0;
+        for key in keys {
+            let (map, result) = match key {
+                FlowRowKey::V4(key) => (maps::FLOW_V4, close(&mut v4, &key, now)),
+                FlowRowKey::V6(key) => (maps::FLOW_V6, close(&mut v6, &key, now)),
+            };
+            match result {
+                Ok(()) => closed += 1,
+                Err(e) if is_absent(&e) => {}
+                Err(source) => return Err(DatapathError::Map { map, source }),
+            }
+        }
+        Ok(closed)
     }
 
     /// Rows of `tulle_peers_v4` and `tulle_peers_v6`.
@@ -467,6 +497,24 @@ fn os_error(error: &MapError) -> Option<ErrorKind> {
         MapError::IoError(e) => Some(e.kind()),
         _ => None,
     }
+}
+
+/// Moves a flow row to closing, if it is there.
+fn close<A: Address>(
+    map: &mut HashMap<MapData, FlowKey<A>, Flow<A>>,
+    key: &FlowKey<A>,
+    now: u32,
+) -> Result<(), MapError>
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let flow = Flow {
+        state: FlowState::Closing as u8,
+        seen: now,
+        ..map.get(key, 0)?
+    };
+    map.insert(key, flow, BPF_EXIST)
 }
 
 /// Whether the row was not there.

@@ -1,10 +1,10 @@
 //! `tulle flows`: who talks to which backend.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use anyhow::bail;
-use datapath_common::FlowState;
+use datapath_common::{FlowState, proto};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{FlowFilter, FlowsAction, FlowsArgs, Format};
@@ -243,8 +243,15 @@ pub fn render(report: &Report, style: Style) -> String {
 pub struct Flushed {
     /// Flows that matched.
     pub matching: u64,
-    /// Rows that were removed: two for a flow, fewer if some were gone.
+    /// Forward rows that were removed.
     pub rows_removed: u64,
+    /// Reply rows that are closing: they translate what still comes back, and
+    /// go when nothing does.
+    pub rows_closing: u64,
+    /// Reply rows that stay as they are, for want of an agent.
+    pub rows_kept: u64,
+    /// What the reader should know besides.
+    pub notes: Vec<String>,
 }
 
 /// Runs the verb.
@@ -290,22 +297,88 @@ fn flush(
             format::counted(matching, "flow")
         );
     }
-    // The forward row first: without it the next packet opens the flow anew, reply row and all.
-    let keys = views
-        .iter()
-        .flat_map(|view| [view.forward, view.reply])
-        .flatten();
-    let flushed = Flushed {
-        matching,
-        rows_removed: datapath.remove_flows(keys)?,
-    };
-    context.print("tulle.flows.flush", &flushed, &[], |flushed, _| {
-        format!(
-            "{} forgotten ({} removed)\n",
-            format::counted(flushed.matching, "flow"),
-            format::counted(flushed.rows_removed, "row")
-        )
+    let flushed = forget(datapath, &views, context.agent().is_ok())?;
+    context.print(
+        "tulle.flows.flush",
+        &flushed,
+        &flushed.notes,
+        |flushed, _| {
+            format!(
+                "{} forgotten ({} removed, {} closing)\n",
+                format::counted(flushed.matching, "flow"),
+                format::counted(flushed.rows_removed, "row"),
+                format::count(flushed.rows_closing)
+            )
+        },
+    )
+}
+
+/// Forgets flows. `agent`: one runs, and will see what they leave behind.
+///
+/// # Errors
+///
+/// If the maps cannot be read or written.
+pub fn forget(datapath: &Datapath, views: &[FlowView], agent: bool) -> anyhow::Result<Flushed> {
+    let rows = Forgotten::of(views, &unasking(datapath)?, agent);
+    // The reply rows first: a packet of the client that comes in between gives its own back.
+    let rows_closing = datapath.close_flows(rows.closing, format::now_tick()?)?;
+    let rows_removed = datapath.remove_flows(rows.removed)?;
+    let mut notes = Vec::new();
+    if rows.kept > 0 {
+        notes.push(format!(
+            "the agent does not run: {} of services that never changed stay, since only the agent \
+             can have such connections written anew; start it, then flush again",
+            format::counted(rows.kept, "reply row")
+        ));
+    }
+    Ok(Flushed {
+        matching: views.len() as u64,
+        rows_removed,
+        rows_closing,
+        rows_kept: rows.kept,
+        notes,
     })
+}
+
+/// Address, port and protocol of a frontend.
+type Front = (SocketAddr, u8);
+
+/// Frontends of TCP and SCTP whose data does not ask the flow table, and so
+/// writes nothing that is missing in it.
+fn unasking(datapath: &Datapath) -> anyhow::Result<HashSet<Front>> {
+    let fronts = datapath.frontends()?;
+    let unasking = fronts.iter().filter(|front| {
+        !front.asks_flow_table() && matches!(front.proto, proto::TCP | proto::SCTP)
+    });
+    Ok(unasking.map(|front| (front.addr, front.proto)).collect())
+}
+
+/// What becomes of the rows of flows that are forgotten. The forward row goes:
+/// the client's next packet chooses a backend anew. The reply row may still be
+/// wanted, by what the backend says meanwhile; with the next packet to the same
+/// backend it is written anew. Where packets do not ask the flow table yet, the
+/// agent sees the half flow on its next walk and has them do so, well before a
+/// closing row expires; without an agent the row has to stay.
+#[derive(Debug, Default)]
+struct Forgotten {
+    removed: Vec<FlowRowKey>,
+    closing: Vec<FlowRowKey>,
+    kept: u64,
+}
+
+impl Forgotten {
+    fn of(views: &[FlowView], unasking: &HashSet<Front>, agent: bool) -> Self {
+        let mut all = Self::default();
+        for view in views {
+            all.removed.extend(view.forward);
+            if !agent && unasking.contains(&(view.frontend, view.proto)) {
+                all.kept += u64::from(view.reply.is_some());
+            } else {
+                all.closing.extend(view.reply);
+            }
+        }
+        all
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,12 @@ impl FrontendRow {
         self.value.flags & FrontendFlags::ADDRESS != 0
     }
 
+    /// Whether every packet asks the flow table.
+    pub const fn asks_flow_table(&self) -> bool {
+        let either = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
+        self.value.flags & either != 0
+    }
+
     /// Whether the flow table has the last word on where a flow goes.
     pub const fn flows_decide(&self) -> bool {
         self.value.flags & FrontendFlags::FLOWS_DECIDE != 0

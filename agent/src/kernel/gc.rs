@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 
-use datapath_common::{Address, Direction, Flow, FlowKey, IdleTicks, Ip4, Ip6, maps};
+use datapath_common::{Address, Direction, Flow, FlowKey, IdleTicks, Ip4, Ip6, maps, proto};
 
 use datapath_core::flow::live_state;
 pub use datapath_core::flow::{idle_limit, mate};
@@ -50,6 +50,9 @@ pub struct Pass {
     pub oldest: HashMap<u32, u32>,
     /// Frontends that living rows were opened through.
     pub frontends: BTreeSet<FrontKey>,
+    /// Frontends with a living flow of TCP or SCTP one of whose rows is
+    /// missing, among those that were asked about.
+    pub torn: BTreeSet<FrontKey>,
     /// Tick when the walk began: a flow that opened later may not be in it.
     pub began: u32,
 }
@@ -114,12 +117,15 @@ impl FlowGc {
 
     /// Looks at the next [`STEP_ROWS`] rows and removes the expired ones.
     /// At the end of the walk it returns what it saw, and the next call begins
-    /// another one. `now` is in ticks of `CLOCK_MONOTONIC`.
+    /// another one. `now` is in ticks of `CLOCK_MONOTONIC`. Of flows through a
+    /// frontend that `whole` names both rows have to be there: see [`Pass::torn`];
+    /// that costs a look-up for each of their rows.
     pub fn step(
         &mut self,
         maps: &Maps,
         idle: &IdleTicks,
         now: u32,
+        whole: &dyn Fn(&FrontKey) -> bool,
     ) -> Result<Option<Pass>, TableError> {
         if std::mem::take(&mut self.fresh) {
             self.pass.began = now;
@@ -133,6 +139,7 @@ impl FlowGc {
                 &mut self.pass,
                 idle,
                 now,
+                whole,
             ),
             Table::V6(scan) => step::<Ip6>(
                 maps,
@@ -142,6 +149,7 @@ impl FlowGc {
                 &mut self.pass,
                 idle,
                 now,
+                whole,
             ),
         };
         match (more, &self.table) {
@@ -163,13 +171,17 @@ impl FlowGc {
     pub fn run(maps: &Maps, idle: &IdleTicks, now: u32) -> Result<Pass, TableError> {
         let mut gc = Self::new();
         loop {
-            if let Some(pass) = gc.step(maps, idle, now)? {
+            if let Some(pass) = gc.step(maps, idle, now, &|_| false)? {
                 return Ok(pass);
             }
         }
     }
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of a walk, borrowed apart"
+)]
 fn step<A>(
     maps: &Maps,
     name: &'static str,
@@ -178,6 +190,7 @@ fn step<A>(
     pass: &mut Pass,
     idle: &IdleTicks,
     now: u32,
+    whole: &dyn Fn(&FrontKey) -> bool,
 ) -> Result<bool, TableError>
 where
     A: Address,
@@ -199,9 +212,18 @@ where
         } else {
             Some(flow)
         };
-        match kept {
-            Some(flow) => note(pass, &key, &flow),
-            None => pass.removed += 1,
+        let Some(flow) = kept else {
+            pass.removed += 1;
+            continue;
+        };
+        note(pass, &key, &flow);
+        let front = front(&key, &flow);
+        if matches!(key.proto, proto::TCP | proto::SCTP)
+            && !pass.torn.contains(&front)
+            && whole(&front)
+            && is_torn(&map, &key, &flow).map_err(fail)?
+        {
+            pass.torn.insert(front);
         }
     }
     Ok(true)
@@ -209,11 +231,7 @@ where
 
 fn note<A: Address>(pass: &mut Pass, key: &FlowKey<A>, flow: &Flow<A>) {
     if key.direction == Direction::Forward as u8 {
-        pass.frontends.insert(FrontKey {
-            addr: key.dst.to_ip(),
-            port: key.dport,
-            proto: key.proto,
-        });
+        pass.frontends.insert(front(key, flow));
     }
     *pass.rows.entry((A::VERSION, flow.state)).or_default() += 1;
     pass.backends.insert(NamedBackend {
@@ -230,6 +248,39 @@ fn note<A: Address>(pass: &mut Pass, key: &FlowKey<A>, flow: &Flow<A>) {
             }
         })
         .or_insert(flow.opened);
+}
+
+/// The frontend that a row's flow goes through.
+fn front<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FrontKey {
+    let (addr, port) = if key.direction == Direction::Forward as u8 {
+        (key.dst, key.dport)
+    } else {
+        (flow.addr, flow.port)
+    };
+    FrontKey {
+        addr: addr.to_ip(),
+        port,
+        proto: key.proto,
+    }
+}
+
+/// Whether the flow's other row is missing and this one is still there. Both
+/// are written within one packet's time, and expire together.
+fn is_torn<A>(map: &RawMap<'_>, key: &FlowKey<A>, flow: &Flow<A>) -> std::io::Result<bool>
+where
+    A: Address,
+    FlowKey<A>: bytemuck::Pod,
+    Flow<A>: bytemuck::Pod,
+{
+    let other = mate(key, flow);
+    if map.get(bytemuck::bytes_of(&other))?.is_some() {
+        return Ok(false);
+    }
+    let still = map.get(bytemuck::bytes_of(key))?;
+    Ok(
+        still
+            .is_some_and(|row| bytemuck::pod_read_unaligned::<Flow<A>>(&row).opened == flow.opened),
+    )
 }
 
 /// Removes a row that seems to have expired, unless it or its mate is alive
@@ -276,7 +327,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use datapath_common::{FlowState, proto};
+    use datapath_common::FlowState;
 
     use super::*;
 

@@ -29,7 +29,7 @@ pub mod xdp;
 
 pub use attach::{AttachKind, Report};
 pub use capacity::Capacities;
-pub use gc::{FlowGc, NamedBackend, Pass};
+pub use gc::{FlowGc, NamedBackend, Pass, idle_limit};
 pub use loader::{Datapath, LoadError, MapFate, Opened, Options};
 pub use lock::InstanceLock;
 pub use maps::{Maps, TableError};

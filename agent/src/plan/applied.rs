@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::allocator::{CapacityError, GRACE, Region, SegmentAllocator};
 use super::backends::{BackendKey, BackendRow, Backends};
+use super::lost::Lost;
 use super::ops::{FrontKey, MapOp};
 use crate::model::Family;
 
@@ -66,6 +67,8 @@ pub struct Applied {
     deleted: BTreeMap<FrontKey, Instant>,
     /// Since when there may be flows of frontends that nobody remembers.
     unknown_flows: Option<Instant>,
+    /// Where rows of living flows may be missing.
+    pub(super) lost: Lost,
 }
 
 impl Applied {
@@ -86,12 +89,18 @@ impl Applied {
             fronts_v4: 0,
             deleted: BTreeMap::new(),
             unknown_flows: None,
+            lost: Lost::default(),
         }
     }
 
     /// Rows of `tulle_front_*`, those that mark addresses too.
     pub fn frontends(&self) -> impl Iterator<Item = (&FrontKey, &Frontend)> {
         self.fronts.iter()
+    }
+
+    /// Row of one frontend.
+    pub fn frontend(&self, key: &FrontKey) -> Option<&Frontend> {
+        self.fronts.get(key)
     }
 
     /// Backend ids in a frontend's segment.

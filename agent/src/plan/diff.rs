@@ -167,7 +167,8 @@ fn backend_id(
     Ok(id)
 }
 
-/// The flow table decides once flows may be alive that the segment would send elsewhere.
+/// The flow table decides once flows may be alive that the segment would send
+/// elsewhere, and is asked where rows may be missing.
 fn flags(applied: &Applied, key: FrontKey, old: Option<Frontend>, kept: bool) -> u16 {
     let decides = match old {
         Some(old) if old.flags & FrontendFlags::FLOWS_DECIDE != 0 => true,
@@ -175,11 +176,14 @@ fn flags(applied: &Applied, key: FrontKey, old: Option<Frontend>, kept: bool) ->
         Some(old) => !kept && (old.len != 0 || applied.damaged.contains_key(&key)),
         None => applied.may_have_flows(&key),
     };
-    if decides {
-        FrontendFlags::FLOWS_DECIDE
-    } else {
-        0
-    }
+    let lost = applied.lost.expects(&key);
+    [
+        (decides, FrontendFlags::FLOWS_DECIDE),
+        (lost, FrontendFlags::FLOWS_MAY_BE_LOST),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// Writes that make the row which marks an address present or absent.

@@ -10,6 +10,7 @@ mod backends;
 mod desired;
 mod diff;
 mod facts;
+mod lost;
 mod numbers;
 mod ops;
 mod outcome;

@@ -15,7 +15,7 @@ use super::outcome::{Counts, Failure, Outcome, PlanError, Unit};
 use super::peers::{Peer, Ways, differing, peers};
 use crate::model::{Dirty, Family, Model, NamespacedName, Warning};
 use crate::source::Batch;
-use datapath_common::BackendState;
+use datapath_common::{BackendState, Frontend, FrontendFlags};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -160,6 +160,51 @@ impl Planner {
     /// first scan.
     pub fn note_flows(&mut self, live: &BTreeSet<FrontKey>, scan_began: Instant) {
         self.applied.note_flows(live, scan_began);
+    }
+
+    /// Takes in that living flows through these frontends may miss rows in the
+    /// flow table: until then their packets ask it, and write what is missing.
+    /// The rows are written by the next [`Planner::run`].
+    pub fn flows_may_be_lost(&mut self, fronts: impl IntoIterator<Item = (FrontKey, Instant)>) {
+        for (front, until) in fronts {
+            self.applied.lost.note(front, until);
+        }
+        self.review_lost();
+    }
+
+    /// The same of all flows of one protocol in a family's table.
+    pub fn any_flow_may_be_lost(&mut self, family: Family, protocol: u8, until: Instant) {
+        self.applied.lost.note_all(family, protocol, until);
+        self.review_lost();
+    }
+
+    /// Ends what was expected until now or earlier.
+    pub fn forget_lost_flows(&mut self, now: Instant) {
+        self.applied.lost.forget(now);
+        self.review_lost();
+    }
+
+    /// Frontends whose rows say that flows may be lost.
+    pub fn asking_fronts(&self) -> Vec<FrontKey> {
+        let asks = |row: &Frontend| row.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
+        let fronts = self.applied.fronts.iter();
+        fronts
+            .filter(|(_, row)| asks(row))
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    /// Asks for the frontends again whose rows do not say what is expected.
+    fn review_lost(&mut self) {
+        let Self {
+            applied, pending, ..
+        } = self;
+        let asks = |row: &Frontend| row.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
+        for (key, row) in &applied.fronts {
+            if asks(row) != applied.lost.expects(key) {
+                pending.entry(Unit::Frontend(*key)).or_default();
+            }
+        }
     }
 
     /// Draining backends: those that a scan of the flow tables asks about.

@@ -2,14 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use crate::kernel::{Datapath, FlowGc, Pass, TableError, now_ticks};
+use datapath_common::{FlowState, FrontendFlags, IdleTicks, TICK_NANOS, maps, proto};
+
+use super::crowding::{Crowding, early};
+use crate::kernel::{Datapath, FlowGc, MapFate, Pass, TableError, idle_limit, now_ticks};
 use crate::model::Family;
-use crate::plan::Planner;
+use crate::plan::{FrontKey, Planner};
 
 /// Between two steps of a walk: a step takes a few milliseconds at most.
 const STEP_GAP: Duration = Duration::from_millis(5);
 /// From the start to the first walk: what was written before it is old enough to be judged.
 const FIRST: Duration = Duration::from_millis(500);
+
+/// Between walks over a crowded table.
+const CROWDED: Duration = Duration::from_secs(1);
+
+/// The flow tables: family, IP version, map.
+const TABLES: [(Family, u8, &str); 2] = [
+    (Family::V4, 4, maps::FLOW_V4),
+    (Family::V6, 6, maps::FLOW_V6),
+];
 
 /// The walks of one agent.
 #[derive(Debug)]
@@ -18,6 +30,8 @@ pub struct FlowWalk {
     interval: Duration,
     began: Option<Instant>,
     due: Instant,
+    /// As [`TABLES`].
+    crowding: [Crowding; 2],
 }
 
 impl FlowWalk {
@@ -28,6 +42,7 @@ impl FlowWalk {
             interval,
             began: None,
             due: now + FIRST,
+            crowding: [Crowding::default(); 2],
         }
     }
 
@@ -49,7 +64,13 @@ impl FlowWalk {
         }
         let began = *self.began.get_or_insert(now);
         let idle = &datapath.config().idle;
-        let pass = match self.gc.step(&datapath.maps, idle, now_ticks()) {
+        let crowded = self.crowding.iter().any(|table| table.is_crowded());
+        let limits = if crowded { early(idle) } else { *idle };
+        let step = {
+            let whole = |front: &FrontKey| is_unasked(planner, front);
+            self.gc.step(&datapath.maps, &limits, now_ticks(), &whole)
+        };
+        let pass = match step {
             Ok(None) => {
                 self.due = now + STEP_GAP;
                 return Ok(false);
@@ -62,7 +83,6 @@ impl FlowWalk {
             }
         };
         self.began = None;
-        self.due = now + self.interval;
         tracing::debug!(
             v4 = pass.total(4),
             v6 = pass.total(6),
@@ -71,8 +91,88 @@ impl FlowWalk {
         );
         planner.release_backends(unused(planner, &pass), began);
         planner.note_flows(&pass.frontends, began);
+        self.lost(&pass, datapath, planner, now);
+        let crowded = self.crowding.iter().any(|table| table.is_crowded());
+        let pause = if crowded {
+            CROWDED.min(self.interval)
+        } else {
+            self.interval
+        };
+        self.due = now + pause;
         Ok(true)
     }
+
+    /// What is wrong with the tables since the last walk.
+    pub fn faults(&self, datapath: &Datapath) -> Vec<String> {
+        let tables = TABLES.iter().zip(self.crowding);
+        tables
+            .filter_map(|((_, _, map), table)| table.fault(map, datapath.maps.limit(map)))
+            .collect()
+    }
+
+    /// Has packets ask the flow table where a walk saw that rows went, or that
+    /// the kernel may evict some.
+    fn lost(&mut self, pass: &Pass, datapath: &Datapath, planner: &mut Planner, now: Instant) {
+        let idle = &datapath.config().idle;
+        planner.forget_lost_flows(now);
+        if let Some(first) = pass.torn.first() {
+            tracing::warn!(
+                "flows through {} frontends, {} port {} among them, lost a row of the flow table \
+                 (flushed, evicted or removed); their packets ask the table from now on",
+                pass.torn.len(),
+                first.addr,
+                first.port
+            );
+            let until = |front: &FrontKey| (*front, now + silence(idle, front.proto));
+            planner.flows_may_be_lost(pass.torn.iter().map(until));
+        }
+        for ((family, version, map), table) in TABLES.iter().zip(&mut self.crowding) {
+            *table = table.after(pass.total(*version), datapath.maps.limit(map));
+            if table.may_evict() {
+                expect_all(planner, idle, *family, now);
+            }
+        }
+    }
+}
+
+/// At the start of an agent: which flows may miss rows. Those of tables that
+/// are not the former agent's as they were; and where it said so itself.
+pub fn lost_at_start(datapath: &Datapath, planner: &mut Planner, now: Instant) {
+    let idle = &datapath.config().idle;
+    let until = |front: FrontKey| (front, now + silence(idle, front.proto));
+    let fronts = planner.asking_fronts();
+    planner.flows_may_be_lost(fronts.into_iter().map(until));
+    let fates = &datapath.opened().maps;
+    // A node that had no map at all had no flow.
+    if fates.values().all(|fate| *fate == MapFate::Created) {
+        return;
+    }
+    for (family, _, map) in TABLES {
+        if fates.get(map) != Some(&MapFate::Adopted) {
+            expect_all(planner, idle, family, now);
+        }
+    }
+}
+
+fn expect_all(planner: &mut Planner, idle: &IdleTicks, family: Family, now: Instant) {
+    for protocol in [proto::TCP, proto::SCTP] {
+        planner.any_flow_may_be_lost(family, protocol, now + silence(idle, protocol));
+    }
+}
+
+/// For how long a living flow may be silent.
+fn silence(idle: &IdleTicks, protocol: u8) -> Duration {
+    let ticks = idle_limit(idle, protocol, FlowState::Established);
+    Duration::from_nanos(u64::from(ticks) * TICK_NANOS)
+}
+
+/// Whether data to this frontend does not ask the flow table.
+fn is_unasked(planner: &Planner, front: &FrontKey) -> bool {
+    let asks = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
+    planner
+        .applied()
+        .frontend(front)
+        .is_some_and(|row| row.flags & asks == 0 && row.len != 0)
 }
 
 /// Draining backends that no living flow names.

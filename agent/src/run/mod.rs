@@ -6,6 +6,7 @@
 //! are there it [`waiting::Waiting`]s and touches nothing.
 
 pub mod agent;
+mod crowding;
 pub mod faults;
 pub mod flows;
 pub mod found;

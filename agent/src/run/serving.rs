@@ -8,7 +8,7 @@ use admin_api::{LinkAttachment, MapFault};
 use datapath_common::Config;
 
 use super::faults::Part;
-use super::flows::FlowWalk;
+use super::flows::{FlowWalk, lost_at_start};
 use super::found::Found;
 use super::node::NodeView;
 use super::shared::Shared;
@@ -67,6 +67,7 @@ impl Serving {
         let found = Found::new(uplink, applied.next_hops(uplink));
         let mut planner = Planner::new(args.node.as_str(), applied);
         planner.ingest(objects);
+        lost_at_start(&datapath, &mut planner, Instant::now());
         let interval = Duration::from_secs(u64::from(args.limits.gc_interval));
         Ok(Self {
             node,
@@ -353,7 +354,8 @@ impl Serving {
         }
         match self.walk.step(&self.datapath, &mut self.planner, now) {
             Ok(true) => {
-                shared.faults.set(Part::Flows, Vec::new());
+                let faults = self.walk.faults(&self.datapath);
+                shared.faults.set(Part::Flows, faults);
                 self.plan(shared);
             }
             Ok(false) => {}

@@ -207,3 +207,25 @@ tulle_flow_v4     6     48  12.5 %
 "
     );
 }
+
+#[test]
+fn a_flush_keeps_the_reply_rows_that_nobody_would_write_anew() {
+    let rows = [
+        forward(1, FlowState::Established, 1050),
+        reply(1, FlowState::Established, 1050),
+        forward(2, FlowState::Established, 1050),
+        reply(3, FlowState::Established, 1050),
+    ];
+    let views = join(&rows.each_ref().map(row));
+    let front: Front = ((VIP, 80).into(), proto::TCP);
+    let of = |unasking: &[Front], agent| {
+        let unasking = unasking.iter().copied().collect();
+        let all = Forgotten::of(&views, &unasking, agent);
+        (all.removed.len(), all.closing.len(), all.kept)
+    };
+    assert_eq!(of(&[front], false), (2, 0, 2));
+    assert_eq!(of(&[front], true), (2, 2, 0), "the agent will see them");
+    assert_eq!(of(&[], false), (2, 2, 0), "the next packet sees them");
+    let other: Front = ((VIP, 81).into(), proto::TCP);
+    assert_eq!(of(&[other], false), (2, 2, 0), "of another service");
+}

@@ -174,8 +174,18 @@ fn flows_are_filtered_summed_up_and_flushed() {
     );
     assert_eq!(tulle.json(&["flows"])["matching"], 9_000);
     let flushed = tulle.ok(&["flows", "flush", "--addr", "10.0.3.0/24", "--yes"]);
-    assert_eq!(flushed.stdout, "256 flows forgotten (512 rows removed)\n");
-    assert_eq!(tulle.json(&["flows"])["matching"], 9_000 - 256);
+    assert_eq!(
+        flushed.stdout,
+        "256 flows forgotten (256 rows removed, 256 closing)\n"
+    );
+    assert_eq!(flushed.stderr, "");
+    let left = tulle.json(&["flows", "--addr", "10.0.3.0/24"]);
+    assert_eq!(left["matching"], 256, "what still comes back is translated");
+    assert!(left["flows"].as_array().unwrap().iter().all(|flow| {
+        flow["state"] == "closing"
+            && flow["rows"] == "reply"
+            && flow["idle_secs"].as_u64() < Some(5)
+    }));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::backends::BackendKey;
 use super::ops::FrontKey;
 use crate::model::{
@@ -40,9 +42,70 @@ pub struct Wanted {
     pub front: FrontKey,
     /// For which service port.
     pub port: PortKey,
-    /// Its backends in ascending order, each once; none means that it refuses (KP-53).
-    pub backends: Vec<BackendKey>,
+    /// Backends for clients inside (pods of this node and the node itself), in
+    /// ascending order, each once.
+    pub inside: Vec<BackendKey>,
+    /// The same for clients outside.
+    pub outside: Vec<BackendKey>,
+    /// Bits of [`datapath_common::FrontendFlags`] that follow from the Service:
+    /// which empty list drops, masquerade, source ranges.
+    pub flags: u16,
+    /// Session affinity in seconds, 0 for none.
+    pub affinity_secs: u32,
+    /// Networks that may open flows, if the flags have `SOURCE_RANGES`.
+    pub sources: Vec<IpNet>,
+    /// Whether whatever else is sent to the address is refused (KP-28): its
+    /// address is a ClusterIP.
+    pub marks_address: bool,
+    /// 0 for an exact address, 1 for a `NodePort`: the lower one has the frontend
+    /// (KP-38), then the first service port by name (KP-25).
+    pub rank: u8,
 }
+
+/// What a frontend does for the service port that has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claim {
+    inside: Vec<BackendKey>,
+    /// `None` if it is the same list.
+    outside: Option<Vec<BackendKey>>,
+    /// As in [`Wanted`].
+    pub flags: u16,
+    /// As in [`Wanted`].
+    pub affinity_secs: u32,
+    /// As in [`Wanted`].
+    pub sources: Vec<IpNet>,
+    marks_address: bool,
+}
+
+impl Claim {
+    /// Backends for clients inside.
+    pub fn inside(&self) -> &[BackendKey] {
+        &self.inside
+    }
+
+    /// Backends for clients outside, where they are other ones.
+    pub fn outside(&self) -> Option<&[BackendKey]> {
+        self.outside.as_deref()
+    }
+}
+
+impl From<Wanted> for (FrontKey, Claimant, Claim) {
+    fn from(wanted: Wanted) -> Self {
+        let outside = (wanted.outside != wanted.inside).then_some(wanted.outside);
+        let claim = Claim {
+            inside: wanted.inside,
+            outside,
+            flags: wanted.flags,
+            affinity_secs: wanted.affinity_secs,
+            sources: wanted.sources,
+            marks_address: wanted.marks_address,
+        };
+        (wanted.front, (wanted.rank, wanted.port), claim)
+    }
+}
+
+/// Rank and service port: the lowest has a contested frontend.
+type Claimant = (u8, PortKey);
 
 /// The frontends of one Service.
 pub fn compile(model: &Model, name: &NamespacedName) -> Vec<Wanted> {
@@ -58,7 +121,7 @@ fn frontends(model: &Model, service: &Service) -> Vec<Wanted> {
         let family = Family::of(*addr);
         for port in &service.ports {
             let proto = port.protocol.number();
-            let backends = usable(model.slices_of(&service.name), family, port)
+            let backends: Vec<BackendKey> = usable(model.slices_of(&service.name), family, port)
                 .into_iter()
                 .map(|at| BackendKey {
                     addr: at.ip(),
@@ -78,7 +141,13 @@ fn frontends(model: &Model, service: &Service) -> Vec<Wanted> {
                     protocol: port.protocol,
                     family,
                 },
-                backends,
+                outside: backends.clone(),
+                inside: backends,
+                flags: 0,
+                affinity_secs: 0,
+                sources: Vec::new(),
+                marks_address: true,
+                rank: 0,
             });
         }
     }
@@ -89,11 +158,11 @@ fn frontends(model: &Model, service: &Service) -> Vec<Wanted> {
 #[derive(Debug, Default)]
 pub struct Desired {
     /// What each Service claims.
-    claims_of: HashMap<NamespacedName, Vec<(FrontKey, PortKey)>>,
-    /// Who claims a frontend; the first by name has it (KP-25).
-    claims: BTreeMap<FrontKey, BTreeMap<PortKey, Vec<BackendKey>>>,
+    claims_of: HashMap<NamespacedName, Vec<(FrontKey, Claimant)>>,
+    /// Who claims a frontend.
+    claims: BTreeMap<FrontKey, BTreeMap<Claimant, Claim>>,
     contested: BTreeSet<FrontKey>,
-    /// Number of frontends of each service address.
+    /// Number of claims that mark each service address.
     addresses: HashMap<IpAddr, u32>,
 }
 
@@ -116,41 +185,43 @@ impl Desired {
         wanted: Vec<Wanted>,
         touched: &mut BTreeSet<FrontKey>,
     ) {
-        let claims: Vec<_> = wanted.iter().map(|w| (w.front, w.port.clone())).collect();
+        let claims: Vec<_> = wanted
+            .iter()
+            .map(|w| (w.front, (w.rank, w.port.clone())))
+            .collect();
         let old = if claims.is_empty() {
             self.claims_of.remove(service)
         } else {
             self.claims_of.insert(service.clone(), claims)
         };
-        for (front, port) in old.into_iter().flatten() {
-            self.withdraw(front, &port, touched);
+        for (front, claimant) in old.into_iter().flatten() {
+            self.withdraw(front, &claimant, touched);
         }
-        for Wanted {
-            front,
-            port,
-            backends,
-        } in wanted
-        {
+        for wanted in wanted {
+            let (front, claimant, claim) = wanted.into();
             touched.insert(front);
             let claims = self.claims.entry(front).or_default();
-            if claims.is_empty() {
-                *self.addresses.entry(front.addr).or_default() += 1;
-                touched.insert(FrontKey::address(front.addr));
-            }
-            claims.insert(port, backends);
+            let marks = claim.marks_address;
+            let former = claims.insert(claimant, claim);
             if claims.len() > 1 {
                 self.contested.insert(front);
             }
+            if marks {
+                self.mark(front.addr, touched);
+            }
+            if former.is_some_and(|former| former.marks_address) {
+                self.unmark(front.addr, touched);
+            }
         }
     }
 
-    /// Who has a frontend and what its backends are.
-    pub fn frontend(&self, front: &FrontKey) -> Option<(&PortKey, &[BackendKey])> {
-        let (port, backends) = self.claims.get(front)?.first_key_value()?;
-        Some((port, backends))
+    /// Who has a frontend and what it does.
+    pub fn frontend(&self, front: &FrontKey) -> Option<(&PortKey, &Claim)> {
+        let ((_, port), claim) = self.claims.get(front)?.first_key_value()?;
+        Some((port, claim))
     }
 
-    /// Whether the address belongs to a service.
+    /// Whether the address is a service's alone, so that whatever meets no frontend is refused.
     pub fn has_address(&self, addr: IpAddr) -> bool {
         self.addresses.contains_key(&addr)
     }
@@ -160,7 +231,7 @@ impl Desired {
         self.claims.keys()
     }
 
-    /// All service addresses.
+    /// All addresses that are a service's alone.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.keys().copied()
     }
@@ -172,14 +243,17 @@ impl Desired {
 
     /// What a Service claims.
     pub fn claimed(&self, service: &NamespacedName) -> Vec<(FrontKey, PortKey)> {
-        self.claims_of.get(service).cloned().unwrap_or_default()
+        let claims = self.claims_of.get(service).into_iter().flatten();
+        claims
+            .map(|(front, (_, port))| (*front, port.clone()))
+            .collect()
     }
 
     /// Whether a service port exists.
     pub fn has_port(&self, port: &PortKey) -> bool {
         self.claims_of
             .get(&port.service)
-            .is_some_and(|claims| claims.iter().any(|(_, claimed)| claimed == port))
+            .is_some_and(|claims| claims.iter().any(|(_, (_, claimed))| claimed == port))
     }
 
     /// Frontends that more than one service port claims.
@@ -187,10 +261,10 @@ impl Desired {
         let mut warnings = Vec::new();
         for front in &self.contested {
             let mut claims = self.claims.get(front).into_iter().flat_map(BTreeMap::keys);
-            let Some(winner) = claims.next() else {
+            let Some((_, winner)) = claims.next() else {
                 continue;
             };
-            warnings.extend(claims.map(|loser| {
+            warnings.extend(claims.map(|(_, loser)| {
                 let fault = Fault::new(
                     "spec.clusterIPs",
                     format!(
@@ -205,25 +279,39 @@ impl Desired {
         warnings
     }
 
-    fn withdraw(&mut self, front: FrontKey, port: &PortKey, touched: &mut BTreeSet<FrontKey>) {
+    fn withdraw(&mut self, front: FrontKey, claimant: &Claimant, touched: &mut BTreeSet<FrontKey>) {
         touched.insert(front);
         let Some(claims) = self.claims.get_mut(&front) else {
             return;
         };
-        claims.remove(port);
+        let former = claims.remove(claimant);
         if claims.len() < 2 {
             self.contested.remove(&front);
         }
-        if !claims.is_empty() {
-            return;
+        if claims.is_empty() {
+            self.claims.remove(&front);
         }
-        self.claims.remove(&front);
-        touched.insert(FrontKey::address(front.addr));
-        if let Some(count) = self.addresses.get_mut(&front.addr) {
-            *count -= 1;
-            if *count == 0 {
-                self.addresses.remove(&front.addr);
-            }
+        if former.is_some_and(|former| former.marks_address) {
+            self.unmark(front.addr, touched);
+        }
+    }
+
+    fn mark(&mut self, addr: IpAddr, touched: &mut BTreeSet<FrontKey>) {
+        let count = self.addresses.entry(addr).or_default();
+        *count += 1;
+        if *count == 1 {
+            touched.insert(FrontKey::address(addr));
+        }
+    }
+
+    fn unmark(&mut self, addr: IpAddr, touched: &mut BTreeSet<FrontKey>) {
+        let Some(count) = self.addresses.get_mut(&addr) else {
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.addresses.remove(&addr);
+            touched.insert(FrontKey::address(addr));
         }
     }
 }

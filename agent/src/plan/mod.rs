@@ -20,7 +20,7 @@ mod planner;
 pub use allocator::{CapacityError, GRACE, Region, SegmentAllocator};
 pub use applied::{Applied, Capacities, Rows};
 pub use backends::{BackendKey, BackendRow, Backends};
-pub use desired::{Desired, PortKey, Wanted, compile};
+pub use desired::{Claim, Desired, PortKey, Wanted, compile};
 pub use facts::{LocalPod, NodeFacts, derived_vtep_mac, outer_sum};
 pub use numbers::Numbers;
 pub use ops::{FrontKey, MapOp, MapWriter, WriteError};

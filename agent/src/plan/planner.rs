@@ -438,9 +438,9 @@ impl Planner {
                 diff::address(applied, key, self.desired.has_address(key.addr))?
             }
             Unit::Frontend(key) => {
-                let want = self.desired.frontend(&key).map(|(port, backends)| {
+                let want = self.desired.frontend(&key).map(|(port, claim)| {
                     let in_row = applied.fronts.get(&key).map(|row| row.service);
-                    (self.numbers.of(port, in_row), backends)
+                    (self.numbers.of(port, in_row), claim.inside())
                 });
                 diff::frontend(applied, ways, key, want)?
             }

@@ -1,11 +1,11 @@
 //! `tulle_xdp`: packets that arrive at the uplink, before an skb is made.
 
 use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext};
-use datapath_common::{Hook, Reason};
+use datapath_common::{Hook, Mac, Reason};
 use datapath_core::{
-    Frame as Inner, Packet as _,
+    ETH_LEN, Frame as Inner, Packet as _,
     overlay::{Arrival, OVERHEAD, arrival},
-    wire::{Be16, Ethernet},
+    wire::Be16,
 };
 
 use crate::{
@@ -48,12 +48,15 @@ fn strip(frame: &mut Frame, inner: Inner) -> Result<(), Reason> {
         Inner::V4 => 0x0800,
         Inner::V6 => 0x86dd,
     };
-    frame.write(
-        0,
-        Ethernet {
-            dst: config().uplink_mac,
-            src: config().vtep_mac,
-            ethertype: Be16::new(ethertype),
-        },
-    )
+    let ([a, b, c], [d, e, f]) = (pairs(config().uplink_mac), pairs(config().vtep_mac));
+    // In words, as the stack reads it next: smaller pieces would have to be in the cache first.
+    frame.write(0, [a | b << 16, c | d << 16, e | f << 16])?;
+    frame.write(ETH_LEN - 2, Be16::new(ethertype))
+}
+
+/// A MAC address in pairs of octets as they lie in memory (the target is little-endian).
+#[inline(always)]
+fn pairs(mac: Mac) -> [u32; 3] {
+    let [a, b, c]: [u16; 3] = bytemuck::cast(mac);
+    [a as u32, b as u32, c as u32]
 }

@@ -6,7 +6,11 @@
 #![no_main]
 #![feature(asm_experimental_arch)] // for one locked addition
 
+#[allow(dead_code, reason = "the twin uses a few of them")]
+#[path = "../src/maps.rs"]
+mod maps;
 mod scene;
+mod twin;
 mod yard;
 
 use core::arch::asm;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::{Method, Report, counted};
+use super::scenes::{TWIN, TWIN_PACKETS};
 
 /// A limit in nanoseconds over the empty program.
 struct Aim {
@@ -46,6 +47,33 @@ const AIMS: &[Aim] = &[
     ),
     aim("the same", "xdp", "out of the overlay", 6, 25.0),
 ];
+
+/// How many times the cost of its hand-written twin a packet may cost.
+const OVER_TWIN: f64 = 1.1;
+
+/// Each packet of the twin beside the program's, with the fewest services.
+pub fn twin_table(report: &Report) -> String {
+    let mut text = String::from(
+        "| packet | IP | by hand | pod_from | ratio | at most | |\n|---|---|--:|--:|--:|--:|---|\n",
+    );
+    let few = report.services().into_iter().min().unwrap_or_default();
+    for packet in TWIN_PACKETS {
+        let middle = |program| {
+            let figure = report.figure(program, packet, 4, few, None)?;
+            Some(figure.over_empty.middle)
+        };
+        if let (Some(by_hand), Some(measured)) = (middle(TWIN), middle("pod_from")) {
+            let ratio = measured / by_hand;
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "| {packet} | 4 | {by_hand:.0} | {measured:.0} | {ratio:.2} | {OVER_TWIN} | {} |",
+                verdict(ratio, OVER_TWIN)
+            );
+        }
+    }
+    text
+}
 
 /// What a packet's cost may grow by between the fewest and the most services.
 const GROWTH: f64 = 10.0;
@@ -124,8 +152,12 @@ fn growth(report: &Report, version: u8, few: u32, many: u32) -> Option<f64> {
     (count > 0).then(|| grown.iter().sum::<f64>() / count as f64)
 }
 
+fn verdict(measured: f64, limit: f64) -> &'static str {
+    if measured <= limit { "met" } else { "missed" }
+}
+
 fn row(text: &mut String, program: &str, what: &str, version: u8, limit: f64, measured: f64) {
-    let verdict = if measured <= limit { "met" } else { "missed" };
+    let verdict = verdict(measured, limit);
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,

@@ -1,5 +1,7 @@
 //! The programs as the agent loads them, and their tables.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHash, PerCpuArray};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
@@ -7,7 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use datapath_common::{Counter, Flow, FlowKey, Hook, Ip4, Ip6, Reason, counter_index, maps};
 use serde::Serialize;
 
-use super::scaffold::{Reading, run};
+use super::scaffold::{self, Reading, run};
 use crate::engine::tables::{self, Family};
 use crate::engine::{fill, object, table};
 use crate::model::{FlowId, FlowRow, World};
@@ -16,9 +18,14 @@ use crate::time::{Aged, tick};
 /// Frontend rows that there is room for: a service takes two.
 const FRONTENDS: u32 = 131_072;
 
+/// The twin's program.
+const TWIN: &str = "bench_twin";
+
 /// A loaded object.
 pub struct Datapath {
     ebpf: Ebpf,
+    /// The twin, upon the same maps.
+    twin: Ebpf,
     ahead: u32,
 }
 
@@ -52,7 +59,20 @@ impl Datapath {
         }
         let ahead = world.now.wrapping_sub(tick(false)?);
         fill(&mut ebpf, world, ahead)?;
-        Ok(Self { ebpf, ahead })
+        let twin = load_twin(&ebpf, world).context("load the twin")?;
+        Ok(Self { ebpf, twin, ahead })
+    }
+
+    /// The twin of `tulle_pod_from`, for a tail call.
+    pub fn twin(&self) -> Result<&ProgramFd> {
+        let program = self.twin.program(TWIN).context("no twin")?;
+        Ok(<&SchedClassifier>::try_from(program)?.fd()?)
+    }
+
+    /// Runs the twin on one packet, once.
+    pub fn run_twin_once(&self, frame: &[u8]) -> Result<Reading> {
+        let program = self.twin.program(TWIN).context("no twin")?;
+        run(<&SchedClassifier>::try_from(program)?, frame, 1)
     }
 
     /// The program of a hook, for a tail call.
@@ -112,6 +132,32 @@ impl Datapath {
         }
         Ok(counts)
     }
+}
+
+/// Loads the twin upon the maps of `ebpf`. For this they are pinned as long as it takes.
+fn load_twin(ebpf: &Ebpf, world: &World) -> Result<Ebpf> {
+    let pins = Path::new("/sys/fs/bpf").join(format!("tulle-bench-{}", std::process::id()));
+    std::fs::create_dir(&pins).with_context(|| format!("make {}", pins.display()))?;
+    let loaded = upon_pins(ebpf, world, &pins);
+    let removed = std::fs::remove_dir_all(&pins);
+    let twin = loaded?;
+    removed.with_context(|| format!("remove {}", pins.display()))?;
+    Ok(twin)
+}
+
+fn upon_pins(ebpf: &Ebpf, world: &World, pins: &Path) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONFIG", &world.config, true);
+    for name in scaffold::TWIN_MAPS {
+        let pin = pins.join(name);
+        let map = ebpf.map(name);
+        let map = map.with_context(|| format!("the object has no map {name}"))?;
+        map.pin(&pin).with_context(|| format!("pin {name}"))?;
+        loader.map_pin_path(name, pin);
+    }
+    let mut twin = loader.load(&scaffold::object()?)?;
+    crate::load::program(&mut twin, TWIN)?;
+    Ok(twin)
 }
 
 fn set_family<A: Family>(ebpf: &mut Ebpf, rows: &[(FlowId, FlowRow)], ahead: u32) -> Result<()>

@@ -112,13 +112,15 @@ fn primer<'a>(all: &'a [Scene], scene: &Scene) -> Option<&'a Scene> {
         return None;
     };
     all.iter().find(|other| {
-        other.name == name && other.hook == scene.hook && other.version() == scene.version()
+        other.name == name
+            && other.program() == scene.program()
+            && other.version() == scene.version()
     })
 }
 
 /// The name that `--filter` looks at.
 fn label(scene: &Scene) -> String {
-    format!("{} v{}: {}", scene.hook.name(), scene.version(), scene.name)
+    format!("{} v{}: {}", scene.program(), scene.version(), scene.name)
 }
 
 /// Ties the thread to the last of its CPUs: most interrupts go to the first.
@@ -151,7 +153,7 @@ impl Readings {
     fn figures(self, scene: &Scene, services: u32) -> Vec<Figure> {
         let figure = |method, over_empty: Spread, empty: Vec<f64>| {
             Some(Figure {
-                program: scene.hook.name(),
+                program: scene.program(),
                 packet: scene.name,
                 version: scene.version(),
                 services,
@@ -173,8 +175,17 @@ impl Readings {
 
 struct Bench {
     datapath: Datapath,
-    /// For each hook: the program under test, the empty program.
+    /// For each hook, then for the twin: the program under test, the empty program.
     scaffolds: Vec<(Scaffold, Scaffold)>,
+}
+
+/// Where a scene's scaffolds are.
+fn place(scene: &Scene) -> usize {
+    if scene.twin {
+        Hook::ALL.len()
+    } else {
+        scene.hook as usize
+    }
 }
 
 impl Bench {
@@ -184,6 +195,8 @@ impl Bench {
             let under_test = Scaffold::new(hook, Some(datapath.fd(hook)?))?;
             scaffolds.push((under_test, Scaffold::new(hook, None)?));
         }
+        let twin = Scaffold::new(Hook::PodFrom, Some(datapath.twin()?))?;
+        scaffolds.push((twin, Scaffold::new(Hook::PodFrom, None)?));
         Ok(Self {
             datapath,
             scaffolds,
@@ -246,7 +259,7 @@ impl Bench {
         times: u32,
         over: &mut Vec<f64>,
     ) -> Result<(u64, u64)> {
-        let (scaffold, _) = &mut self.scaffolds[scene.hook as usize];
+        let (scaffold, _) = &mut self.scaffolds[place(scene)];
         let mut run = |last: &Scene| {
             scaffold.set_primed(&last.rounds, &primer.rounds.frame)?;
             let reading = scaffold.run(&last.rounds.frame, PRIMED)?;
@@ -272,14 +285,14 @@ impl Bench {
             Hook::Xdp => (REPEAT * XDP_TIMES, rounds.div_ceil(XDP_TIMES)),
             _ => (REPEAT, rounds),
         };
-        let (under_test, empty) = &mut self.scaffolds[scene.hook as usize];
+        let (under_test, empty) = &mut self.scaffolds[place(scene)];
         under_test.set(&scene.rounds)?;
         empty.set(&scene.rounds)?;
         let frame = &scene.rounds.frame;
         let mut packets = 0;
         let mut opened = 0;
         if scene.table == Table::Full {
-            let (under_test, _) = &self.scaffolds[scene.hook as usize];
+            let (under_test, _) = &self.scaffolds[place(scene)];
             under_test.run(frame, FILL)?;
             packets += u64::from(FILL);
         }
@@ -288,7 +301,7 @@ impl Bench {
                 self.datapath.set_flows(&scene.flows, NOW)?;
                 opened = 0;
             }
-            let (under_test, empty) = &self.scaffolds[scene.hook as usize];
+            let (under_test, empty) = &self.scaffolds[place(scene)];
             let run = |scaffold: &Scaffold| scaffold.run(frame, repeat);
             let (full, floor) = if round % 2 == 0 {
                 (run(under_test)?, run(empty)?)
@@ -310,9 +323,15 @@ impl Bench {
     /// Readings of one round each. Returns the packets.
     fn single(&mut self, scene: &Scene, rounds: u32, pairs: &mut Pairs) -> Result<u64> {
         let frame = &scene.rounds.frame;
-        let (_, empty) = &self.scaffolds[scene.hook as usize];
+        let (_, empty) = &self.scaffolds[place(scene)];
         for round in 0..rounds {
-            let run = || self.datapath.run_once(scene.hook, frame);
+            let run = || {
+                if scene.twin {
+                    self.datapath.run_twin_once(frame)
+                } else {
+                    self.datapath.run_once(scene.hook, frame)
+                }
+            };
             let (full, floor) = if round % 2 == 0 {
                 (run()?, empty.run_empty(frame, 1)?)
             } else {

@@ -166,6 +166,8 @@ impl Report {
         self.packet_table(&mut text);
         text += "\n### Aims\n\n";
         text += &aims::table(self);
+        text += "\n### Beside the hand-written twin\n\n";
+        text += &aims::twin_table(self);
         text += "\n### Primitives\n\n| primitive | ns |\n|---|--:|\n";
         for Yardstick { what, nanos } in &self.yardsticks {
             let _ = writeln!(text, "| {what} | {nanos:.1} |");

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use datapath_common::Hook;
+use datapath_common::{Hook, maps};
 
 use crate::engine::table;
 
@@ -77,14 +77,33 @@ pub fn object() -> Result<Vec<u8>> {
     std::fs::read(&path).with_context(|| format!("read {path}: run `cargo xtask bench`"))
 }
 
+/// The maps of the programs that the twin uses.
+pub const TWIN_MAPS: [&str; 8] = [
+    maps::FRONT_V4,
+    maps::SEGMENTS,
+    maps::BACK_V4,
+    maps::FLOW_V4,
+    maps::PODS_V4,
+    maps::PEERS_V4,
+    maps::COUNTERS,
+    maps::MONITOR,
+];
+
+/// Loads the object for what is not the twin: the twin's maps are small and stay empty.
+pub fn load() -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for name in TWIN_MAPS {
+        loader.map_max_entries(name, 64);
+    }
+    loader.load(&object()?).context("load the scaffold")
+}
+
 impl Scaffold {
     /// A scaffold for the type of a hook's program, with the empty program as
     /// its target unless another is given.
     pub fn new(hook: Hook, target: Option<&ProgramFd>) -> Result<Self> {
         let xdp = hook == Hook::Xdp;
-        let mut ebpf = EbpfLoader::new()
-            .load(&object()?)
-            .context("load the scaffold")?;
+        let mut ebpf = load()?;
         let names = if xdp {
             ["bench_xdp", "bench_xdp_empty"]
         } else {

@@ -49,6 +49,8 @@ pub struct Scene {
     pub name: &'static str,
     /// The program.
     pub hook: Hook,
+    /// It goes through the program's hand-written twin instead.
+    pub twin: bool,
     /// The packet.
     pub rounds: Rounds,
     /// Whether and how it can be measured many times in one test run.
@@ -62,11 +64,27 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// The program's name without its prefix.
+    pub fn program(&self) -> &'static str {
+        if self.twin { TWIN } else { self.hook.name() }
+    }
+
     /// 4 or 6.
     pub fn version(&self) -> u8 {
         if self.rounds.v6 { 6 } else { 4 }
     }
 }
+
+/// How the twin of `pod_from` is called in tables.
+pub const TWIN: &str = "twin";
+
+/// The twin's scenes: those of its two ways, and those that go before them.
+pub const TWIN_PACKETS: [&str; 4] = [
+    "to a pod of this node",
+    "to a pod of another node",
+    "TCP flow, backend here",
+    "TCP flow, backend elsewhere",
+];
 
 /// Adds the services whose flows the flow table decides on: the fixture's, at
 /// other addresses.
@@ -95,6 +113,18 @@ fn deciding(service: IpAddr) -> IpAddr {
 /// Every scene of a family.
 pub fn scenes(f: &Fixture) -> Result<Vec<Scene>> {
     let mut scenes = pod_from(f)?;
+    if !f.v6 {
+        let by_twin = scenes
+            .iter()
+            .filter(|scene| TWIN_PACKETS.contains(&scene.name));
+        let by_twin: Vec<_> = by_twin
+            .map(|scene| Scene {
+                twin: true,
+                ..scene.clone()
+            })
+            .collect();
+        scenes.extend(by_twin);
+    }
     scenes.extend(new_flows(f)?);
     scenes.extend(arriving(f)?);
     Ok(scenes)
@@ -115,6 +145,7 @@ fn scene(
     Ok(Scene {
         name,
         hook,
+        twin: false,
         rounds: Rounds {
             frame,
             restore: Restore::Octets,

@@ -2,13 +2,12 @@
 //! be compared only beside them.
 
 use anyhow::{Context as _, Result};
-use aya::EbpfLoader;
 use aya::maps::HashMap as BpfHash;
 use aya::programs::Xdp;
 use serde::Serialize;
 
 use super::sample::Spread;
-use super::scaffold::{FRAME, TIMES, YARD_KEY, object, run};
+use super::scaffold::{FRAME, TIMES, YARD_KEY, load, run};
 use crate::engine::table;
 
 /// Rounds in one reading.
@@ -38,9 +37,7 @@ pub struct Yardstick {
 
 /// Measures all of them, and the empty programs.
 pub fn measure() -> Result<Vec<Yardstick>> {
-    let mut ebpf = EbpfLoader::new()
-        .load(&object()?)
-        .context("load the scaffold")?;
+    let mut ebpf = load()?;
     let mut lru16: BpfHash<_, [u64; 2], u64> = table(&mut ebpf, "bench_lru16")?;
     lru16.insert([YARD_KEY; 2], 1, 0)?;
     let mut lru40: BpfHash<_, [u64; 5], u64> = table(&mut ebpf, "bench_lru40")?;

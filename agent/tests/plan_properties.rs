@@ -65,14 +65,14 @@ fn service() -> impl Strategy<Value = Object> {
                     name: format!("p{n}"),
                     port,
                     protocol,
+                    node_port: None,
                 })
                 .collect();
             Object::Service(
                 Service {
-                    name: name("s", i),
-                    exposure,
                     cluster_ips,
                     ports,
+                    ..Service::new(name("s", i), exposure)
                 }
                 .into(),
             )
@@ -114,10 +114,10 @@ fn slice() -> impl Strategy<Value = Object> {
                 endpoints: endpoints
                     .into_iter()
                     .map(|(node, host, ready, serving, terminating)| Endpoint {
-                        addr: addr(node, host),
                         ready,
                         serving,
                         terminating,
+                        ..Endpoint::new(addr(node, host))
                     })
                     .collect(),
             };
@@ -130,14 +130,12 @@ fn node() -> impl Strategy<Value = Object> {
     (0..4_u8, 0..3_u8, 1..5_u8, any::<bool>()).prop_map(|(i, net, addr, has_addr)| {
         let cidrs = [format!("10.244.{net}.0/24"), format!("fd00:244:{net}::/64")];
         let node = Node {
-            name: format!("n{i}"),
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             internal_ips: has_addr
                 .then(|| [192, 168, 0, addr].into())
                 .into_iter()
                 .collect(),
-            public_ip: None,
-            vtep_mac: None,
+            ..Node::new(format!("n{i}"))
         };
         Object::Node(node.into())
     })

@@ -27,27 +27,22 @@ fn service(i: u32) -> Object {
         name: "http".to_owned(),
         port: 80,
         protocol: Protocol::Tcp,
+        node_port: None,
     }];
     let [_, _, c, d] = i.to_be_bytes();
     let cluster_ips = vec![[10, 96, c, d].into()];
     Object::Service(
         Service {
-            name: name(i),
-            exposure: Exposure::Served,
             cluster_ips,
             ports,
+            ..Service::new(name(i), Exposure::Served)
         }
         .into(),
     )
 }
 
 fn slice(i: u32, hosts: &[u8]) -> Object {
-    let endpoint = |host: &u8| Endpoint {
-        addr: [10, 244, 0, *host].into(),
-        ready: true,
-        serving: true,
-        terminating: false,
-    };
+    let endpoint = |host: &u8| Endpoint::new([10, 244, 0, *host].into());
     Object::Slice(
         EndpointSlice {
             name: name(i),

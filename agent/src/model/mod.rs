@@ -4,10 +4,12 @@
 pub mod address;
 pub mod convert;
 mod endpoints;
+mod service;
 mod state;
 mod warning;
 
-pub use endpoints::usable;
+pub use endpoints::{EndpointSets, ready_here, select, usable};
+pub use service::{Exposure, Policy, Service, ServicePort};
 pub use state::{Dirty, Model};
 pub use warning::{Fault, Warning};
 
@@ -101,43 +103,6 @@ impl Protocol {
     }
 }
 
-/// How a Service is exposed, as far as this node's tables are concerned.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Exposure {
-    /// Its ClusterIPs are served, whatever `spec.type` says (KP-04).
-    Served,
-    /// `clusterIP: None` (KP-02).
-    Headless,
-    /// Type ExternalName (KP-03).
-    ExternalName,
-    /// Labelled for another proxy (KP-01).
-    OtherProxy,
-}
-
-/// A Service.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Service {
-    /// Namespace and name.
-    pub name: NamespacedName,
-    /// How it is exposed.
-    pub exposure: Exposure,
-    /// At most one address of each family (KP-05); empty unless `exposure` is `Served`.
-    pub cluster_ips: Vec<IpAddr>,
-    /// Ports, unique by name and by (port, protocol).
-    pub ports: Vec<ServicePort>,
-}
-
-/// A port of a Service.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct ServicePort {
-    /// Name; empty for the single unnamed port.
-    pub name: String,
-    /// Port number.
-    pub port: u16,
-    /// Protocol.
-    pub protocol: Protocol,
-}
-
 /// An EndpointSlice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointSlice {
@@ -165,8 +130,9 @@ pub struct SlicePort {
     pub protocol: Protocol,
 }
 
-/// An endpoint: its first address (KP-15) and its conditions, defaults filled in (KP-18).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// An endpoint: its first address (KP-15), its conditions, defaults filled in (KP-18),
+/// and where it is wanted.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Endpoint {
     /// Address.
     pub addr: IpAddr,
@@ -176,6 +142,27 @@ pub struct Endpoint {
     pub serving: bool,
     /// Condition `terminating`; absent means false.
     pub terminating: bool,
+    /// Name of its node; without one it is local nowhere (KP-20).
+    pub node: Option<String>,
+    /// `hints.forNodes` (KP-85).
+    pub node_hints: Vec<String>,
+    /// `hints.forZones` (KP-86, KP-89).
+    pub zone_hints: Vec<String>,
+}
+
+impl Endpoint {
+    /// An endpoint of which nothing but the address is said.
+    pub const fn new(addr: IpAddr) -> Self {
+        Self {
+            addr,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            node_hints: Vec::new(),
+            zone_hints: Vec::new(),
+        }
+    }
 }
 
 /// A Node.
@@ -187,10 +174,41 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses of type InternalIP, in their order.
     pub internal_ips: Vec<IpAddr>,
+    /// Addresses of type ExternalIP, in their order.
+    pub external_ips: Vec<IpAddr>,
+    /// Label `topology.kubernetes.io/zone`, unless it is empty (KP-84, KP-87).
+    pub zone: Option<String>,
     /// Annotation `flannel.alpha.coreos.com/public-ip` (FL-14).
     pub public_ip: Option<Ipv4Addr>,
     /// `VtepMAC` of annotation `flannel.alpha.coreos.com/backend-data` (FL-15).
     pub vtep_mac: Option<Mac>,
+}
+
+impl Node {
+    /// A Node of which nothing but the name is said.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            pod_cidrs: Vec::new(),
+            internal_ips: Vec::new(),
+            external_ips: Vec::new(),
+            zone: None,
+            public_ip: None,
+            vtep_mac: None,
+        }
+    }
+
+    /// The first address of each family, InternalIP before ExternalIP; the
+    /// first of all is the primary one (KP-144).
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let mut firsts: Vec<IpAddr> = Vec::with_capacity(2);
+        for addr in self.internal_ips.iter().chain(&self.external_ips) {
+            if firsts.iter().all(|f| f.is_ipv4() != addr.is_ipv4()) {
+                firsts.push(*addr);
+            }
+        }
+        firsts
+    }
 }
 
 /// An object of the cluster; cheap to clone.

@@ -28,11 +28,9 @@ fn uplink() -> Uplink {
 
 fn view() -> NodeView {
     let node = Node {
-        name: "node-1".into(),
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
         internal_ips: vec!["192.0.2.1".parse().unwrap()],
-        public_ip: None,
-        vtep_mac: None,
+        ..Node::new("node-1")
     };
     let base = ["tulle-agent", "run", "--state", "/s", "--node", "node-1"];
     match Args::parse_from(base).verb {

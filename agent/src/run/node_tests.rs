@@ -29,14 +29,12 @@ fn uplink() -> Uplink {
 
 fn node() -> Node {
     Node {
-        name: "node-1".into(),
         pod_cidrs: vec![
             "10.244.1.7/24".parse().unwrap(),
             "fd00:1::/64".parse().unwrap(),
         ],
         internal_ips: vec!["198.51.100.1".parse().unwrap()],
-        public_ip: None,
-        vtep_mac: None,
+        ..Node::new("node-1")
     }
 }
 

@@ -2,6 +2,7 @@
 //! server would refuse rejects its object; a value that it takes and that
 //! means nothing to us is left out and noted.
 
+mod exposed;
 mod node;
 mod service;
 mod slice;

@@ -14,6 +14,8 @@ use crate::model::{Fault, Node};
 const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
 /// The overlay's data, JSON with the VTEP's address (FL-15).
 const BACKEND_DATA: &str = "flannel.alpha.coreos.com/backend-data";
+/// The label that names the node's zone (KP-84).
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Converts a Node.
 pub fn node(from: &api::Node) -> Result<Converted<Node>, Fault> {
@@ -22,6 +24,8 @@ pub fn node(from: &api::Node) -> Result<Converted<Node>, Fault> {
         name: name(&from.metadata)?.to_owned(),
         pod_cidrs: pod_cidrs(from)?,
         internal_ips: internal_ips(from)?,
+        external_ips: external_ips(from, &mut notes),
+        zone: zone(from),
         public_ip: public_ip(from, &mut notes),
         vtep_mac: vtep_mac(from, &mut notes),
     };
@@ -59,27 +63,39 @@ fn pod_cidrs(from: &api::Node) -> Result<Vec<IpNet>, Fault> {
 }
 
 fn internal_ips(from: &api::Node) -> Result<Vec<IpAddr>, Fault> {
-    let addresses = from
+    addresses(from, "InternalIP").collect()
+}
+
+/// Nothing between nodes needs these, so a bad one is passed over, not the Node.
+fn external_ips(from: &api::Node, notes: &mut Vec<Fault>) -> Vec<IpAddr> {
+    addresses(from, "ExternalIP")
+        .filter_map(|addr| addr.map_err(|fault| notes.push(fault)).ok())
+        .collect()
+}
+
+fn addresses(from: &api::Node, kind: &str) -> impl Iterator<Item = Result<IpAddr, Fault>> {
+    let listed = from
         .status
-        .as_ref()
-        .and_then(|s| s.addresses.as_deref())
-        .unwrap_or_default();
-    let mut ips = Vec::new();
-    for (i, address) in addresses
         .iter()
+        .flat_map(|s| s.addresses.iter().flatten());
+    listed
         .enumerate()
-        .filter(|(_, a)| a.type_ == "InternalIP")
-    {
-        let addr = parse_ip(&address.address).filter(|a| not_unicast(*a).is_none());
-        ips.push(addr.ok_or_else(|| {
-            Fault::new(
-                format!("status.addresses[{i}].address"),
-                format!("{:?} is not an address of a host", address.address),
-                "write the node's address on the network that joins the nodes",
-            )
-        })?);
-    }
-    Ok(ips)
+        .filter(move |(_, a)| a.type_ == kind)
+        .map(|(i, address)| {
+            let addr = parse_ip(&address.address).filter(|a| not_unicast(*a).is_none());
+            addr.ok_or_else(|| {
+                Fault::new(
+                    format!("status.addresses[{i}].address"),
+                    format!("{:?} is not an address of a host", address.address),
+                    "write the node's address on the network that joins the nodes",
+                )
+            })
+        })
+}
+
+fn zone(from: &api::Node) -> Option<String> {
+    let zone = from.metadata.labels.as_ref()?.get(ZONE)?;
+    (!zone.is_empty()).then(|| zone.clone())
 }
 
 fn annotation<'a>(from: &'a api::Node, key: &str) -> Option<&'a str> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::{Converted, check_port_name, namespaced, port_fault, protocol};
+use super::{Converted, check_port_name, exposed, namespaced, port_fault, protocol};
 use crate::model::address::{not_unicast, parse_ip};
 use crate::model::{Exposure, Family, Fault, Service, ServicePort};
 
@@ -18,20 +18,26 @@ pub fn service(from: &api::Service) -> Result<Converted<Service>, Fault> {
     let spec = from.spec.as_ref().unwrap_or(&empty);
     let exposure = exposure(from, spec)?;
     let mut notes = Vec::new();
-    let (cluster_ips, ports) = if exposure == Exposure::Served {
-        (cluster_ips(spec, &mut notes)?, ports(spec)?)
-    } else {
-        (Vec::new(), Vec::new())
+    if exposure != Exposure::Served {
+        let object = Service::new(name, exposure);
+        return Ok(Converted { object, notes });
+    }
+    let cluster_ips = cluster_ips(spec, &mut notes)?;
+    let object = Service {
+        name,
+        exposure,
+        external_ips: exposed::external_ips(spec, &cluster_ips, &mut notes),
+        vips: exposed::vips(from, &cluster_ips, &mut notes),
+        cluster_ips,
+        ports: ports(spec)?,
+        internal_policy: exposed::internal_policy(spec)?,
+        external_policy: exposed::external_policy(spec)?,
+        affinity_secs: exposed::affinity_secs(spec)?,
+        source_ranges: exposed::source_ranges(spec, &mut notes),
+        load_balancer: exposed::is_load_balancer(spec),
+        health_check_node_port: exposed::health_check_node_port(spec, &mut notes)?,
     };
-    Ok(Converted {
-        object: Service {
-            name,
-            exposure,
-            cluster_ips,
-            ports,
-        },
-        notes,
-    })
+    Ok(Converted { object, notes })
 }
 
 fn exposure(from: &api::Service, spec: &api::ServiceSpec) -> Result<Exposure, Fault> {
@@ -203,10 +209,23 @@ fn ports(spec: &api::ServiceSpec) -> Result<Vec<ServicePort>, Fault> {
                 "keep one of them, or change port or protocol",
             ));
         }
+        let node_port = exposed::number(&field("nodePort"), from.node_port)?;
+        if node_port.is_some()
+            && ports
+                .iter()
+                .any(|p| p.node_port == node_port && p.protocol == protocol)
+        {
+            return Err(Fault::new(
+                field("nodePort"),
+                "is an earlier port's",
+                "give each port of one protocol its own nodePort",
+            ));
+        }
         ports.push(ServicePort {
             name,
             port,
             protocol,
+            node_port,
         });
     }
     Ok(ports)

@@ -138,7 +138,28 @@ fn endpoints(
             ready: conditions.and_then(|c| c.ready).unwrap_or(true),
             serving: conditions.and_then(|c| c.serving).unwrap_or(true),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            node: from.node_name.clone().filter(|name| !name.is_empty()),
+            node_hints: node_hints(from),
+            zone_hints: zone_hints(from),
         });
     }
     Ok(endpoints)
+}
+
+fn node_hints(from: &api::Endpoint) -> Vec<String> {
+    let listed = from.hints.as_ref().and_then(|h| h.for_nodes.as_ref());
+    listed
+        .into_iter()
+        .flatten()
+        .map(|n| n.name.clone())
+        .collect()
+}
+
+fn zone_hints(from: &api::Endpoint) -> Vec<String> {
+    let listed = from.hints.as_ref().and_then(|h| h.for_zones.as_ref());
+    listed
+        .into_iter()
+        .flatten()
+        .map(|z| z.name.clone())
+        .collect()
 }

@@ -65,6 +65,37 @@ impl Sum {
     }
 }
 
+/// What a TCP or UDP checksum field is to hold once the ports have changed by `ports`, if the
+/// kernel's helper turned it from `before` into `after` when the addresses changed by `addresses`.
+///
+/// What the helper did tells what is in the field: a whole checksum, which takes the ports, or the
+/// sum of the addresses only, which a device is to complete (Linux' `CHECKSUM_PARTIAL`) and the
+/// ports do not change. `None` where both would look alike, and near the 0 that says "no checksum"
+/// in UDP (`zero_is_none`): then the helper has to be asked again.
+#[inline(always)]
+pub fn with_ports(
+    before: u16,
+    after: u16,
+    addresses: Sum,
+    ports: Sum,
+    zero_is_none: bool,
+) -> Option<u16> {
+    let change = addresses.fold32();
+    let whole = Sum::from_field(before).add(change).to_field();
+    let partial = Sum::from_field(!before).add(change).fold16();
+    if whole == partial || (zero_is_none && (before == 0 || whole == 0)) {
+        return None;
+    }
+    if after == partial {
+        return Some(after);
+    }
+    let field = Sum::from_field(after).add(ports.fold32()).to_field();
+    if after != whole || (zero_is_none && field == 0) {
+        return None;
+    }
+    Some(field)
+}
+
 /// SCTP's checksum after the 4 octets at the start of the packet (the ports)
 /// changed by `delta` (old xor new, as little-endian word), for a packet of
 /// `len` octets.
@@ -124,6 +155,7 @@ const fn multiply(a: u32, b: u32) -> u32 {
 mod tests {
     extern crate std;
     use super::*;
+    use proptest::prelude::{Just, prop_oneof};
     use std::vec::Vec;
 
     fn crc32c(bytes: &[u8]) -> u32 {
@@ -155,6 +187,39 @@ mod tests {
             let fresh = words.iter().fold(Sum::ZERO, |s, w| s.add(*w)).to_field();
             // 0x0000 and 0xffff are the same number in one's complement.
             proptest::prop_assert!(changed == fresh || changed ^ fresh == 0xffff);
+        }
+
+        #[test]
+        fn ports_are_added_as_the_kernel_would(
+            before in prop_oneof![Just(0u16), Just(u16::MAX), 0u16..],
+            addresses in prop_oneof![Just(0u32), Just(0xffffu32), Just(u32::MAX), 0u32..],
+            ports in prop_oneof![Just(0u32), Just(0xffffu32), 0u32..],
+            partial: bool,
+            udp: bool,
+        ) {
+            // Linux, `bpf_l4_csum_replace` and `inet_proto_csum_replace_by_diff`.
+            let kernel = |field: u16, change: u32, pseudo: bool| {
+                if udp && field == 0 {
+                    return field;
+                }
+                let new = match (partial, pseudo) {
+                    (false, _) => Sum::from_field(field).add(change).to_field(),
+                    (true, true) => Sum::from_field(!field).add(change).fold16(),
+                    (true, false) => field,
+                };
+                if udp && new == 0 { 0xffff } else { new }
+            };
+            let after = kernel(before, addresses, true);
+            let told = with_ports(
+                before,
+                after,
+                Sum::ZERO.add(addresses),
+                Sum::ZERO.add(ports),
+                udp,
+            );
+            if let Some(told) = told {
+                proptest::prop_assert_eq!(told, kernel(after, ports, false));
+            }
         }
 
         #[test]

@@ -18,7 +18,7 @@ use aya_ebpf::{
 use datapath_common::{Config, Hook, Mac, Reason, Via, counter_index, proto};
 use datapath_core::{
     Decision, ETH_LEN, Fragment, Frame, Grant, Headers, Packet as _, Rewrite, Tables, Verdict,
-    checksum::{Sum, crc32c_change},
+    checksum::{Sum, crc32c_change, with_ports},
     icmp::{self, IcmpError},
     overlay, reset,
     wire::{self, Be16},
@@ -136,19 +136,9 @@ pub fn translate<F: Shape>(
     skb.look();
     let ports = Sum::ZERO.sub(old_ports).add(new_ports);
     let after: u16 = skb.read(field).map_err(|_| Reason::RewriteFailed)?;
-    // What the helper made of the field tells what is in it. A whole checksum takes the ports here.
-    // One that the device is to complete (CHECKSUM_PARTIAL) holds the sum of the addresses only and
-    // stays. Only where both look alike, and for UDP, where 0 is no checksum, the kernel is asked.
-    let whole = Sum::from_field(before).add(change.fold32());
-    let partial = Sum::from_field(!before).add(change.fold32());
-    if headers.proto == proto::TCP && whole.to_field() != partial.fold16() {
-        if after == whole.to_field() {
-            let sum = Sum::from_field(after).add(ports.fold32());
-            return skb.write(field, sum.to_field());
-        }
-        if after == partial.fold16() {
-            return Ok(());
-        }
+    let zero_is_none = headers.proto == proto::UDP;
+    if let Some(field_now) = with_ports(before, after, change, ports, zero_is_none) {
+        return skb.write(field, field_now);
     }
     // SAFETY: as above.
     let failed = unsafe {

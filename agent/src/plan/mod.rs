@@ -7,6 +7,7 @@ mod adopt;
 mod allocator;
 mod applied;
 mod backends;
+pub mod compile;
 mod desired;
 mod diff;
 mod facts;

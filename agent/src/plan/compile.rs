@@ -1,0 +1,197 @@
+//! A Service → the frontends that this node should have of it: where it is
+//! reached, by whom, and where its clients go (pure).
+
+use std::net::{IpAddr, SocketAddr};
+
+use datapath_common::FrontendFlags;
+use ipnet::IpNet;
+
+use super::backends::BackendKey;
+use super::desired::{PortKey, Wanted};
+use super::ops::FrontKey;
+use crate::model::{
+    EndpointSets, Exposure, Family, Model, NamespacedName, Policy, Service, ServicePort, select,
+};
+
+/// What of this node decides frontends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Here {
+    /// Name, as endpoints and hints write it (KP-20).
+    pub node: String,
+    /// Zone, if the Node says one (KP-84).
+    pub zone: Option<String>,
+    /// The node's addresses that serve NodePorts (KP-33).
+    pub node_port_addresses: Vec<IpAddr>,
+    /// The node's addresses, for those source ranges that hold one (KP-47).
+    pub node_ips: Vec<IpAddr>,
+    /// Whether pods are masqueraded towards ClusterIPs too (KP-106).
+    pub masquerade_all: bool,
+}
+
+/// What a frontend's address is, in the order in which contested frontends are
+/// given: an exact address beats a NodePort (KP-38), and what the cluster
+/// allotted beats what the author of any Service may write (KP-25, KP-185).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Kind {
+    /// A ClusterIP.
+    ClusterIp,
+    /// An address of a load balancer (KP-41).
+    Vip,
+    /// An external IP (KP-31).
+    ExternalIp,
+    /// An address of the node, at the node port (KP-33).
+    NodePort,
+}
+
+/// The frontends of one Service on this node. None for a Service that is not
+/// served; in each family only beside a ClusterIP (KP-05).
+pub fn compile(model: &Model, name: &NamespacedName, here: &Here) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    let served = model.service(name);
+    let Some(service) = served.filter(|s| s.exposure == Exposure::Served) else {
+        return wanted;
+    };
+    for cluster_ip in &service.cluster_ips {
+        let family = Family::of(*cluster_ip);
+        for port in &service.ports {
+            let zone = here.zone.as_deref();
+            let sets = select(model.slices_of(name), family, port, &here.node, zone);
+            let key = PortKey {
+                service: name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+                family,
+            };
+            for (addr, number, kind) in fronts(service, port, *cluster_ip, here) {
+                let front = FrontKey {
+                    addr,
+                    port: number,
+                    proto: port.protocol.number(),
+                };
+                wanted.push(frontend(service, front, key.clone(), kind, &sets, here));
+            }
+        }
+    }
+    wanted
+}
+
+/// Where a service port is reached in the family of `cluster_ip`: each address
+/// and port once, as the first kind that has it.
+fn fronts(
+    service: &Service,
+    port: &ServicePort,
+    cluster_ip: IpAddr,
+    here: &Here,
+) -> Vec<(IpAddr, u16, Kind)> {
+    let family = Family::of(cluster_ip);
+    let mut fronts = vec![(cluster_ip, port.port, Kind::ClusterIp)];
+    let mut add = |addrs: &[IpAddr], number: u16, kind: Kind| {
+        for addr in of_family(addrs, family) {
+            if !fronts.iter().any(|(a, n, _)| (*a, *n) == (addr, number)) {
+                fronts.push((addr, number, kind));
+            }
+        }
+    };
+    add(&service.vips, port.port, Kind::Vip);
+    add(&service.external_ips, port.port, Kind::ExternalIp);
+    if let Some(node_port) = port.node_port {
+        add(&here.node_port_addresses, node_port, Kind::NodePort);
+    }
+    fronts
+}
+
+/// What a frontend does. All clients of a ClusterIP have what the internal
+/// policy allows (KP-67, KP-69). Elsewhere the external policy is for clients
+/// outside only: those inside may go to any node (KP-71, KP-72).
+fn frontend(
+    service: &Service,
+    front: FrontKey,
+    port: PortKey,
+    kind: Kind,
+    sets: &EndpointSets,
+    here: &Here,
+) -> Wanted {
+    let list = |policy: Policy| match policy {
+        Policy::Cluster => backends(&sets.cluster, front.proto),
+        Policy::Local => backends(&sets.local, front.proto),
+    };
+    let (inside, outside) = if kind == Kind::ClusterIp {
+        let list = list(service.internal_policy);
+        (list.clone(), list)
+    } else {
+        (list(Policy::Cluster), list(service.external_policy))
+    };
+    let sources = if kind == Kind::Vip {
+        sources(service, port.family, here)
+    } else {
+        Vec::new()
+    };
+    let mut flags = masquerade(kind, service.external_policy, here);
+    for (list, drop) in [
+        (&inside, FrontendFlags::DROP_INSIDE),
+        (&outside, FrontendFlags::DROP_OUTSIDE),
+    ] {
+        if sets.any && list.is_empty() {
+            flags |= drop;
+        }
+    }
+    if !sources.is_empty() {
+        flags |= FrontendFlags::SOURCE_RANGES;
+    }
+    Wanted {
+        front,
+        port,
+        inside,
+        outside,
+        flags,
+        affinity_secs: service.affinity_secs.unwrap_or(0),
+        sources,
+        marks_address: kind == Kind::ClusterIp,
+        rank: kind as u8,
+    }
+}
+
+fn backends(of: &[SocketAddr], proto: u8) -> Vec<BackendKey> {
+    let backend = |at: &SocketAddr| BackendKey {
+        addr: at.ip(),
+        port: at.port(),
+        proto,
+    };
+    of.iter().map(backend).collect()
+}
+
+/// The matrix of KP-106, without the node's own traffic, which the programs
+/// themselves masquerade where it needs it.
+fn masquerade(kind: Kind, external_policy: Policy, here: &Here) -> u16 {
+    let pods = FrontendFlags::MASQUERADE_PODS;
+    let outside = FrontendFlags::MASQUERADE_OUTSIDE;
+    match (kind, external_policy) {
+        (Kind::ClusterIp, _) if here.masquerade_all => pods | outside,
+        (Kind::ClusterIp, _) => outside,
+        (_, Policy::Cluster) => pods | outside,
+        (_, Policy::Local) => 0,
+    }
+}
+
+/// Who may open flows to the Service's load balancer addresses; none if all
+/// may (KP-48). Where a range holds this node, its processes may come from such
+/// an address, if it is configured on the node (KP-47).
+fn sources(service: &Service, family: Family, here: &Here) -> Vec<IpNet> {
+    let ours = |net: &&IpNet| Family::of(net.addr()) == family;
+    let mut sources: Vec<IpNet> = service.source_ranges.iter().filter(ours).copied().collect();
+    if sources
+        .iter()
+        .any(|net| here.node_ips.iter().any(|ip| net.contains(ip)))
+    {
+        sources.extend(of_family(&service.vips, family).map(IpNet::from));
+    }
+    sources.sort_unstable();
+    sources.dedup();
+    sources
+}
+
+fn of_family(addrs: &[IpAddr], family: Family) -> impl Iterator<Item = IpAddr> {
+    let ours = move |addr: &&IpAddr| Family::of(**addr) == family;
+    addrs.iter().filter(ours).copied()
+}

@@ -208,6 +208,22 @@ pub struct Sizes {
     #[arg(long, value_name = "N", env = "TULLE_MAX_NODES", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.nodes)]
     pub max_nodes: u32,
+    /// Clients that session affinity remembers; the one that opened no flow for longest is forgotten first
+    #[arg(long, value_name = "N", env = "TULLE_MAX_AFFINITIES", value_parser = entries())]
+    #[arg(default_value_t = Capacities::DEFAULT.affinities)]
+    pub max_affinities: u32,
+    /// Networks in loadBalancerSourceRanges, those of all service ports together
+    #[arg(long, value_name = "N", env = "TULLE_MAX_SOURCES", value_parser = entries())]
+    #[arg(default_value_t = Capacities::DEFAULT.sources)]
+    pub max_sources: u32,
+    /// Networks that pods reach without masquerade: those of --masquerade-exclude, and pod networks that only the kernel knows the way to
+    #[arg(long, value_name = "N", env = "TULLE_MAX_DIRECT", value_parser = entries())]
+    #[arg(default_value_t = Capacities::DEFAULT.direct)]
+    pub max_direct: u32,
+    /// Service ports, and backends, whose traffic is counted: those with lower numbers
+    #[arg(long, value_name = "N", env = "TULLE_MAX_STATS", value_parser = entries())]
+    #[arg(default_value_t = Capacities::DEFAULT.stats)]
+    pub max_stats: u32,
     /// Ring for the events of `tulle monitor`, in octets: a power of two from 4096 on
     #[arg(long, value_name = "OCTETS", env = "TULLE_EVENT_BYTES", value_parser = ring_bytes)]
     #[arg(default_value_t = Capacities::DEFAULT.event_bytes)]
@@ -224,6 +240,10 @@ impl From<&Sizes> for Capacities {
             fragments: sizes.max_fragments,
             pods: sizes.max_pods,
             nodes: sizes.max_nodes,
+            affinities: sizes.max_affinities,
+            sources: sizes.max_sources,
+            direct: sizes.max_direct,
+            stats: sizes.max_stats,
             event_bytes: sizes.event_bytes,
         }
     }
@@ -235,6 +255,7 @@ impl From<&Sizes> for crate::plan::Capacities {
             frontends: sizes.max_frontends,
             backends: sizes.max_backends,
             segments: sizes.max_segments,
+            sources: sizes.max_sources,
         }
     }
 }

@@ -492,6 +492,7 @@ fn one_change_among_50_000_services_takes_no_longer() {
         frontends: 200_000,
         backends: 1000,
         segments: 200_000,
+        sources: 1000,
     };
     let cost = |services: u32| {
         let mut planner = Planner::new("n0", Applied::new(capacities));

@@ -3,10 +3,11 @@
 use std::io;
 
 use aya::Pod;
+use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
-use datapath_common::{Address, FrontendKey, PeerKey, maps};
+use datapath_common::{Address, FrontendKey, PeerKey, SourceKey, SourceNet, maps};
 
-use super::maps::{Maps, TableError, io_of, trie_key};
+use super::maps::{Maps, TableError, io_of, source_key, trie_key};
 use crate::plan::{MapOp, MapWriter, WriteError};
 
 impl MapWriter for Maps {
@@ -32,6 +33,9 @@ fn refusal(map: &'static str, error: TableError) -> WriteError {
     };
     WriteError { map, source }
 }
+
+/// Value of the rows that only have to be there.
+const SET: u32 = 1;
 
 type Done = Result<(), (String, MapError)>;
 
@@ -59,10 +63,42 @@ impl Maps {
             MapOp::PutPod6 { addr, via } => put(&mut self.pods_v6, addr, via, || ip(*addr)),
             MapOp::DeletePod4 { addr } => delete(&mut self.pods_v4, addr, || ip(*addr)),
             MapOp::DeletePod6 { addr } => delete(&mut self.pods_v6, addr, || ip(*addr)),
-            MapOp::PutPeer4 { key, via } => put_peer(&mut self.peers_v4, *key, *via),
-            MapOp::PutPeer6 { key, via } => put_peer(&mut self.peers_v6, *key, *via),
-            MapOp::DeletePeer4 { key } => delete_peer(&mut self.peers_v4, *key),
-            MapOp::DeletePeer6 { key } => delete_peer(&mut self.peers_v6, *key),
+            MapOp::PutPeer4 { key, via } => {
+                put_net(&mut self.peers_v4, &trie_key(*key), via, || peer(*key))
+            }
+            MapOp::PutPeer6 { key, via } => {
+                put_net(&mut self.peers_v6, &trie_key(*key), via, || peer(*key))
+            }
+            MapOp::DeletePeer4 { key } => {
+                delete_net(&mut self.peers_v4, &trie_key(*key), || peer(*key))
+            }
+            MapOp::DeletePeer6 { key } => {
+                delete_net(&mut self.peers_v6, &trie_key(*key), || peer(*key))
+            }
+            MapOp::PutSource4 { key } => {
+                put_net(&mut self.srcs_v4, &source_key(*key), &SET, || source(key))
+            }
+            MapOp::PutSource6 { key } => {
+                put_net(&mut self.srcs_v6, &source_key(*key), &SET, || source(key))
+            }
+            MapOp::DeleteSource4 { key } => {
+                delete_net(&mut self.srcs_v4, &source_key(*key), || source(key))
+            }
+            MapOp::DeleteSource6 { key } => {
+                delete_net(&mut self.srcs_v6, &source_key(*key), || source(key))
+            }
+            MapOp::PutDirect4 { key } => {
+                put_net(&mut self.direct_v4, &trie_key(*key), &SET, || peer(*key))
+            }
+            MapOp::PutDirect6 { key } => {
+                put_net(&mut self.direct_v6, &trie_key(*key), &SET, || peer(*key))
+            }
+            MapOp::DeleteDirect4 { key } => {
+                delete_net(&mut self.direct_v4, &trie_key(*key), || peer(*key))
+            }
+            MapOp::DeleteDirect6 { key } => {
+                delete_net(&mut self.direct_v6, &trie_key(*key), || peer(*key))
+            }
             MapOp::PutNode { addr, node } => put(&mut self.nodes_v4, addr, node, || ip(*addr)),
             MapOp::DeleteNode { addr } => delete(&mut self.nodes_v4, addr, || ip(*addr)),
             // Written through memory, in `write_slots`.
@@ -84,6 +120,12 @@ fn frontend<A: Address>(key: &FrontendKey<A>) -> String {
 
 fn peer<A: Address>(key: PeerKey<A>) -> String {
     format!("{}/{}", key.addr.to_ip(), key.prefix_len)
+}
+
+fn source<A: Address>(key: &SourceKey<A>) -> String {
+    let len = key.prefix_len.saturating_sub(SourceNet::<A>::SERVICE_BITS);
+    let service = u32::from_be(key.net.service);
+    format!("{}/{len} of service {service}", key.net.addr.to_ip())
 }
 
 fn put<K: Pod, V: Pod>(
@@ -108,20 +150,21 @@ fn set<V: Pod>(map: &mut Array<MapData, V>, id: u32, value: &V) -> Done {
         .map_err(|e| (format!("backend {id}"), e))
 }
 
-fn put_peer<A: Pod + Address, V: Pod>(
-    map: &mut LpmTrie<MapData, A, V>,
-    key: PeerKey<A>,
-    value: V,
+fn put_net<K: Pod, V: Pod>(
+    map: &mut LpmTrie<MapData, K, V>,
+    key: &Key<K>,
+    value: &V,
+    row: impl FnOnce() -> String,
 ) -> Done {
-    map.insert(&trie_key(key), value, 0)
-        .map_err(|e| (peer(key), e))
+    map.insert(key, value, 0).map_err(|e| (row(), e))
 }
 
-fn delete_peer<A: Pod + Address, V: Pod>(
-    map: &mut LpmTrie<MapData, A, V>,
-    key: PeerKey<A>,
+fn delete_net<K: Pod, V: Pod>(
+    map: &mut LpmTrie<MapData, K, V>,
+    key: &Key<K>,
+    row: impl FnOnce() -> String,
 ) -> Done {
-    unless_absent(map.remove(&trie_key(key))).map_err(|e| (peer(key), e))
+    unless_absent(map.remove(key)).map_err(|e| (row(), e))
 }
 
 /// Deleting what is not there is done already.

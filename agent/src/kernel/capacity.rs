@@ -19,6 +19,14 @@ pub struct Capacities {
     pub pods: u32,
     /// Pod networks of other nodes (`tulle_peers_*`), and nodes (`tulle_nodes_v4`).
     pub nodes: u32,
+    /// Clients that session affinity remembers (`tulle_affin_*`).
+    pub affinities: u32,
+    /// Networks in the source ranges of all services (`tulle_srcs_*`).
+    pub sources: u32,
+    /// Networks that pods reach without masquerade (`tulle_direct_*`).
+    pub direct: u32,
+    /// Service numbers and backend ids whose traffic is counted (`tulle_svc_stats`, `tulle_bk_stats*`).
+    pub stats: u32,
     /// Bytes of the event ring (`tulle_events`).
     pub event_bytes: u32,
 }
@@ -59,6 +67,10 @@ impl Capacities {
         fragments: default_of(maps::FRAG_V4),
         pods: default_of(maps::PODS_V4),
         nodes: default_of(maps::NODES_V4),
+        affinities: default_of(maps::AFFIN_V4),
+        sources: default_of(maps::SRCS_V4),
+        direct: default_of(maps::DIRECT_V4),
+        stats: default_of(maps::SVC_STATS),
         event_bytes: default_of(maps::EVENTS),
     };
 
@@ -72,6 +84,10 @@ impl Capacities {
             maps::FRAG_V4 | maps::FRAG_V6 => self.fragments,
             maps::PODS_V4 | maps::PODS_V6 => self.pods,
             maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => self.nodes,
+            maps::AFFIN_V4 | maps::AFFIN_V6 => self.affinities,
+            maps::SRCS_V4 | maps::SRCS_V6 => self.sources,
+            maps::DIRECT_V4 | maps::DIRECT_V6 => self.direct,
+            maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => self.stats,
             maps::EVENTS => self.event_bytes,
             _ => return None,
         })
@@ -94,6 +110,10 @@ pub fn flag(map: &str) -> Option<&'static str> {
         maps::FRAG_V4 | maps::FRAG_V6 => "--max-fragments",
         maps::PODS_V4 | maps::PODS_V6 => "--max-pods",
         maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => "--max-nodes",
+        maps::AFFIN_V4 | maps::AFFIN_V6 => "--max-affinities",
+        maps::SRCS_V4 | maps::SRCS_V6 => "--max-sources",
+        maps::DIRECT_V4 | maps::DIRECT_V6 => "--max-direct",
+        maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => "--max-stats",
         maps::EVENTS => "--event-bytes",
         _ => return None,
     })

@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use datapath_common::{
     Backend, Counter, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, MonitorControl, Node,
-    PeerKey, Via, maps,
+    PeerKey, SourceKey, SourceNet, Via, maps,
 };
 
 use super::capacity::flag;
@@ -17,8 +17,8 @@ use crate::plan::Rows;
 
 /// A hash map of frontends, pods, nodes or flows.
 pub type Table<K, V> = HashMap<MapData, K, V>;
-/// A longest-prefix table of peers.
-pub type Trie<A> = LpmTrie<MapData, A, Via>;
+/// A longest-prefix table.
+pub type Trie<A, V> = LpmTrie<MapData, A, V>;
 /// A numbered table.
 pub type List<V> = Array<MapData, V>;
 
@@ -39,11 +39,19 @@ pub struct Maps {
     /// IPv6 pods of this node.
     pub pods_v6: Table<Ip6, Via>,
     /// IPv4 pod networks of other nodes.
-    pub peers_v4: Trie<Ip4>,
+    pub peers_v4: Trie<Ip4, Via>,
     /// IPv6 pod networks of other nodes.
-    pub peers_v6: Trie<Ip6>,
+    pub peers_v6: Trie<Ip6, Via>,
     /// Nodes whose overlay packets are accepted.
     pub nodes_v4: Table<Ip4, Node>,
+    /// IPv4 networks that may use a service.
+    pub srcs_v4: Trie<SourceNet<Ip4>, u32>,
+    /// IPv6 networks that may use a service.
+    pub srcs_v6: Trie<SourceNet<Ip6>, u32>,
+    /// IPv4 networks that pods reach without masquerade.
+    pub direct_v4: Trie<Ip4, u32>,
+    /// IPv6 networks that pods reach without masquerade.
+    pub direct_v6: Trie<Ip6, u32>,
     /// IPv4 flows.
     pub flow_v4: Table<FlowKey<Ip4>, Flow<Ip4>>,
     /// IPv6 flows.
@@ -170,6 +178,10 @@ impl Maps {
             peers_v4: taker.take(maps::PEERS_V4)?,
             peers_v6: taker.take(maps::PEERS_V6)?,
             nodes_v4: taker.take(maps::NODES_V4)?,
+            srcs_v4: taker.take(maps::SRCS_V4)?,
+            srcs_v6: taker.take(maps::SRCS_V6)?,
+            direct_v4: taker.take(maps::DIRECT_V4)?,
+            direct_v6: taker.take(maps::DIRECT_V6)?,
             flow_v4: taker.take(maps::FLOW_V4)?,
             flow_v6: taker.take(maps::FLOW_V6)?,
             counters: taker.take(maps::COUNTERS)?,
@@ -235,6 +247,10 @@ impl Maps {
             peers_v4: self.rows(maps::PEERS_V4)?,
             peers_v6: self.rows(maps::PEERS_V6)?,
             nodes_v4: self.rows(maps::NODES_V4)?,
+            srcs_v4: self.keys::<_, u32>(maps::SRCS_V4)?,
+            srcs_v6: self.keys::<_, u32>(maps::SRCS_V6)?,
+            direct_v4: self.keys::<_, u32>(maps::DIRECT_V4)?,
+            direct_v6: self.keys::<_, u32>(maps::DIRECT_V6)?,
         })
     }
 
@@ -251,6 +267,16 @@ impl Maps {
             source,
         })?;
         Ok(typed(&rows).collect())
+    }
+
+    /// Every key of the map of this name, whose values are `V`.
+    fn keys<K, V>(&self, name: &'static str) -> Result<Vec<K>, TableError>
+    where
+        K: bytemuck::Pod,
+        V: bytemuck::Pod,
+    {
+        let rows = self.rows::<K, V>(name)?;
+        Ok(rows.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Rows of a numbered table that are not all zero.
@@ -278,6 +304,14 @@ where
 }
 
 /// The trie's key in aya's words.
-pub(crate) fn trie_key<A: aya::Pod>(key: PeerKey<A>) -> Key<A> {
+pub(crate) const fn trie_key<A: aya::Pod>(key: PeerKey<A>) -> Key<A> {
     Key::new(key.prefix_len, key.addr)
+}
+
+/// The same of a source.
+pub(crate) const fn source_key<A: Copy>(key: SourceKey<A>) -> Key<SourceNet<A>>
+where
+    SourceNet<A>: aya::Pod,
+{
+    Key::new(key.prefix_len, key.net)
 }

@@ -7,15 +7,16 @@ use std::time::Instant;
 use datapath_common::{Address, Backend, BackendState, Frontend, Scope};
 
 use super::allocator::Region;
-use super::applied::{Applied, Capacities, Rows, backend_row, net};
+use super::applied::{Applied, Capacities, Rows, backend_row, layout, net};
 use super::backends::Backends;
 use super::ops::FrontKey;
 use crate::model::Family;
 
 impl Applied {
     /// Rebuilds what a former agent had applied. A frontend whose segment
-    /// overlaps another's, ends outside the map, or names a backend that is not
-    /// active, is kept as it is and rewritten by the next plan. Slots of no
+    /// overlaps another's, ends outside the map, whose two lists are not side by
+    /// side, or that names a backend that is not active, is kept as it is and
+    /// rewritten by the next plan. Slots of no
     /// frontend are free at once: no packet is under way for as long as a process starts.
     pub fn from_rows(capacities: Capacities, rows: &Rows, now: Instant) -> Self {
         let mut applied = Self::new(capacities);
@@ -66,12 +67,26 @@ impl Applied {
             .iter()
             .map(|(addr, node)| ((*addr).into(), *node))
             .collect();
+        applied.direct = rows.direct_v4.iter().filter_map(net).collect();
+        applied.direct.extend(rows.direct_v6.iter().filter_map(net));
+        for key in &rows.srcs_v4 {
+            applied.put_source(key);
+        }
+        for key in &rows.srcs_v6 {
+            applied.put_source(key);
+        }
+        for service in applied.sources.services().collect::<Vec<_>>() {
+            applied.sources.ask(service);
+        }
         applied
     }
 
-    /// Takes the segment's slots out of the free ones if all of it is sound.
+    /// Takes the slots out of the free ones if all of both lists is sound.
     fn own_segment(&mut self, key: &FrontKey, row: &Frontend) -> bool {
-        let Some(region) = Region::new(row.start, row.len) else {
+        let Some((start, len)) = layout(row) else {
+            return false;
+        };
+        let Some(region) = Region::new(start, len) else {
             return true;
         };
         let backends = self.backends(Family::of(key.addr));
@@ -86,28 +101,30 @@ impl Applied {
     }
 
     fn adopt_damaged(&mut self, key: FrontKey, row: Frontend, now: Instant) {
-        // Length 0 while it is put, so that its slots are not counted twice.
+        // No slots while it is put, so that they are not counted twice.
         self.put_front(
             key,
             Frontend {
                 start: 0,
                 len: 0,
+                out_start: 0,
+                out_len: 0,
                 ..row
             },
             now,
         );
         self.fronts.insert(key, row);
-        if let Some(region) = Region::new(row.start, row.len) {
+        let lists = [(row.start, row.len), (row.out_start, row.out_len)];
+        let mut named = Vec::new();
+        for region in lists
+            .into_iter()
+            .filter_map(|(start, len)| Region::new(start, len))
+        {
             self.limbo.extend(self.segments.take_within(region));
+            let slots = region.slots();
+            let end = slots.end.min(self.slots.len());
+            named.extend_from_slice(self.slots.get(slots.start..end).unwrap_or_default());
         }
-        let end = (row.start as usize)
-            .saturating_add(row.len as usize)
-            .min(self.slots.len());
-        let named = self
-            .slots
-            .get(row.start as usize..end)
-            .unwrap_or_default()
-            .to_vec();
         let backends = self.backends_mut(Family::of(key.addr));
         let named: Vec<u32> = named
             .into_iter()

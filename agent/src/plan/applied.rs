@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use datapath_common::{
-    Address, Backend, BackendState, Frontend, Ip4, Ip6, Node as NodeRow, PeerKey, Via, ViaKind,
-    maps,
+    Address, Backend, BackendState, Frontend, FrontendFlags, Ip4, Ip6, Node as NodeRow, PeerKey,
+    SourceKey, Via, ViaKind, maps,
 };
 use ipnet::IpNet;
 
@@ -14,6 +14,7 @@ use super::allocator::{CapacityError, GRACE, Region, SegmentAllocator};
 use super::backends::{BackendKey, BackendRow, Backends};
 use super::lost::Lost;
 use super::ops::{FrontKey, MapOp};
+use super::sources::{SourceRange, Sources};
 use crate::model::Family;
 
 /// Deleted frontends that are remembered one by one.
@@ -28,6 +29,8 @@ pub struct Capacities {
     pub backends: u32,
     /// Entries of `tulle_segments`.
     pub segments: u32,
+    /// Entries of `tulle_srcs_v4` and of `tulle_srcs_v6`.
+    pub sources: u32,
 }
 
 impl Default for Capacities {
@@ -42,6 +45,7 @@ impl Default for Capacities {
             frontends: entries(maps::FRONT_V4),
             backends: entries(maps::BACK_V4),
             segments: entries(maps::SEGMENTS),
+            sources: entries(maps::SRCS_V4),
         }
     }
 }
@@ -62,6 +66,8 @@ pub struct Applied {
     pub(super) pods: BTreeMap<IpAddr, Via>,
     pub(super) peers: BTreeMap<IpNet, Via>,
     pub(super) nodes: BTreeMap<Ipv4Addr, NodeRow>,
+    pub(super) direct: BTreeSet<IpNet>,
+    pub(super) sources: Sources,
     fronts_v4: u32,
     /// Frontends that were deleted while flows through them may live on.
     deleted: BTreeMap<FrontKey, Instant>,
@@ -86,6 +92,8 @@ impl Applied {
             pods: BTreeMap::new(),
             peers: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            direct: BTreeSet::new(),
+            sources: Sources::new(capacities.sources),
             fronts_v4: 0,
             deleted: BTreeMap::new(),
             unknown_flows: None,
@@ -103,13 +111,26 @@ impl Applied {
         self.fronts.get(key)
     }
 
-    /// Backend ids in a frontend's segment.
+    /// Backend ids in all slots of a frontend, those for clients inside first.
+    /// None for a row that an agent does not write.
     pub fn ids(&self, row: &Frontend) -> &[u32] {
-        let region = Region {
-            start: row.start,
-            len: row.len,
-        };
-        self.slots.get(region.slots()).unwrap_or_default()
+        self.at(region(row))
+    }
+
+    /// Backend ids for clients inside.
+    pub fn inside(&self, row: &Frontend) -> &[u32] {
+        self.at(Region::new(row.start, row.len))
+    }
+
+    /// Backend ids for clients outside.
+    pub fn outside(&self, row: &Frontend) -> &[u32] {
+        self.at(Region::new(row.out_start, row.out_len))
+    }
+
+    fn at(&self, region: Option<Region>) -> &[u32] {
+        region
+            .and_then(|region| self.slots.get(region.slots()))
+            .unwrap_or_default()
     }
 
     /// Backends of a family.
@@ -141,6 +162,16 @@ impl Applied {
     /// Rows of `tulle_nodes_v4`.
     pub const fn nodes(&self) -> &BTreeMap<Ipv4Addr, NodeRow> {
         &self.nodes
+    }
+
+    /// Rows of `tulle_direct_*`.
+    pub const fn direct(&self) -> &BTreeSet<IpNet> {
+        &self.direct
+    }
+
+    /// Rows of `tulle_srcs_*`: service number and network.
+    pub fn sources(&self) -> impl Iterator<Item = (u32, SourceRange)> {
+        self.sources.rows()
     }
 
     /// Segment slots.
@@ -198,16 +229,46 @@ impl Applied {
             MapOp::DeletePeer6 { key } => set_net(&mut self.peers, key, None),
             MapOp::PutNode { addr, node } => set(&mut self.nodes, (*addr).into(), Some(*node)),
             MapOp::DeleteNode { addr } => set(&mut self.nodes, (*addr).into(), None),
+            MapOp::PutSource4 { key } => self.put_source(key),
+            MapOp::PutSource6 { key } => self.put_source(key),
+            MapOp::DeleteSource4 { key } => self.delete_source(key),
+            MapOp::DeleteSource6 { key } => self.delete_source(key),
+            MapOp::PutDirect4 { key } => self.direct.extend(net(key)),
+            MapOp::PutDirect6 { key } => self.direct.extend(net(key)),
+            MapOp::DeleteDirect4 { key } => self.delete_direct(key),
+            MapOp::DeleteDirect6 { key } => self.delete_direct(key),
         }
     }
 
+    fn delete_direct<A: Address>(&mut self, key: &PeerKey<A>) {
+        if let Some(net) = net(key) {
+            self.direct.remove(&net);
+        }
+    }
+
+    pub(super) fn put_source<A: Address>(&mut self, key: &SourceKey<A>) {
+        let (service, range) = SourceRange::of_row(key);
+        self.sources.put(service, range);
+    }
+
+    fn delete_source<A: Address>(&mut self, key: &SourceKey<A>) {
+        let (service, range) = SourceRange::of_row(key);
+        self.sources.delete(service, &range);
+    }
+
     pub(super) fn put_front(&mut self, key: FrontKey, row: Frontend, now: Instant) {
-        let region = |row: &Frontend| Region::new(row.start, row.len);
+        if has_ranges(&row) {
+            self.sources.use_by(row.service);
+        }
         let old = self.fronts.insert(key, row);
         if old.is_none() && key.addr.is_ipv4() {
             self.fronts_v4 += 1;
         }
-        if old.as_ref().map(region) == Some(region(&row)) && !self.damaged.contains_key(&key) {
+        if let Some(old) = old.filter(has_ranges) {
+            self.sources.unuse_by(old.service);
+        }
+        let slots = |row: &Frontend| (row.start, row.len, row.out_start, row.out_len);
+        if old.as_ref().map(slots) == Some(slots(&row)) && !self.damaged.contains_key(&key) {
             return;
         }
         let family = Family::of(key.addr);
@@ -225,6 +286,9 @@ impl Applied {
         };
         if key.addr.is_ipv4() {
             self.fronts_v4 -= 1;
+        }
+        if has_ranges(&old) {
+            self.sources.unuse_by(old.service);
         }
         self.leave_segment(key, &old, now);
         if key.is_address() {
@@ -263,7 +327,7 @@ impl Applied {
         for id in ids {
             backends.unuse_id(id);
         }
-        if trusted && let Some(region) = Region::new(old.start, old.len) {
+        if trusted && let Some(region) = region(old) {
             self.segments.retire(region, now);
         }
         if self.damaged.is_empty() {
@@ -281,6 +345,25 @@ impl Applied {
         }
         self.slots[start..end].copy_from_slice(ids);
     }
+}
+
+fn has_ranges(row: &Frontend) -> bool {
+    row.flags & FrontendFlags::SOURCE_RANGES != 0
+}
+
+/// First slot and number of slots that a row names; `None` if its two lists are
+/// neither the same nor side by side, as no agent writes them.
+pub(super) fn layout(row: &Frontend) -> Option<(u32, u32)> {
+    let end = row.start.checked_add(row.len)?;
+    if (row.out_start, row.out_len) == (row.start, row.len) {
+        return Some((row.start, row.len));
+    }
+    let last = end.checked_add(row.out_len)?;
+    (row.out_start == end).then_some((row.start, last - row.start))
+}
+
+fn region(row: &Frontend) -> Option<Region> {
+    layout(row).and_then(|(start, len)| Region::new(start, len))
 }
 
 fn set<K: Ord, V>(rows: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -345,4 +428,12 @@ pub struct Rows {
     pub peers_v6: Vec<(PeerKey<Ip6>, Via)>,
     /// `tulle_nodes_v4`.
     pub nodes_v4: Vec<(Ip4, NodeRow)>,
+    /// Keys of `tulle_srcs_v4`.
+    pub srcs_v4: Vec<SourceKey<Ip4>>,
+    /// Keys of `tulle_srcs_v6`.
+    pub srcs_v6: Vec<SourceKey<Ip6>>,
+    /// Keys of `tulle_direct_v4`.
+    pub direct_v4: Vec<PeerKey<Ip4>>,
+    /// Keys of `tulle_direct_v6`.
+    pub direct_v6: Vec<PeerKey<Ip6>>,
 }

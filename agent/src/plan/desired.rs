@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
+use datapath_common::FrontendFlags;
 use ipnet::IpNet;
 
 use super::backends::BackendKey;
 use super::ops::FrontKey;
+use super::sources::SourceRange;
 use crate::model::{
     Exposure, Family, Fault, Model, NamespacedName, Protocol, Service, Warning, usable,
 };
@@ -47,7 +49,7 @@ pub struct Wanted {
     pub inside: Vec<BackendKey>,
     /// The same for clients outside.
     pub outside: Vec<BackendKey>,
-    /// Bits of [`datapath_common::FrontendFlags`] that follow from the Service:
+    /// Bits of [`FrontendFlags`] that follow from the Service:
     /// which empty list drops, masquerade, source ranges.
     pub flags: u16,
     /// Session affinity in seconds, 0 for none.
@@ -72,8 +74,7 @@ pub struct Claim {
     pub flags: u16,
     /// As in [`Wanted`].
     pub affinity_secs: u32,
-    /// As in [`Wanted`].
-    pub sources: Vec<IpNet>,
+    sources: Vec<IpNet>,
     marks_address: bool,
 }
 
@@ -86,6 +87,14 @@ impl Claim {
     /// Backends for clients outside, where they are other ones.
     pub fn outside(&self) -> Option<&[BackendKey]> {
         self.outside.as_deref()
+    }
+
+    /// Networks of a family that may open flows; `None` if all may.
+    pub fn ranges(&self, family: Family) -> Option<impl Iterator<Item = SourceRange>> {
+        let asks = self.flags & FrontendFlags::SOURCE_RANGES != 0;
+        let nets = self.sources.iter();
+        let ours = nets.filter(move |net| Family::of(net.addr()) == family);
+        asks.then(|| ours.map(SourceRange::new))
     }
 }
 
@@ -219,6 +228,20 @@ impl Desired {
     pub fn frontend(&self, front: &FrontKey) -> Option<(&PortKey, &Claim)> {
         let ((_, port), claim) = self.claims.get(front)?.first_key_value()?;
         Some((port, claim))
+    }
+
+    /// Networks that may use a service port; `None` if no frontend of it asks for them.
+    pub fn sources(&self, port: &PortKey) -> Option<BTreeSet<SourceRange>> {
+        let mut sources = None;
+        let claims = self.claims_of.get(&port.service).into_iter().flatten();
+        for (front, _) in claims.filter(|(_, (_, claimed))| claimed == port) {
+            let holder = self.frontend(front).filter(|(holder, _)| *holder == port);
+            let ranges = holder.and_then(|(_, claim)| claim.ranges(port.family));
+            if let Some(ranges) = ranges {
+                sources.get_or_insert_with(BTreeSet::new).extend(ranges);
+            }
+        }
+        sources
     }
 
     /// Whether the address is a service's alone, so that whatever meets no frontend is refused.

@@ -1,10 +1,12 @@
 //! Applied × desired → writes, one unit (frontend, backend, …) at a time, in
 //! an order in which every state in between is valid.
 //!
-//! A frontend comes last: backend rows, then slots that nobody reads yet, then
-//! one put that makes them the frontend's segment. What it leaves behind is
+//! A frontend comes last: backend rows, then slots that nobody reads yet and the
+//! networks that may use it, then one put that makes both lists the frontend's. What it leaves behind is
 //! taken away afterwards: slots after a grace period, backends by draining.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use datapath_common::{BackendState, Frontend, FrontendFlags};
@@ -12,8 +14,10 @@ use datapath_common::{BackendState, Frontend, FrontendFlags};
 use super::allocator::{CapacityError, Region};
 use super::applied::Applied;
 use super::backends::{BackendKey, BackendRow};
+use super::desired::Claim;
 use super::ops::{FrontKey, MapOp, MapWriter, WriteError};
 use super::peers::Ways;
+use super::sources::SourceRange;
 use crate::model::Family;
 
 /// Writes, and what they need that is not written yet.
@@ -35,15 +39,15 @@ impl From<Vec<MapOp>> for Draft {
 }
 
 /// Writes that make a frontend what it should be: number of its service port
-/// and backends, or absent.
+/// and what it does, or absent.
 pub(super) fn frontend(
     applied: &mut Applied,
     ways: &Ways,
     key: FrontKey,
-    want: Option<(u32, &[BackendKey])>,
+    want: Option<(u32, &Claim)>,
 ) -> Result<Draft, CapacityError> {
     let old = applied.fronts.get(&key).copied();
-    let Some((service, backends)) = want else {
+    let Some((service, claim)) = want else {
         return Ok(old
             .map(|_| MapOp::delete_front(key))
             .into_iter()
@@ -52,23 +56,15 @@ pub(super) fn frontend(
     };
     applied.room_for(&key)?;
     let mut draft = Draft::default();
-    match segment(applied, ways, &mut draft, key, backends) {
+    match segment(applied, ways, &mut draft, key, claim)
+        .and_then(|segment| allow(applied, &mut draft, key, service, claim).map(|()| segment))
+    {
         Ok(segment) => {
-            let region = match segment {
-                Segment::Kept(region) | Segment::Fresh(region) => region,
-            };
-            let (start, len) = region.map_or((0, 0), |region| (region.start, region.len));
-            let kept = matches!(segment, Segment::Kept(_));
-            let flags = flags(applied, key, old, kept);
             let row = Frontend {
                 service,
-                start,
-                len,
-                out_start: start,
-                out_len: len,
-                affinity_secs: 0,
-                flags,
-                reserved: 0,
+                affinity_secs: claim.affinity_secs,
+                flags: flags(applied, key, claim, &segment),
+                ..segment.row()
             };
             if old != Some(row) {
                 draft.ops.push(MapOp::put_front(key, row));
@@ -80,6 +76,45 @@ pub(super) fn frontend(
             Err(error)
         }
     }
+}
+
+/// Adds the networks that may use the service port and have no row yet.
+fn allow(
+    applied: &Applied,
+    draft: &mut Draft,
+    key: FrontKey,
+    service: u32,
+    claim: &Claim,
+) -> Result<(), CapacityError> {
+    let family = Family::of(key.addr);
+    let Some(ranges) = claim.ranges(family) else {
+        return Ok(());
+    };
+    let missing: BTreeSet<SourceRange> = ranges
+        .filter(|range| !applied.sources.has(service, range))
+        .collect();
+    applied.sources.room_for(family, missing.len())?;
+    let put = |range| MapOp::source(service, range, true);
+    draft.ops.extend(missing.into_iter().map(put));
+    Ok(())
+}
+
+/// Deletes the networks that may no longer use the service port: all but
+/// `wanted`, or, if nobody asks for any, all once no frontend looks at them.
+pub(super) fn sources(
+    applied: &Applied,
+    service: u32,
+    wanted: Option<&BTreeSet<SourceRange>>,
+) -> Draft {
+    if wanted.is_none() && applied.sources.is_used(service) {
+        return Draft::default();
+    }
+    let excess = applied.sources.of(service);
+    let excess = excess.filter(|range| !wanted.is_some_and(|wanted| wanted.contains(range)));
+    let ops: Vec<MapOp> = excess
+        .map(|range| MapOp::source(service, *range, false))
+        .collect();
+    ops.into()
 }
 
 /// Empties a frontend whose segment is damaged, where there is no room to rewrite it.
@@ -97,42 +132,101 @@ pub(super) fn blank(applied: &Applied, key: FrontKey) -> Option<Draft> {
     Some(vec![MapOp::put_front(key, row)].into())
 }
 
-/// Where a frontend's backend ids are; no region if there are none.
-#[derive(Clone, Copy)]
-enum Segment {
-    /// Where they have been.
-    Kept(Option<Region>),
-    /// In slots that the draft writes.
-    Fresh(Option<Region>),
+/// A frontend's two lists of backend ids, and where they are.
+struct Segment {
+    inside: Vec<u32>,
+    /// `None` if it is the same list.
+    outside: Option<Vec<u32>>,
+    start: u32,
+    /// Whether the draft writes the slots.
+    fresh: bool,
 }
 
-/// The segment that holds `backends`, whose writes go to the draft.
+impl Segment {
+    fn outside(&self) -> &[u32] {
+        self.outside.as_ref().unwrap_or(&self.inside)
+    }
+
+    /// The part of the row that says where the ids are.
+    fn row(&self) -> Frontend {
+        let len = self.inside.len() as u32;
+        let (out_start, out_len) = match &self.outside {
+            Some(outside) => (self.start + len, outside.len() as u32),
+            None => (self.start, len),
+        };
+        Frontend {
+            start: self.start,
+            len,
+            out_start,
+            out_len,
+            ..Frontend::default()
+        }
+    }
+
+    /// All slots, in the order of [`Frontend`].
+    fn ids(&self) -> Vec<u32> {
+        let outside = self.outside.iter().flatten();
+        self.inside.iter().chain(outside).copied().collect()
+    }
+
+    /// Whether `row` holds the same ids in the same way.
+    fn is_in(&self, applied: &Applied, row: &Frontend) -> bool {
+        let same = (row.start, row.len) == (row.out_start, row.out_len);
+        same == self.outside.is_none()
+            && applied.inside(row) == self.inside
+            && applied.outside(row) == self.outside()
+    }
+}
+
+/// The segment that holds a claim's backends, whose writes go to the draft.
 fn segment(
     applied: &mut Applied,
     ways: &Ways,
     draft: &mut Draft,
     key: FrontKey,
-    backends: &[BackendKey],
+    claim: &Claim,
 ) -> Result<Segment, CapacityError> {
-    let mut ids = Vec::with_capacity(backends.len());
-    for backend in backends {
-        ids.push(backend_id(applied, ways, draft, *backend)?);
-    }
+    let mut ids: BTreeMap<BackendKey, u32> = BTreeMap::new();
+    let mut list = |backends: &[BackendKey]| {
+        let mut list = Vec::with_capacity(backends.len());
+        for backend in backends {
+            let id = match ids.entry(*backend) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => *new.insert(backend_id(applied, ways, draft, *backend)?),
+            };
+            list.push(id);
+        }
+        // The programs look for ids in it.
+        list.sort_unstable();
+        Ok::<_, CapacityError>(list)
+    };
+    let inside = list(claim.inside())?;
+    let outside = claim.outside().map(list).transpose()?;
+    let mut segment = Segment {
+        inside,
+        outside,
+        start: 0,
+        fresh: false,
+    };
     let held = applied
         .fronts
         .get(&key)
         .filter(|_| !applied.damaged.contains_key(&key));
-    if let Some(row) = held.filter(|row| applied.ids(row) == ids) {
-        return Ok(Segment::Kept(Region::new(row.start, row.len)));
+    if let Some(row) = held.filter(|row| segment.is_in(applied, row)) {
+        segment.start = row.start;
+        return Ok(segment);
     }
-    draft.region = applied.segments.take(ids.len() as u32)?;
+    let slots = segment.ids();
+    draft.region = applied.segments.take(slots.len() as u32)?;
+    segment.fresh = true;
     if let Some(region) = draft.region {
+        segment.start = region.start;
         draft.ops.push(MapOp::WriteSlots {
             start: region.start,
-            ids,
+            ids: slots,
         });
     }
-    Ok(Segment::Fresh(draft.region))
+    Ok(segment)
 }
 
 /// The id of a backend, whose row the draft makes active and up to date.
@@ -167,23 +261,41 @@ fn backend_id(
     Ok(id)
 }
 
-/// The flow table decides once flows may be alive that the segment would send
-/// elsewhere, and is asked where rows may be missing.
-fn flags(applied: &Applied, key: FrontKey, old: Option<Frontend>, kept: bool) -> u16 {
-    let decides = match old {
+/// The flow table decides once flows may be alive that the row would treat
+/// otherwise, and is asked where rows may be missing.
+fn flags(applied: &Applied, key: FrontKey, claim: &Claim, segment: &Segment) -> u16 {
+    let decides = match applied.fronts.get(&key) {
         Some(old) if old.flags & FrontendFlags::FLOWS_DECIDE != 0 => true,
-        // An empty segment has opened no flow.
-        Some(old) => !kept && (old.len != 0 || applied.damaged.contains_key(&key)),
+        Some(_) if applied.damaged.contains_key(&key) => true,
+        Some(old) => {
+            // An empty list has opened no flow.
+            let moved = |old: &[u32], new: &[u32]| !old.is_empty() && old != new;
+            let (inside, outside) = (applied.inside(old), applied.outside(old));
+            let opened = !inside.is_empty() || !outside.is_empty();
+            segment.fresh && (moved(inside, &segment.inside) || moved(outside, segment.outside()))
+                || opened && forgets(old, claim)
+        }
         None => applied.may_have_flows(&key),
     };
     let lost = applied.lost.expects(&key);
-    [
+    let planned = [
         (decides, FrontendFlags::FLOWS_DECIDE),
         (lost, FrontendFlags::FLOWS_MAY_BE_LOST),
-    ]
-    .into_iter()
-    .filter(|(set, _)| *set)
-    .fold(0, |flags, (_, flag)| flags | flag)
+    ];
+    let planned = planned.into_iter().filter(|(set, _)| *set);
+    planned.fold(claim.flags & !PLANNED, |flags, (_, flag)| flags | flag)
+}
+
+/// Bits that the planner gives a row, whatever the Service says.
+const PLANNED: u16 =
+    FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST | FrontendFlags::ADDRESS;
+
+/// Whether what flows were opened by is no longer asked for: the list does not
+/// name the backend that an affinity chose, and a masqueraded flow has its
+/// port in the flow table only.
+fn forgets(old: &Frontend, claim: &Claim) -> bool {
+    let masquerade = FrontendFlags::MASQUERADE_PODS | FrontendFlags::MASQUERADE_OUTSIDE;
+    old.affinity_secs != 0 && claim.affinity_secs == 0 || old.flags & !claim.flags & masquerade != 0
 }
 
 /// Writes that make the row which marks an address present or absent.

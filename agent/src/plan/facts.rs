@@ -1,9 +1,10 @@
 //! What this node is: given by the net side, with the ways to its own pods and to other nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_common::{Ip4, Mac, Via, ViaKind};
+use ipnet::IpNet;
 
 /// A pod of this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +35,10 @@ pub struct NodeFacts {
     /// Underlay address of another node → that address if it is on the link, else the gateway.
     /// A node without an entry is left to the kernel's routing.
     pub next_hops: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// Its own addresses: an endpoint there is a process of the node.
+    pub own_addresses: BTreeSet<IpAddr>,
+    /// Networks that pods reach without masquerade, besides pods.
+    pub direct: BTreeSet<IpNet>,
     /// Whether this node takes part in the overlay.
     pub overlay: bool,
 }

@@ -17,6 +17,7 @@ mod ops;
 mod outcome;
 mod peers;
 mod planner;
+mod sources;
 
 pub use allocator::{CapacityError, GRACE, Region, SegmentAllocator};
 pub use applied::{Applied, Capacities, Rows};
@@ -28,3 +29,4 @@ pub use ops::{FrontKey, MapOp, MapWriter, WriteError};
 pub use outcome::{Counts, Failure, Outcome, PlanError, Unit};
 pub use peers::{Peer, Ways, peers, underlay, vtep_mac};
 pub use planner::Planner;
+pub use sources::SourceRange;

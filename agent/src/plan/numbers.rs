@@ -40,6 +40,11 @@ impl Numbers {
         self.by_number.get(&number)
     }
 
+    /// The number of `port`, if it has one.
+    pub fn get(&self, port: &PortKey) -> Option<u32> {
+        self.by_port.get(port).copied()
+    }
+
     /// The service port is gone, and so are its rows.
     pub fn release(&mut self, port: &PortKey) {
         if let Some(number) = self.by_port.remove(port) {

@@ -4,11 +4,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{
-    Address, Backend, Frontend, FrontendKey, Ip4, Ip6, Node, PeerKey, Scope, Via, maps,
+    Address, Backend, Frontend, FrontendKey, Ip4, Ip6, Node, PeerKey, Scope, SourceKey, SourceNet,
+    Via, maps,
 };
 use ipnet::IpNet;
 
 use super::backends::BackendRow;
+use super::sources::SourceRange;
 
 /// What a frontend answers on; port and protocol 0 for the row that marks the
 /// address. Host order.
@@ -104,6 +106,22 @@ pub enum MapOp {
     PutNode { addr: Ip4, node: Node },
     /// Delete a row of `tulle_nodes_v4`.
     DeleteNode { addr: Ip4 },
+    /// Put a row of `tulle_srcs_v4`.
+    PutSource4 { key: SourceKey<Ip4> },
+    /// Put a row of `tulle_srcs_v6`.
+    PutSource6 { key: SourceKey<Ip6> },
+    /// Delete a row of `tulle_srcs_v4`.
+    DeleteSource4 { key: SourceKey<Ip4> },
+    /// Delete a row of `tulle_srcs_v6`.
+    DeleteSource6 { key: SourceKey<Ip6> },
+    /// Put a row of `tulle_direct_v4`.
+    PutDirect4 { key: PeerKey<Ip4> },
+    /// Put a row of `tulle_direct_v6`.
+    PutDirect6 { key: PeerKey<Ip6> },
+    /// Delete a row of `tulle_direct_v4`.
+    DeleteDirect4 { key: PeerKey<Ip4> },
+    /// Delete a row of `tulle_direct_v6`.
+    DeleteDirect6 { key: PeerKey<Ip6> },
 }
 
 impl MapOp {
@@ -120,6 +138,10 @@ impl MapOp {
             Self::PutPeer4 { .. } | Self::DeletePeer4 { .. } => maps::PEERS_V4,
             Self::PutPeer6 { .. } | Self::DeletePeer6 { .. } => maps::PEERS_V6,
             Self::PutNode { .. } | Self::DeleteNode { .. } => maps::NODES_V4,
+            Self::PutSource4 { .. } | Self::DeleteSource4 { .. } => maps::SRCS_V4,
+            Self::PutSource6 { .. } | Self::DeleteSource6 { .. } => maps::SRCS_V6,
+            Self::PutDirect4 { .. } | Self::DeleteDirect4 { .. } => maps::DIRECT_V4,
+            Self::PutDirect6 { .. } | Self::DeleteDirect6 { .. } => maps::DIRECT_V6,
         }
     }
 
@@ -176,33 +198,54 @@ impl MapOp {
     }
 
     pub(super) fn peer(net: IpNet, via: Option<Via>) -> Self {
-        let prefix_len = u32::from(net.prefix_len());
-        match (net, via) {
-            (IpNet::V4(n), Some(via)) => Self::PutPeer4 {
-                key: PeerKey {
-                    prefix_len,
-                    addr: n.network().into(),
-                },
+        match (net.network(), via) {
+            (IpAddr::V4(a), Some(via)) => Self::PutPeer4 {
+                key: net_key(net, a.into()),
                 via,
             },
-            (IpNet::V6(n), Some(via)) => Self::PutPeer6 {
-                key: PeerKey {
-                    prefix_len,
-                    addr: n.network().into(),
-                },
+            (IpAddr::V6(a), Some(via)) => Self::PutPeer6 {
+                key: net_key(net, a.into()),
                 via,
             },
-            (IpNet::V4(n), None) => Self::DeletePeer4 {
-                key: PeerKey {
-                    prefix_len,
-                    addr: n.network().into(),
-                },
+            (IpAddr::V4(a), None) => Self::DeletePeer4 {
+                key: net_key(net, a.into()),
             },
-            (IpNet::V6(n), None) => Self::DeletePeer6 {
-                key: PeerKey {
-                    prefix_len,
-                    addr: n.network().into(),
-                },
+            (IpAddr::V6(a), None) => Self::DeletePeer6 {
+                key: net_key(net, a.into()),
+            },
+        }
+    }
+
+    pub(super) fn direct(net: IpNet, wanted: bool) -> Self {
+        match (net.network(), wanted) {
+            (IpAddr::V4(a), true) => Self::PutDirect4 {
+                key: net_key(net, a.into()),
+            },
+            (IpAddr::V6(a), true) => Self::PutDirect6 {
+                key: net_key(net, a.into()),
+            },
+            (IpAddr::V4(a), false) => Self::DeleteDirect4 {
+                key: net_key(net, a.into()),
+            },
+            (IpAddr::V6(a), false) => Self::DeleteDirect6 {
+                key: net_key(net, a.into()),
+            },
+        }
+    }
+
+    pub(super) fn source(service: u32, range: SourceRange, wanted: bool) -> Self {
+        match (range.addr, wanted) {
+            (IpAddr::V4(a), true) => Self::PutSource4 {
+                key: source_key(service, range, a.into()),
+            },
+            (IpAddr::V6(a), true) => Self::PutSource6 {
+                key: source_key(service, range, a.into()),
+            },
+            (IpAddr::V4(a), false) => Self::DeleteSource4 {
+                key: source_key(service, range, a.into()),
+            },
+            (IpAddr::V6(a), false) => Self::DeleteSource6 {
+                key: source_key(service, range, a.into()),
             },
         }
     }
@@ -215,6 +258,20 @@ impl MapOp {
             },
             None => Self::DeleteNode { addr: addr.into() },
         }
+    }
+}
+
+fn net_key<A>(net: IpNet, addr: A) -> PeerKey<A> {
+    PeerKey {
+        prefix_len: u32::from(net.prefix_len()),
+        addr,
+    }
+}
+
+const fn source_key<A: Address>(service: u32, range: SourceRange, addr: A) -> SourceKey<A> {
+    SourceKey {
+        prefix_len: range.prefix_len,
+        net: SourceNet::new(service, addr),
     }
 }
 

@@ -18,8 +18,12 @@ pub enum Unit {
     Pod(IpAddr),
     /// A row of `tulle_peers_*`.
     Peer(IpNet),
+    /// A row of `tulle_direct_*`.
+    Direct(IpNet),
     /// A frontend with its segment and backends, or the row that marks an address.
     Frontend(FrontKey),
+    /// Rows of `tulle_srcs_*` that a service number no longer needs.
+    Sources(u32),
     /// A backend that is drained, freed or redirected.
     Backend(Family, u32),
 }
@@ -30,6 +34,8 @@ impl fmt::Display for Unit {
             Self::Node(addr) => write!(f, "node {addr}"),
             Self::Pod(addr) => write!(f, "pod {addr}"),
             Self::Peer(net) => write!(f, "pod network {net}"),
+            Self::Direct(net) => write!(f, "network {net} without masquerade"),
+            Self::Sources(service) => write!(f, "source ranges of service number {service}"),
             Self::Frontend(key) if key.is_address() => write!(f, "service address {}", key.addr),
             Self::Frontend(key) => {
                 write!(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use datapath_common::{Mac, Node as NodeRow, Via};
+use datapath_common::{Mac, Node as NodeRow, Via, ViaKind};
 use ipnet::IpNet;
 
 use super::facts::{NodeFacts, derived_vtep_mac};
@@ -124,10 +124,21 @@ pub struct Ways {
     pub peers: BTreeMap<IpNet, Via>,
     /// Rows of `tulle_nodes_v4`.
     pub nodes: BTreeMap<Ipv4Addr, NodeRow>,
+    /// Keys of `tulle_direct_*`: what the operator excludes from masquerade, and
+    /// pod networks that the programs do not know as such, because the kernel
+    /// delivers there.
+    pub direct: BTreeSet<IpNet>,
     own: BTreeSet<IpNet>,
+    hosts: BTreeSet<IpAddr>,
     /// Prefix lengths in `peers`, longest first by family.
     lengths: BTreeSet<(bool, std::cmp::Reverse<u8>)>,
 }
+
+/// To a process of this node.
+const HOST: Via = Via {
+    kind: ViaKind::Host as u8,
+    ..Via::KERNEL
+};
 
 impl Ways {
     /// Compiles them.
@@ -144,8 +155,17 @@ impl Ways {
                 .iter()
                 .map(|(addr, pod)| (*addr, pod.via()))
                 .collect(),
+            hosts: facts.own_addresses.clone(),
             ..Self::default()
         };
+        let pods = peers.iter().flat_map(|peer| &peer.pod_cidrs);
+        ways.direct = facts
+            .direct
+            .iter()
+            .chain(&ways.own)
+            .chain(pods)
+            .map(IpNet::trunc)
+            .collect();
         if !facts.overlay {
             return ways;
         }
@@ -160,6 +180,9 @@ impl Ways {
             };
             for net in &peer.pod_cidrs {
                 ways.peers.insert(*net, via);
+                if !facts.direct.contains(net) {
+                    ways.direct.remove(&net.trunc());
+                }
                 let family = net.addr().is_ipv4();
                 ways.lengths
                     .insert((family, std::cmp::Reverse(net.prefix_len())));
@@ -173,6 +196,9 @@ impl Ways {
     pub fn to(&self, addr: IpAddr) -> Via {
         if let Some(via) = self.pods.get(&addr) {
             return *via;
+        }
+        if self.hosts.contains(&addr) {
+            return HOST;
         }
         let peer = self
             .lengths
@@ -199,7 +225,9 @@ impl Ways {
         let peers = differing(&self.peers, &before.peers);
         let own = self.own.symmetric_difference(&before.own);
         let nets = peers.chain(own).map(|net| (net.network(), net.broadcast()));
-        pods.chain(nets).collect()
+        let hosts = self.hosts.symmetric_difference(&before.hosts);
+        let hosts = hosts.map(|addr| (*addr, *addr));
+        pods.chain(nets).chain(hosts).collect()
     }
 }
 

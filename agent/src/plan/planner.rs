@@ -1,5 +1,7 @@
 //! The planner: takes changes in, carries out what they mean, retries what failed.
 
+mod carry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,11 +9,10 @@ use std::time::{Duration, Instant};
 use super::allocator::GRACE;
 use super::applied::Applied;
 use super::desired::{Desired, PortKey, compile};
-use super::diff::{self, Draft};
 use super::facts::NodeFacts;
 use super::numbers::Numbers;
-use super::ops::{FrontKey, MapOp, MapWriter};
-use super::outcome::{Counts, Failure, Outcome, PlanError, Unit};
+use super::ops::{FrontKey, MapWriter};
+use super::outcome::{Counts, Outcome, Unit};
 use super::peers::{Peer, Ways, differing, peers};
 use crate::model::{Dirty, Family, Model, NamespacedName, Warning};
 use crate::source::Batch;
@@ -43,8 +44,8 @@ pub struct Planner {
     ways: Ways,
     applied: Applied,
     numbers: Numbers,
-    /// Service ports that are gone, until their frontend's row is.
-    leaving: BTreeMap<PortKey, FrontKey>,
+    /// Service ports that are gone, until their frontends' rows are.
+    leaving: BTreeMap<PortKey, BTreeSet<FrontKey>>,
     pending: BTreeMap<Unit, Retry>,
     releasing: BTreeSet<(Family, u32)>,
 }
@@ -52,11 +53,8 @@ pub struct Planner {
 impl Planner {
     /// A planner for the node of this name, whose maps hold `applied`.
     pub fn new(node: impl Into<String>, applied: Applied) -> Self {
-        let highest = applied
-            .frontends()
-            .map(|(_, row)| row.service)
-            .max()
-            .unwrap_or(0);
+        let in_rows = applied.frontends().map(|(_, row)| row.service);
+        let highest = in_rows.chain(applied.sources.services()).max().unwrap_or(0);
         Self {
             node: node.into(),
             model: Model::default(),
@@ -107,15 +105,18 @@ impl Planner {
         self.applied.segments.reclaim(clock());
         self.compile();
         self.run_units(writer, clock, &mut outcome, |unit| {
-            !matches!(unit, Unit::Backend(..))
+            !matches!(unit, Unit::Sources(_) | Unit::Backend(..))
         });
+        for service in self.applied.sources.take_stale() {
+            self.pending.entry(Unit::Sources(service)).or_default();
+        }
         for family in [Family::V4, Family::V6] {
             for id in self.applied.backends_mut(family).take_idle() {
                 self.pending.entry(Unit::Backend(family, id)).or_default();
             }
         }
         self.run_units(writer, clock, &mut outcome, |unit| {
-            matches!(unit, Unit::Backend(..))
+            matches!(unit, Unit::Sources(_) | Unit::Backend(..))
         });
         self.release_numbers();
         outcome.pending = self.pending.len();
@@ -306,11 +307,17 @@ impl Planner {
 
     fn compile_service(&mut self, service: &NamespacedName, touched: &mut BTreeSet<FrontKey>) {
         let before = self.desired.claimed(service);
+        for (_, port) in &before {
+            // Fewer networks may be wanted now.
+            if let Some(number) = self.numbers.get(port) {
+                self.applied.sources.ask(number);
+            }
+        }
         self.desired
             .update(service, compile(&self.model, service), touched);
         for (front, port) in before {
             if !self.desired.has_port(&port) {
-                self.leaving.insert(port, front);
+                self.leaving.entry(port).or_default().insert(front);
             }
         }
     }
@@ -335,6 +342,12 @@ impl Planner {
                 .copied()
                 .map(Unit::Node),
         );
+        units.extend(
+            ways.direct
+                .symmetric_difference(&self.applied.direct)
+                .copied()
+                .map(Unit::Direct),
+        );
         for (first, last) in ways.changed_since(&self.ways) {
             let family = Family::of(first);
             let ids = self.applied.backends(family).at(first, last);
@@ -345,146 +358,4 @@ impl Planner {
         self.peer_warnings = warnings;
         self.ways = ways;
     }
-
-    fn run_units(
-        &mut self,
-        writer: &mut impl MapWriter,
-        clock: &dyn Fn() -> Instant,
-        outcome: &mut Outcome,
-        which: impl Fn(&Unit) -> bool,
-    ) {
-        let now = clock();
-        let due = |retry: &Retry| retry.not_before.is_none_or(|at| at <= now);
-        let mut units: Vec<Unit> = self
-            .pending
-            .iter()
-            .filter(|(unit, retry)| which(unit) && due(retry))
-            .map(|(unit, _)| *unit)
-            .collect();
-        units.sort_by_key(|unit| self.phase(unit));
-        for unit in units {
-            match self.run_unit(unit, writer, clock, &mut outcome.written) {
-                Ok(()) => {
-                    self.pending.remove(&unit);
-                }
-                Err(error) => {
-                    let retry = self.pending.entry(unit).or_default();
-                    let delay = FIRST_RETRY.saturating_mul(1 << retry.failures.min(16));
-                    retry.failures = retry.failures.saturating_add(1);
-                    retry.not_before = Some(clock() + delay.min(LAST_RETRY));
-                    outcome.failed += 1;
-                    if outcome.errors.len() < ERRORS_KEPT {
-                        outcome.errors.push(Failure { unit, error });
-                    }
-                }
-            }
-        }
-    }
-
-    /// An address refuses what meets no frontend: it is marked after its
-    /// frontends are there, and unmarked before they go.
-    fn phase(&self, unit: &Unit) -> u8 {
-        match unit {
-            Unit::Node(_) | Unit::Pod(_) | Unit::Peer(_) => 0,
-            Unit::Frontend(key) => match (key.is_address(), self.desired.has_address(key.addr)) {
-                (true, false) => 1,
-                (false, _) if self.desired.frontend(key).is_none() => 2,
-                (false, _) => 3,
-                (true, true) => 4,
-            },
-            Unit::Backend(..) => 5,
-        }
-    }
-
-    fn run_unit(
-        &mut self,
-        unit: Unit,
-        writer: &mut impl MapWriter,
-        clock: &dyn Fn() -> Instant,
-        written: &mut usize,
-    ) -> Result<(), PlanError> {
-        let draft = match self.draft(unit) {
-            Err(PlanError::Capacity(error)) => {
-                // A segment that cannot be trusted may hold the slots that are needed.
-                if let Unit::Frontend(key) = unit
-                    && let Some(draft) = diff::blank(&self.applied, key)
-                {
-                    diff::execute(&draft, writer, &mut self.applied, clock, written)?;
-                }
-                return Err(error.into());
-            }
-            draft => draft?,
-        };
-        diff::execute(&draft, writer, &mut self.applied, clock, written)?;
-        if let Unit::Backend(family, id) = unit {
-            self.releasing.remove(&(family, id));
-        }
-        Ok(())
-    }
-
-    fn draft(&mut self, unit: Unit) -> Result<Draft, PlanError> {
-        let (applied, ways) = (&mut self.applied, &self.ways);
-        Ok(match unit {
-            Unit::Node(addr) => row(ways.nodes.get(&addr), applied.nodes.get(&addr), |node| {
-                MapOp::node(addr, node)
-            }),
-            Unit::Pod(addr) => row(ways.pods.get(&addr), applied.pods.get(&addr), |via| {
-                MapOp::pod(addr, via)
-            }),
-            Unit::Peer(net) => row(ways.peers.get(&net), applied.peers.get(&net), |via| {
-                MapOp::peer(net, via)
-            }),
-            Unit::Frontend(key) if key.is_address() => {
-                diff::address(applied, key, self.desired.has_address(key.addr))?
-            }
-            Unit::Frontend(key) => {
-                let want = self.desired.frontend(&key).map(|(port, claim)| {
-                    let in_row = applied.fronts.get(&key).map(|row| row.service);
-                    (self.numbers.of(port, in_row), claim.inside())
-                });
-                diff::frontend(applied, ways, key, want)?
-            }
-            Unit::Backend(family, id) => diff::backend(
-                applied,
-                ways,
-                family,
-                id,
-                self.releasing.contains(&(family, id)),
-            ),
-        })
-    }
-
-    fn release_numbers(&mut self) {
-        let Self {
-            leaving,
-            desired,
-            pending,
-            numbers,
-            ..
-        } = self;
-        leaving.retain(|port, front| {
-            if desired.has_port(port) {
-                return false;
-            }
-            let written = !pending.contains_key(&Unit::Frontend(*front));
-            if written {
-                numbers.release(port);
-            }
-            !written
-        });
-    }
-}
-
-/// The write that makes `have` what it should be, if one is needed.
-fn row<V: Copy + PartialEq>(
-    want: Option<&V>,
-    have: Option<&V>,
-    op: impl FnOnce(Option<V>) -> MapOp,
-) -> Draft {
-    let ops = if want == have {
-        Vec::new()
-    } else {
-        vec![op(want.copied())]
-    };
-    ops.into()
 }

@@ -168,11 +168,12 @@ fn silence(idle: &IdleTicks, protocol: u8) -> Duration {
 
 /// Whether data to this frontend does not ask the flow table.
 fn is_unasked(planner: &Planner, front: &FrontKey) -> bool {
-    let asks = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
-    planner
-        .applied()
-        .frontend(front)
-        .is_some_and(|row| row.flags & asks == 0 && row.len != 0)
+    let asks = FrontendFlags::FLOWS_DECIDE
+        | FrontendFlags::FLOWS_MAY_BE_LOST
+        | FrontendFlags::SOURCE_RANGES;
+    planner.applied().frontend(front).is_some_and(|row| {
+        row.flags & asks == 0 && row.affinity_secs == 0 && (row.len != 0 || row.out_len != 0)
+    })
 }
 
 /// Draining backends that no living flow names.

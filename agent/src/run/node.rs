@@ -1,7 +1,7 @@
 //! What this node is, from its Node object and its uplink (pure): the programs'
 //! read-only data, the wanted slow path, the plan's facts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_common::{Config, Feature, IdleTicks, Ip6, Mac};
@@ -197,9 +197,17 @@ impl NodeView {
             vtep_mac: self.vtep_mac,
             local_pods: local_pods.collect(),
             next_hops: next_hops.clone(),
+            own_addresses: addresses(uplink).collect(),
+            direct: BTreeSet::new(),
             overlay: true,
         }
     }
+}
+
+/// All addresses of the uplink.
+fn addresses(uplink: &Uplink) -> impl Iterator<Item = IpAddr> {
+    let v4 = uplink.addresses4.iter().map(|ip| IpAddr::V4(*ip));
+    v4.chain(uplink.addresses6.iter().map(|ip| IpAddr::V6(*ip)))
 }
 
 /// A next hop that the programs can use: an IPv4 address on the uplink.

@@ -123,7 +123,7 @@ pub fn attachment(
 
 /// Names of all service ports, backends and nodes.
 pub fn names(planner: &Planner) -> Names {
-    let mut services = Vec::new();
+    let mut services = std::collections::BTreeMap::<u32, Service>::new();
     let mut backends = std::collections::BTreeMap::<(u8, u32), Vec<String>>::new();
     for (front, row) in planner.applied().frontends() {
         if front.is_address() {
@@ -133,32 +133,31 @@ pub fn names(planner: &Planner) -> Names {
             continue;
         };
         let family = family(port.family);
-        let service = Service {
+        let service = services.entry(row.service).or_insert_with(|| Service {
             number: row.service,
             namespace: port.service.namespace.clone(),
             name: port.service.name.clone(),
             port_name: port.port.clone(),
             family,
-            frontends: vec![FrontendAddress {
-                address: (front.addr, front.port).into(),
-                protocol: protocol(port.protocol),
-            }],
-        };
+            frontends: Vec::new(),
+        });
+        service.frontends.push(FrontendAddress {
+            address: (front.addr, front.port).into(),
+            protocol: protocol(port.protocol),
+        });
         for id in planner.applied().ids(row) {
             backends
                 .entry((family, *id))
                 .or_default()
                 .push(service.full_name());
         }
-        services.push(service);
     }
-    services.sort_by_key(|service| service.number);
     for services in backends.values_mut() {
         services.sort_unstable();
         services.dedup();
     }
     Names {
-        services,
+        services: services.into_values().collect(),
         peers: planner
             .peers()
             .into_iter()

@@ -59,6 +59,10 @@ pub fn small() -> Capacities {
         fragments: 16,
         pods: 16,
         nodes: 16,
+        affinities: 16,
+        sources: 16,
+        direct: 16,
+        stats: 16,
         event_bytes: 4096,
     }
 }

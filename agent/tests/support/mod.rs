@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use datapath_common::{
     Address, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Ip4, Ip6, Mac, Node,
-    PeerKey, Via,
+    PeerKey, SourceKey, SourceNet, Via,
 };
 use tulle_agent::model::Object;
 use tulle_agent::plan::{
@@ -22,6 +22,7 @@ pub const CAPACITIES: Capacities = Capacities {
     frontends: 64,
     backends: 64,
     segments: 256,
+    sources: 32,
 };
 
 /// Both families' rows in one form: address, port, protocol.
@@ -44,6 +45,9 @@ pub struct Sim {
     pub pods: BTreeMap<IpAddr, Via>,
     pub peers: BTreeMap<(IpAddr, u32), Via>,
     pub nodes: BTreeMap<IpAddr, Node>,
+    /// Service number, prefix length without it, network.
+    pub sources: BTreeSet<(u32, u32, IpAddr)>,
+    pub direct: BTreeSet<(IpAddr, u32)>,
     pub log: Vec<MapOp>,
     /// Slots and when a frontend last named them.
     left: BTreeMap<u32, Instant>,
@@ -71,11 +75,9 @@ impl Sim {
             None => self.fronts.remove(&key),
         };
         let now = self.now.unwrap();
-        if let Some(old) =
-            old.filter(|old| Some((old.start, old.len)) != row.map(|r| (r.start, r.len)))
-        {
-            self.left
-                .extend((old.start..old.start + old.len).map(|slot| (slot, now)));
+        let lists = |row: &Frontend| (row.start, row.len, row.out_start, row.out_len);
+        if let Some(old) = old.filter(|old| Some(lists(old)) != row.as_ref().map(lists)) {
+            self.left.extend(slots(&old).map(|slot| (slot, now)));
         }
     }
 
@@ -103,18 +105,36 @@ impl Sim {
     pub fn check(&self) {
         let mut owner: BTreeMap<u32, Key> = BTreeMap::new();
         for (key, row) in &self.fronts {
-            assert!(
-                row.start + row.len <= CAPACITIES.segments,
-                "{key:?} {row:?}"
-            );
-            for slot in row.start..row.start + row.len {
+            let all = slots(row);
+            assert!(all.end <= CAPACITIES.segments, "{key:?} {row:?}");
+            for slot in all.clone() {
                 assert_eq!(owner.insert(slot, *key), None, "slot {slot} has two owners");
-                let id = self.slots.get(&slot).copied().unwrap_or(0);
-                let back = self.backs.get(&(key.0.is_ipv4(), id));
-                let back = back.unwrap_or_else(|| panic!("{key:?}: no backend {id}"));
-                assert_eq!(back.state, BackendState::Active as u8, "{key:?}: {back:?}");
-                assert_eq!(back.key.2, key.2, "{key:?}: protocol of {back:?}");
             }
+            let (inside, outside) = (self.inside(row), self.outside(row));
+            assert_eq!(
+                inside.len()
+                    + if row.out_start == row.start && row.len > 0 {
+                        0
+                    } else {
+                        outside.len()
+                    },
+                all.len(),
+                "{key:?} {row:?}: the lists fill the segment"
+            );
+            for list in [&inside, &outside] {
+                assert!(list.is_sorted_by(|a, b| a < b), "{key:?}: {list:?} ascend");
+                for id in list {
+                    let back = self.backs.get(&(key.0.is_ipv4(), *id));
+                    let back = back.unwrap_or_else(|| panic!("{key:?}: no backend {id}"));
+                    assert_eq!(back.state, BackendState::Active as u8, "{key:?}: {back:?}");
+                    assert_eq!(back.key.2, key.2, "{key:?}: protocol of {back:?}");
+                }
+            }
+        }
+        let v4 = |v4| move |row: &&(u32, u32, IpAddr)| row.2.is_ipv4() == v4;
+        for family in [true, false] {
+            let rows = self.sources.iter().filter(v4(family)).count();
+            assert!(rows <= CAPACITIES.sources as usize);
         }
         for v4 in [true, false] {
             let rows = self.fronts.keys().filter(|k| k.0.is_ipv4() == v4).count();
@@ -123,9 +143,31 @@ impl Sim {
     }
 
     fn is_live(&self, slot: u32) -> bool {
-        self.fronts
-            .values()
-            .any(|row| (row.start..row.start + row.len).contains(&slot))
+        self.fronts.values().any(|row| slots(row).contains(&slot))
+    }
+
+    /// Ids for clients inside.
+    pub fn inside(&self, row: &Frontend) -> Vec<u32> {
+        self.list(row.start, row.len)
+    }
+
+    /// Ids for clients outside.
+    pub fn outside(&self, row: &Frontend) -> Vec<u32> {
+        self.list(row.out_start, row.out_len)
+    }
+
+    fn list(&self, start: u32, len: u32) -> Vec<u32> {
+        let id = |slot| self.slots.get(&slot).copied().unwrap_or(0);
+        (start..start + len).map(id).collect()
+    }
+
+    /// Networks that may use a service port.
+    pub fn sources_of(&self, service: u32) -> BTreeSet<(u32, IpAddr)> {
+        let of = self
+            .sources
+            .iter()
+            .filter(|(number, ..)| *number == service);
+        of.map(|(_, len, addr)| (*len, *addr)).collect()
     }
 
     pub fn rows(&self) -> Rows {
@@ -183,6 +225,25 @@ impl Sim {
                 rows.nodes_v4.push(((*a).into(), *node));
             }
         }
+        for (addr, prefix_len) in &self.direct {
+            let prefix_len = *prefix_len;
+            match addr {
+                IpAddr::V4(a) => rows.direct_v4.push(PeerKey {
+                    prefix_len,
+                    addr: (*a).into(),
+                }),
+                IpAddr::V6(a) => rows.direct_v6.push(PeerKey {
+                    prefix_len,
+                    addr: (*a).into(),
+                }),
+            }
+        }
+        for (service, len, addr) in &self.sources {
+            match addr {
+                IpAddr::V4(a) => rows.srcs_v4.push(source_key(*service, *len, (*a).into())),
+                IpAddr::V6(a) => rows.srcs_v6.push(source_key(*service, *len, (*a).into())),
+            }
+        }
         rows
     }
 
@@ -192,12 +253,22 @@ impl Sim {
             .fronts
             .iter()
             .map(|(key, row)| {
-                let back = |slot| self.backs[&(key.0.is_ipv4(), self.slots[&slot])];
-                let backends = (row.start..row.start + row.len).map(back);
-                let backends = backends
-                    .map(|b| format!("{:?} {:?}", b.key, b.via))
-                    .collect();
-                (*key, (row.flags & FrontendFlags::ADDRESS, backends))
+                let back = |id: u32| self.backs[&(key.0.is_ipv4(), id)];
+                let list = |ids: Vec<u32>| {
+                    let mut list: Vec<BackRow> = ids.into_iter().map(back).collect();
+                    list.sort_by_key(|b| b.key);
+                    let words = list.iter().map(|b| format!("{:?} {:?}", b.key, b.via));
+                    words.collect()
+                };
+                let planned = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
+                let front = FrontMeaning {
+                    inside: list(self.inside(row)),
+                    outside: list(self.outside(row)),
+                    flags: row.flags & !planned,
+                    affinity_secs: row.affinity_secs,
+                    sources: self.sources_of(row.service),
+                };
+                (*key, front)
             })
             .collect();
         let active = self
@@ -210,17 +281,48 @@ impl Sim {
             pods: self.pods.clone(),
             peers: self.peers.clone(),
             nodes: self.nodes.clone(),
+            direct: self.direct.clone(),
+            source_rows: self.sources.len(),
         }
     }
 }
 
+/// All slots that a row names.
+pub fn slots(row: &Frontend) -> std::ops::Range<u32> {
+    let (start, len) = row.slots();
+    start..start + len
+}
+
+#[derive(PartialEq, Debug)]
+pub struct FrontMeaning {
+    pub inside: Vec<String>,
+    pub outside: Vec<String>,
+    pub flags: u16,
+    pub affinity_secs: u32,
+    pub sources: BTreeSet<(u32, IpAddr)>,
+}
+
+fn source_key<A: Address>(service: u32, len: u32, addr: A) -> SourceKey<A> {
+    SourceKey {
+        prefix_len: len + SourceNet::<A>::SERVICE_BITS,
+        net: SourceNet::new(service, addr),
+    }
+}
+
+fn source<A: Address>(key: &SourceKey<A>) -> (u32, u32, IpAddr) {
+    let len = key.prefix_len - SourceNet::<A>::SERVICE_BITS;
+    (u32::from_be(key.net.service), len, key.net.addr.to_ip())
+}
+
 #[derive(PartialEq, Debug)]
 pub struct Meaning {
-    pub frontends: BTreeMap<Key, (u16, Vec<String>)>,
+    pub frontends: BTreeMap<Key, FrontMeaning>,
     pub active: BTreeSet<Key>,
     pub pods: BTreeMap<IpAddr, Via>,
     pub peers: BTreeMap<(IpAddr, u32), Via>,
     pub nodes: BTreeMap<IpAddr, Node>,
+    pub direct: BTreeSet<(IpAddr, u32)>,
+    pub source_rows: usize,
 }
 
 fn front_key<A>(addr: A, port: u16, proto: u8) -> FrontendKey<A> {
@@ -301,6 +403,22 @@ impl MapWriter for Sim {
             }
             MapOp::PutNode { addr, node } => drop(self.nodes.insert(addr.to_ip(), *node)),
             MapOp::DeleteNode { addr } => drop(self.nodes.remove(&addr.to_ip())),
+            MapOp::PutSource4 { key } => drop(self.sources.insert(source(key))),
+            MapOp::PutSource6 { key } => drop(self.sources.insert(source(key))),
+            MapOp::DeleteSource4 { key } => drop(self.sources.remove(&source(key))),
+            MapOp::DeleteSource6 { key } => drop(self.sources.remove(&source(key))),
+            MapOp::PutDirect4 { key } => {
+                self.direct.insert((key.addr.to_ip(), key.prefix_len));
+            }
+            MapOp::PutDirect6 { key } => {
+                self.direct.insert((key.addr.to_ip(), key.prefix_len));
+            }
+            MapOp::DeleteDirect4 { key } => {
+                self.direct.remove(&(key.addr.to_ip(), key.prefix_len));
+            }
+            MapOp::DeleteDirect6 { key } => {
+                self.direct.remove(&(key.addr.to_ip(), key.prefix_len));
+            }
         }
         self.check();
         self.log.push(op.clone());
@@ -362,6 +480,8 @@ pub fn facts(local: &[&str]) -> NodeFacts {
         next_hops: (1..=9)
             .map(|i| ([192, 168, 0, i].into(), [192, 168, 0, i].into()))
             .collect(),
+        own_addresses: [[192, 168, 0, 1].into()].into(),
+        direct: BTreeSet::new(),
         overlay: true,
     }
 }
@@ -408,6 +528,18 @@ impl Unchecked {
                 .iter()
                 .map(|(addr, node)| (addr.to_ip(), *node)),
         );
+        sim.sources.extend(rows.srcs_v4.iter().map(source));
+        sim.sources.extend(rows.srcs_v6.iter().map(source));
+        let direct = rows
+            .direct_v4
+            .iter()
+            .map(|k| (k.addr.to_ip(), k.prefix_len));
+        sim.direct.extend(direct);
+        let direct = rows
+            .direct_v6
+            .iter()
+            .map(|k| (k.addr.to_ip(), k.prefix_len));
+        sim.direct.extend(direct);
         Self { sim }
     }
 }
@@ -424,6 +556,16 @@ impl MapWriter for Unchecked {
             MapOp::PutBackend6 { id, row } => drop(sim.backs.insert((false, *id), back_row(row))),
             MapOp::WriteSlots { start, ids } => {
                 sim.slots.extend((*start..).zip(ids.iter().copied()));
+            }
+            MapOp::PutSource4 { key } => drop(sim.sources.insert(source(key))),
+            MapOp::PutSource6 { key } => drop(sim.sources.insert(source(key))),
+            MapOp::DeleteSource4 { key } => drop(sim.sources.remove(&source(key))),
+            MapOp::DeleteSource6 { key } => drop(sim.sources.remove(&source(key))),
+            MapOp::PutDirect4 { key } => {
+                sim.direct.insert((key.addr.to_ip(), key.prefix_len));
+            }
+            MapOp::DeleteDirect4 { key } => {
+                sim.direct.remove(&(key.addr.to_ip(), key.prefix_len));
             }
             _ => {}
         }

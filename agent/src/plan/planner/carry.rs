@@ -1,0 +1,168 @@
+//! Carrying out: units in their order, each by itself, and what failed again later.
+
+use std::time::Instant;
+
+use super::{ERRORS_KEPT, FIRST_RETRY, LAST_RETRY, Planner, Retry};
+use crate::plan::diff::{self, Draft};
+use crate::plan::ops::{MapOp, MapWriter};
+use crate::plan::outcome::{Failure, Outcome, PlanError, Unit};
+
+impl Planner {
+    pub(super) fn run_units(
+        &mut self,
+        writer: &mut impl MapWriter,
+        clock: &dyn Fn() -> Instant,
+        outcome: &mut Outcome,
+        which: impl Fn(&Unit) -> bool,
+    ) {
+        let now = clock();
+        let due = |retry: &Retry| retry.not_before.is_none_or(|at| at <= now);
+        let mut units: Vec<Unit> = self
+            .pending
+            .iter()
+            .filter(|(unit, retry)| which(unit) && due(retry))
+            .map(|(unit, _)| *unit)
+            .collect();
+        units.sort_by_key(|unit| self.phase(unit));
+        for unit in units {
+            match self.run_unit(unit, writer, clock, &mut outcome.written) {
+                Ok(()) => {
+                    self.pending.remove(&unit);
+                }
+                Err(error) => {
+                    let retry = self.pending.entry(unit).or_default();
+                    let delay = FIRST_RETRY.saturating_mul(1 << retry.failures.min(16));
+                    retry.failures = retry.failures.saturating_add(1);
+                    retry.not_before = Some(clock() + delay.min(LAST_RETRY));
+                    outcome.failed += 1;
+                    if outcome.errors.len() < ERRORS_KEPT {
+                        outcome.errors.push(Failure { unit, error });
+                    }
+                }
+            }
+        }
+    }
+
+    /// A network is a peer's or direct at every moment. An address refuses what meets no frontend: it is marked after its
+    /// frontends are there, and unmarked before they go.
+    fn phase(&self, unit: &Unit) -> u8 {
+        match unit {
+            Unit::Direct(net) if self.ways.direct.contains(net) => 0,
+            Unit::Node(_) | Unit::Pod(_) | Unit::Peer(_) => 1,
+            Unit::Direct(_) => 2,
+            Unit::Frontend(key) => match (key.is_address(), self.desired.has_address(key.addr)) {
+                (true, false) => 3,
+                (false, _) if self.desired.frontend(key).is_none() => 4,
+                (false, _) => 5,
+                (true, true) => 6,
+            },
+            Unit::Sources(_) => 7,
+            Unit::Backend(..) => 8,
+        }
+    }
+
+    fn run_unit(
+        &mut self,
+        unit: Unit,
+        writer: &mut impl MapWriter,
+        clock: &dyn Fn() -> Instant,
+        written: &mut usize,
+    ) -> Result<(), PlanError> {
+        let draft = match self.draft(unit) {
+            Err(PlanError::Capacity(error)) => {
+                // A segment that cannot be trusted may hold the slots that are needed.
+                if let Unit::Frontend(key) = unit
+                    && let Some(draft) = diff::blank(&self.applied, key)
+                {
+                    diff::execute(&draft, writer, &mut self.applied, clock, written)?;
+                }
+                return Err(error.into());
+            }
+            draft => draft?,
+        };
+        diff::execute(&draft, writer, &mut self.applied, clock, written)?;
+        if let Unit::Backend(family, id) = unit {
+            self.releasing.remove(&(family, id));
+        }
+        Ok(())
+    }
+
+    fn draft(&mut self, unit: Unit) -> Result<Draft, PlanError> {
+        let (applied, ways) = (&mut self.applied, &self.ways);
+        Ok(match unit {
+            Unit::Node(addr) => row(ways.nodes.get(&addr), applied.nodes.get(&addr), |node| {
+                MapOp::node(addr, node)
+            }),
+            Unit::Pod(addr) => row(ways.pods.get(&addr), applied.pods.get(&addr), |via| {
+                MapOp::pod(addr, via)
+            }),
+            Unit::Peer(net) => row(ways.peers.get(&net), applied.peers.get(&net), |via| {
+                MapOp::peer(net, via)
+            }),
+            Unit::Direct(net) => {
+                let (want, have) = (ways.direct.get(&net), applied.direct.get(&net));
+                row(want, have, |want| MapOp::direct(net, want.is_some()))
+            }
+            Unit::Sources(service) => {
+                let port = self.numbers.name(service);
+                let wanted = port.and_then(|port| self.desired.sources(port));
+                diff::sources(applied, service, wanted.as_ref())
+            }
+            Unit::Frontend(key) if key.is_address() => {
+                diff::address(applied, key, self.desired.has_address(key.addr))?
+            }
+            Unit::Frontend(key) => {
+                let want = self.desired.frontend(&key).map(|(port, claim)| {
+                    let in_row = applied.fronts.get(&key).map(|row| row.service);
+                    (self.numbers.of(port, in_row), claim)
+                });
+                diff::frontend(applied, ways, key, want)?
+            }
+            Unit::Backend(family, id) => diff::backend(
+                applied,
+                ways,
+                family,
+                id,
+                self.releasing.contains(&(family, id)),
+            ),
+        })
+    }
+
+    pub(super) fn release_numbers(&mut self) {
+        let Self {
+            leaving,
+            desired,
+            applied,
+            pending,
+            numbers,
+            ..
+        } = self;
+        leaving.retain(|port, fronts| {
+            if desired.has_port(port) {
+                return false;
+            }
+            fronts.retain(|front| pending.contains_key(&Unit::Frontend(*front)));
+            let number = numbers.get(port);
+            let used = number.is_some_and(|number| applied.sources.is_any_of(number));
+            let written = fronts.is_empty() && !used;
+            if written {
+                numbers.release(port);
+            }
+            !written
+        });
+    }
+}
+
+/// The write that makes `have` what it should be, if one is needed.
+fn row<V: Copy + PartialEq>(
+    want: Option<&V>,
+    have: Option<&V>,
+    op: impl FnOnce(Option<V>) -> MapOp,
+) -> Draft {
+    let ops = if want == have {
+        Vec::new()
+    } else {
+        vec![op(want.copied())]
+    };
+    ops.into()
+}

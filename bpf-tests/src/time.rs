@@ -1,7 +1,7 @@
 //! Time steps without waiting: the programs read the kernel's clock, which
 //! tests cannot set, so rows are made older instead.
 
-use datapath_common::{Address, Flow, FragmentPorts, Limit, TICK_SHIFT};
+use datapath_common::{Address, Affinity, Flow, FragmentPorts, Limit, TICK_SHIFT};
 use nix::time::{ClockId, clock_gettime};
 
 /// A row that holds ticks.
@@ -20,6 +20,15 @@ impl<A: Address> Aged for Flow<A> {
         Self {
             opened,
             seen,
+            ..self
+        }
+    }
+}
+
+impl Aged for Affinity {
+    fn aged(self, ticks: u32) -> Self {
+        Self {
+            seen: self.seen.wrapping_sub(ticks),
             ..self
         }
     }

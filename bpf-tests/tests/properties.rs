@@ -4,13 +4,16 @@
 use std::cell::RefCell;
 
 use bpf_tests::engine::{Engine, Fault, InProcess, Kernel, Observed, object};
-use bpf_tests::model::{Ctx, Memory, World, rewrite, sent_packet};
-use bpf_tests::strategies::{CONFIGS, Event, WorldPlan, config, history, world};
+use bpf_tests::model::{Ctx, Memory, Outcome, Verdict, World, met_frame, rewrite, sent_packet};
+use bpf_tests::strategies::{CONFIGS, Event, Reach, WorldPlan, config, history, world};
 use datapath_common::{Hook, Reason};
 use proptest::prelude::*;
 use proptest::test_runner::{
     Config as Runner, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
 };
+
+/// What the programs have of the rules.
+const PROGRAMS: Reach = Reach::Pods;
 
 /// What a history met, over all its packets.
 #[derive(Default)]
@@ -43,7 +46,7 @@ fn play(
             let outcome = memory
                 .check(&mut world, hook, &frame, &ctx, &observed)
                 .map_err(|difference| TestCaseError::fail(format!("event {at}: {difference}")))?;
-            checksums_survive(&before, hook, &frame, &observed, outcome.reason)?;
+            checksums_survive(&before, hook, &frame, &observed, &outcome)?;
             seen.packets += 1;
             seen.reasons.insert((hook as u8, outcome.reason as u8));
         }
@@ -64,27 +67,30 @@ fn checksums_survive(
     hook: Hook,
     frame: &[u8],
     observed: &Observed,
-    reason: Reason,
+    outcome: &Outcome,
 ) -> Result<(), TestCaseError> {
+    let reason = outcome.reason;
+    let encapsulated = matches!(outcome.verdict, Verdict::RedirectNeigh { .. });
     let forwarded = [
         Reason::DeliveredLocal,
         Reason::TranslatedToKernel,
         Reason::ReplyTranslated,
     ];
-    let out = match reason {
-        Reason::Encapsulated => &observed.frame[rewrite::OVERLAY..],
-        _ if forwarded.contains(&reason) && hook != Hook::NicIn => &observed.frame[..],
-        _ => return Ok(()),
+    let out = if encapsulated {
+        &observed.frame[rewrite::OVERLAY..]
+    } else if forwarded.contains(&reason) {
+        &observed.frame[..]
+    } else {
+        return Ok(());
     };
-    let ctx = Ctx::default();
-    let (Some(before), Some(after)) = (
-        sent_packet(world, frame, &ctx),
-        sent_packet(world, out, &ctx),
-    ) else {
+    let (ctx, met) = (Ctx::default(), met_frame(hook, frame, outcome));
+    let (Some(before), Some(after)) =
+        (sent_packet(world, met, &ctx), sent_packet(world, out, &ctx))
+    else {
         return Err(TestCaseError::fail("what was forwarded does not parse"));
     };
     let right = (
-        rewrite::upper_sum_is_right(frame, &before),
+        rewrite::upper_sum_is_right(met, &before),
         rewrite::upper_sum_is_right(out, &after),
     );
     prop_assert_eq!(right.0, right.1);
@@ -116,9 +122,13 @@ fn repeating(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
-fn run_all(mut runner: TestRunner, engine: impl Engine) -> (Result<(), String>, Seen) {
+fn run_all(
+    mut runner: TestRunner,
+    reach: Reach,
+    engine: impl Engine,
+) -> (Result<(), String>, Seen) {
     let state = RefCell::new((engine, Seen::default()));
-    let result = runner.run(&(world(), history(40)), |(plan, events)| {
+    let result = runner.run(&(world(reach), history(reach, 40)), |(plan, events)| {
         let (engine, seen) = &mut *state.borrow_mut();
         play(engine, &plan, &events, seen)
     });
@@ -130,68 +140,99 @@ fn run_all(mut runner: TestRunner, engine: impl Engine) -> (Result<(), String>, 
 
 #[test]
 fn the_model_agrees_with_itself_and_meets_every_branch() {
-    let (result, seen) = run_all(repeating(400), InProcess::new(None));
+    let (result, seen) = run_all(repeating(2000), Reach::Everything, InProcess::new(None));
     if let Err(failure) = result {
         panic!("{failure}");
     }
-    let met = |hook: Hook, reason: Reason| seen.reasons.contains(&(hook as u8, reason as u8));
-    for reason in [
-        Reason::NotOurs,
-        Reason::Tagged,
-        Reason::NotIp,
-        Reason::Control,
-        Reason::SlowPath,
-        Reason::TranslatedToKernel,
-        Reason::DeliveredLocal,
-        Reason::Encapsulated,
-        Reason::ReplyTranslated,
-        Reason::NoEndpoints,
-        Reason::NoSuchPort,
-        Reason::TtlExceeded,
-        Reason::TooBig,
-        Reason::Truncated,
-        Reason::BadHeader,
-        Reason::NewFlowLimit,
-        Reason::FragmentWithoutFirst,
-        Reason::BackendGone,
-        Reason::ErrorLimit,
-        Reason::Unanswerable,
-        Reason::MartianSource,
-    ] {
-        assert!(
-            met(Hook::PodFrom, reason),
-            "pod_from never met {}",
-            reason.label()
-        );
-    }
-    for reason in [
-        Reason::NotOurs,
-        Reason::ForeignVni,
-        Reason::OverlayToKernel,
-        Reason::UnknownNode,
-        Reason::Decapsulated,
-        Reason::Truncated,
-    ] {
-        assert!(
-            met(Hook::NicIn, reason),
-            "nic_in never met {}",
-            reason.label()
-        );
-        assert!(met(Hook::Xdp, reason), "xdp never met {}", reason.label());
-    }
-    for (hook, reason) in [
+    let both = [Hook::NicIn, Hook::Xdp];
+    let services = [Hook::PodFrom, Hook::NicIn];
+    let mut wanted: Vec<(Hook, Reason)> = vec![
+        (Hook::NicIn, Reason::SlowPath),
         (Hook::NicIn, Reason::ReplyTranslated),
         (Hook::NicIn, Reason::DeliveredLocal),
+        (Hook::NicIn, Reason::Encapsulated),
+        (Hook::NicIn, Reason::TranslatedToKernel),
+        (Hook::NicIn, Reason::NoEndpoints),
+        (Hook::NicIn, Reason::NoSuchPort),
+        (Hook::NicIn, Reason::TtlExceeded),
+        (Hook::NicIn, Reason::TooBig),
+        (Hook::NicIn, Reason::FragmentWithoutFirst),
+        (Hook::NicOut, Reason::NotOurs),
+        (Hook::NicOut, Reason::ReplyTranslated),
+        (Hook::NicOut, Reason::DeliveredLocal),
+        (Hook::NicOut, Reason::Encapsulated),
+        (Hook::NicOut, Reason::TranslatedToKernel),
+        (Hook::NicOut, Reason::NoEndpoints),
+        (Hook::NicOut, Reason::NoSuchPort),
+        (Hook::NicOut, Reason::NoLocalEndpoints),
+        (Hook::NicOut, Reason::SourceNotAllowed),
+        (Hook::NicOut, Reason::TtlExceeded),
+        (Hook::NicOut, Reason::UnknownFlow),
         (Hook::PodTo, Reason::ReplyTranslated),
         (Hook::PodTo, Reason::NotOurs),
+    ];
+    for (hooks, reasons) in [
+        (
+            &[Hook::PodFrom][..],
+            &[
+                Reason::NotOurs,
+                Reason::Tagged,
+                Reason::NotIp,
+                Reason::Control,
+                Reason::SlowPath,
+                Reason::TranslatedToKernel,
+                Reason::DeliveredLocal,
+                Reason::Encapsulated,
+                Reason::ReplyTranslated,
+                Reason::NoEndpoints,
+                Reason::NoSuchPort,
+                Reason::TtlExceeded,
+                Reason::TooBig,
+                Reason::Truncated,
+                Reason::BadHeader,
+                Reason::NewFlowLimit,
+                Reason::FragmentWithoutFirst,
+                Reason::BackendGone,
+                Reason::ErrorLimit,
+                Reason::Unanswerable,
+                Reason::MartianSource,
+            ][..],
+        ),
+        (
+            &both,
+            &[
+                Reason::NotOurs,
+                Reason::ForeignVni,
+                Reason::OverlayToKernel,
+                Reason::UnknownNode,
+                Reason::Decapsulated,
+                Reason::Truncated,
+            ],
+        ),
+        (
+            &services,
+            &[
+                Reason::SnatPortsExhausted,
+                Reason::SourceNotAllowed,
+                Reason::NoLocalEndpoints,
+                Reason::UnknownFlow,
+            ],
+        ),
     ] {
-        assert!(
-            met(hook, reason),
-            "{} never met {}",
-            hook.name(),
-            reason.label()
-        );
+        let each = |hook: &Hook| {
+            reasons
+                .iter()
+                .map(|reason| (*hook, *reason))
+                .collect::<Vec<_>>()
+        };
+        wanted.extend(hooks.iter().flat_map(each));
     }
+    let unmet: Vec<String> = wanted
+        .iter()
+        .filter(|(hook, reason)| !seen.reasons.contains(&(*hook as u8, *reason as u8)))
+        .map(|(hook, reason)| format!("{} {}", hook.name(), reason.label()))
+        .collect();
+    assert!(unmet.is_empty(), "never met: {unmet:?}");
     let (flows, ports) = seen.outer_flows;
     assert!(
         flows > 50 && ports * 10 > flows * 9,
@@ -217,7 +258,11 @@ fn faults_are_found() {
         ("bytes not counted", |o| o.counted[0].counter.bytes += 1),
     ];
     for (name, fault) in faults {
-        let (result, _) = run_all(repeating(200), InProcess::new(Some(fault)));
+        let (result, _) = run_all(
+            repeating(200),
+            Reach::Everything,
+            InProcess::new(Some(fault)),
+        );
         assert!(result.is_err(), "not found: {name}");
     }
 }
@@ -235,7 +280,7 @@ fn the_programs_follow_the_rules() {
     for number in 0..CONFIGS {
         engine.load(&World::new(config(number))).unwrap();
     }
-    let (result, seen) = run_all(searching(100), engine);
+    let (result, seen) = run_all(searching(100), PROGRAMS, engine);
     if let Err(failure) = result {
         panic!("{failure}");
     }

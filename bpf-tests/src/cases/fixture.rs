@@ -248,6 +248,7 @@ impl Fixture {
         let forward = FlowRow {
             addr,
             port: BPORT,
+            nat: None,
             state,
             hairpin: addr == self.client,
             backend: id,

@@ -1,12 +1,12 @@
 //! The model as an engine, with a hash and an outer source port of its own.
 //! It shows that the harness runs, and with a fault that the checks bite.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use datapath_common::{Counter, Hook, Reason};
+use datapath_common::{Counter, Hook};
 
 use super::{Change, Counted, Engine, Observed};
-use crate::model::{self, Ctx, World};
+use crate::model::{self, Ctx, Hash, Verdict, World};
 use crate::packet::{ETHERNET, internet_checksum};
 
 /// A fault to build into the engine.
@@ -47,12 +47,12 @@ impl Engine for InProcess {
             hasher.finish()
         });
         let ctx = Ctx {
-            slot: (hash >> 32) as usize,
+            hash: Hash::Is((hash >> 32) as u32),
             ..*ctx
         };
         let outcome = model::run(&mut self.world, hook, frame, &ctx);
         let mut out = outcome.frame;
-        if outcome.reason == Reason::Encapsulated {
+        if matches!(outcome.verdict, Verdict::RedirectNeigh { .. }) {
             let port = 32768 + (hash % 28232) as u16;
             out[ETHERNET + 20..ETHERNET + 22].copy_from_slice(&port.to_be_bytes());
             out[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&[0xab, 0xcd]);
@@ -73,6 +73,7 @@ impl Engine for InProcess {
                 counter,
             }],
             flows: self.world.flows.clone(),
+            affinities: self.world.affinities.clone(),
             fragments: self.world.fragments.clone(),
             ticks: (self.world.now, self.world.now),
         };

@@ -11,15 +11,19 @@ use aya::maps::{Array, HashMap as BpfHash, LpmTrie, PerCpuArray, PerCpuValues, l
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::{
-    Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    Hook, Ip4, Ip6, Limit, Node, Reason, Via, counter_index, maps,
+    Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Hook, Ip4, Ip6, Limit, Node, Reason, SourceNet, Via, counter_index,
+    maps,
 };
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::tables::{self, Family};
 use super::{Change, Counted, Engine, Observed};
-use crate::model::{BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, World};
+use crate::model::{
+    AffinityId, AffinityRow, BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId,
+    World,
+};
 use crate::time::{Aged, tick};
 
 /// Room in each table: small, since all rows are read after each packet.
@@ -36,6 +40,14 @@ pub fn object() -> Result<Vec<u8>> {
     let path = std::env::var("TULLE_BPF_OBJECT").unwrap_or_else(|_| built.to_owned());
     std::fs::read(&path)
         .with_context(|| format!("read {path}: build it with `cargo xtask build-ebpf`"))
+}
+
+/// What the programs write.
+#[derive(Default)]
+struct Rows {
+    flows: HashMap<FlowId, FlowRow>,
+    affinities: HashMap<AffinityId, AffinityRow>,
+    fragments: HashMap<FragmentId, FragmentRow>,
 }
 
 /// The programs of one object, loaded once for each configuration.
@@ -237,16 +249,17 @@ impl Engine for Kernel {
         }
         let ahead = self.ahead;
         let ebpf = self.ebpf()?;
-        let (mut flows, mut fragments) = (HashMap::new(), HashMap::new());
-        read_family::<Ip4>(ebpf, ahead, &mut flows, &mut fragments)?;
-        read_family::<Ip6>(ebpf, ahead, &mut flows, &mut fragments)?;
+        let mut rows = Rows::default();
+        read_family::<Ip4>(ebpf, ahead, &mut rows)?;
+        read_family::<Ip6>(ebpf, ahead, &mut rows)?;
         let ticks = (earliest.wrapping_add(ahead), latest.wrapping_add(ahead));
         Ok(Observed {
             ret,
             frame,
             counted,
-            flows,
-            fragments,
+            flows: rows.flows,
+            affinities: rows.affinities,
+            fragments: rows.fragments,
             ticks,
         })
     }
@@ -304,6 +317,8 @@ macro_rules! per_family {
             FlowKey<$A>: aya::Pod,
             Flow<$A>: aya::Pod,
             FragmentKey<$A>: aya::Pod,
+            AffinityKey<$A>: aya::Pod,
+            SourceNet<$A>: aya::Pod,
         $body
     )+};
 }
@@ -333,6 +348,14 @@ per_family! {
         let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
         for key in flows.keys().collect::<Result<Vec<_>, _>>()? {
             flows.remove(&key)?;
+        }
+        let mut sources: LpmTrie<_, SourceNet<A>, u32> = table(ebpf, A::SOURCES)?;
+        for (length, net) in world.sources.iter().filter_map(tables::source) {
+            sources.remove(&lpm_trie::Key::new(length, net))?;
+        }
+        let mut affinities: BpfHash<_, AffinityKey<A>, Affinity> = table(ebpf, A::AFFINITIES)?;
+        for key in affinities.keys().collect::<Result<Vec<_>, _>>()? {
+            affinities.remove(&key)?;
         }
         let mut fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
         for key in fragments.keys().collect::<Result<Vec<_>, _>>()? {
@@ -366,6 +389,16 @@ per_family! {
         for (key, row) in world.flows.iter().filter_map(|(id, row)| tables::flow::<A>(id, row)) {
             flows.insert(key, row.aged(ahead), 0)?;
         }
+        let mut sources: LpmTrie<_, SourceNet<A>, u32> = table(ebpf, A::SOURCES)?;
+        for (length, net) in world.sources.iter().filter_map(tables::source) {
+            sources.insert(&lpm_trie::Key::new(length, net), 1, 0)?;
+        }
+        let mut affinities: BpfHash<_, AffinityKey<A>, Affinity> = table(ebpf, A::AFFINITIES)?;
+        for (id, row) in &world.affinities {
+            if let Some((key, row)) = tables::affinity::<A>(id, row) {
+                affinities.insert(key, row.aged(ahead), 0)?;
+            }
+        }
         let mut fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
         for (id, row) in &world.fragments {
             if let Some((key, row)) = tables::fragment::<A>(id, *row) {
@@ -398,6 +431,10 @@ per_family! {
         for (key, row) in flows.iter().collect::<Result<Vec<_>, _>>()? {
             flows.insert(key, row.aged(ticks), 0)?;
         }
+        let mut affinities: BpfHash<_, AffinityKey<A>, Affinity> = table(ebpf, A::AFFINITIES)?;
+        for (key, row) in affinities.iter().collect::<Result<Vec<_>, _>>()? {
+            affinities.insert(key, row.aged(ticks), 0)?;
+        }
         let mut fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
         for (key, row) in fragments.iter().collect::<Result<Vec<_>, _>>()? {
             fragments.insert(key, row.aged(ticks), 0)?;
@@ -408,20 +445,25 @@ per_family! {
     fn read_family<A>(
         ebpf: &mut Ebpf,
         ahead: u32,
-        into_flows: &mut HashMap<FlowId, FlowRow>,
-        into_fragments: &mut HashMap<FragmentId, FragmentRow>,
+        rows: &mut Rows,
     ) {
         let back = ahead.wrapping_neg();
         let flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
         for entry in &flows {
             let (key, row) = entry?;
-            into_flows.insert(tables::flow_id(&key)?, tables::flow_row(&row.aged(back))?);
+            rows.flows.insert(tables::flow_id(&key)?, tables::flow_row(&row.aged(back))?);
+        }
+        let affinities: BpfHash<_, AffinityKey<A>, Affinity> = table(ebpf, A::AFFINITIES)?;
+        for entry in &affinities {
+            let (key, row) = entry?;
+            let (id, row) = tables::affinity_back(&key, row.aged(back));
+            rows.affinities.insert(id, row);
         }
         let fragments: BpfHash<_, FragmentKey<A>, FragmentPorts> = table(ebpf, A::FRAGMENTS)?;
         for entry in &fragments {
             let (key, row) = entry?;
             let (id, row) = tables::fragment_back(&key, row.aged(back))?;
-            into_fragments.insert(id, row);
+            rows.fragments.insert(id, row);
         }
         Ok(())
     }

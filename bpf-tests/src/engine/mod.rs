@@ -8,7 +8,10 @@ use std::collections::HashMap;
 
 use datapath_common::{Counter, Frontend, Hook, Reason};
 
-use crate::model::{BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, World};
+use crate::model::{
+    AffinityId, AffinityRow, BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId,
+    World,
+};
 
 pub use in_process::{Fault, InProcess};
 pub use kernel::{Kernel, object};
@@ -54,13 +57,15 @@ pub struct Observed {
     pub counted: Vec<Counted>,
     /// All flow rows after it, in the model's ticks.
     pub flows: HashMap<FlowId, FlowRow>,
+    /// All affinity rows after it, in the model's ticks.
+    pub affinities: HashMap<AffinityId, AffinityRow>,
     /// All remembered fragments after it.
     pub fragments: HashMap<FragmentId, FragmentRow>,
     /// The earliest and the latest tick in which it may have run.
     pub ticks: (u32, u32),
 }
 
-/// Something that runs packets through the four hooks.
+/// Something that runs packets through the hooks.
 pub trait Engine {
     /// Makes the tables those of `world`, nothing else in them.
     fn load(&mut self, world: &World) -> anyhow::Result<()>;

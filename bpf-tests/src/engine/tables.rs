@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use datapath_common::{
-    Address, Backend, Direction, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts, FrontendKey,
-    Ip4, Ip6, Scope, maps,
+    Address, Affinity, AffinityKey, Backend, Direction, Flow, FlowKey, FlowState, FragmentKey,
+    FragmentPorts, FrontendKey, Ip4, Ip6, Scope, SourceNet, maps,
 };
 
-use crate::model::{BackendRow, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, Tuple};
+use crate::model::{
+    AffinityId, AffinityRow, BackendRow, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId,
+    Tuple,
+};
 
 /// An address family: its map names, and addresses from the standard library's.
 pub trait Family: Address + aya::Pod {
@@ -21,6 +24,10 @@ pub trait Family: Address + aya::Pod {
     const PEERS: &str;
     /// Name of the flows' map.
     const FLOWS: &str;
+    /// Name of the affinities' map.
+    const AFFINITIES: &str;
+    /// Name of the source networks' map.
+    const SOURCES: &str;
     /// Name of the fragments' map.
     const FRAGMENTS: &str;
     /// The address, if it is of this family.
@@ -33,6 +40,8 @@ impl Family for Ip4 {
     const PODS: &str = maps::PODS_V4;
     const PEERS: &str = maps::PEERS_V4;
     const FLOWS: &str = maps::FLOW_V4;
+    const AFFINITIES: &str = maps::AFFIN_V4;
+    const SOURCES: &str = maps::SRCS_V4;
     const FRAGMENTS: &str = maps::FRAG_V4;
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -48,6 +57,8 @@ impl Family for Ip6 {
     const PODS: &str = maps::PODS_V6;
     const PEERS: &str = maps::PEERS_V6;
     const FLOWS: &str = maps::FLOW_V6;
+    const AFFINITIES: &str = maps::AFFIN_V6;
+    const SOURCES: &str = maps::SRCS_V6;
     const FRAGMENTS: &str = maps::FRAG_V6;
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
@@ -100,8 +111,11 @@ pub fn flow<A: Family>(id: &FlowId, row: &FlowRow) -> Option<(FlowKey<A>, Flow<A
         port: row.port,
         state: row.state as u8,
         hairpin: u8::from(row.hairpin),
-        nat_addr: A::UNSPECIFIED,
-        nat_port: 0,
+        nat_addr: match row.nat {
+            Some((addr, _)) => A::from_ip(addr)?,
+            None => A::UNSPECIFIED,
+        },
+        nat_port: row.nat.map_or(0, |(_, port)| port),
         reserved: 0,
         backend: row.backend,
         generation: row.generation,
@@ -140,9 +154,11 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         "flow row with hairpin {}",
         value.hairpin
     );
+    let nat = (value.nat_addr.to_ip(), value.nat_port);
     Ok(FlowRow {
         addr: value.addr.to_ip(),
         port: value.port,
+        nat: (nat != (A::UNSPECIFIED.to_ip(), 0)).then_some(nat),
         state,
         hairpin: value.hairpin == 1,
         backend: value.backend,
@@ -151,6 +167,48 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         opened: value.opened,
         seen: value.seen,
     })
+}
+
+pub fn affinity<A: Family>(
+    id: &AffinityId,
+    row: &AffinityRow,
+) -> Option<(AffinityKey<A>, Affinity)> {
+    let (client, service) = *id;
+    let key = AffinityKey {
+        client: A::from_ip(client)?,
+        service,
+    };
+    let value = Affinity {
+        backend: row.backend,
+        generation: row.generation,
+        seen: row.seen,
+    };
+    Some((key, value))
+}
+
+pub fn affinity_back<A: Family>(
+    key: &AffinityKey<A>,
+    value: Affinity,
+) -> (AffinityId, AffinityRow) {
+    let Affinity {
+        backend,
+        generation,
+        seen,
+    } = value;
+    let row = AffinityRow {
+        backend,
+        generation,
+        seen,
+    };
+    ((key.client.to_ip(), key.service), row)
+}
+
+/// Prefix length and the bytes that it is of.
+pub fn source<A: Family>(
+    (service, network, length): &(u32, IpAddr, u8),
+) -> Option<(u32, SourceNet<A>)> {
+    let net = SourceNet::new(*service, A::from_ip(*network)?);
+    Some((SourceNet::<A>::SERVICE_BITS + u32::from(*length), net))
 }
 
 pub fn fragment<A: Family>(

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 
 use datapath_common::{Hook, Reason, proto};
 
 use super::parse::{Fragment, Packet, parse};
-use super::{Ctx, Outcome, Tuple, Verdict, World, run};
+use super::{Ctx, FlowRow, Hash, Outcome, Tuple, Verdict, World, run};
 use crate::engine::Observed;
 use crate::packet::{ETHERNET, internet_checksum};
 
@@ -17,9 +18,12 @@ pub struct Memory {
     /// Backends that all packets of a tuple may have gone to, by segment. More
     /// than one if ids share an address and nothing told them apart.
     choices: HashMap<(Tuple, Vec<u32>), BTreeSet<u32>>,
-    /// Outer source port by the tuple that the pod sent and where it went.
-    ports: HashMap<(Tuple, Vec<u8>), u16>,
+    /// Outer source port by the tuple that was sent and the inner one.
+    ports: HashMap<(Tuple, InnerTuple), u16>,
 }
+
+/// Addresses of an inner packet, and what its source was translated with.
+type InnerTuple = (Vec<u8>, Option<(IpAddr, u16)>);
 
 /// Why an observation cannot be what the rules say.
 #[derive(Clone, Debug)]
@@ -33,11 +37,24 @@ impl fmt::Display for Difference {
 
 impl std::error::Error for Difference {}
 
-/// The packet as the pod sent it, with the ports of its first fragment.
+/// The packet as it was sent, with the ports of its first fragment.
 pub fn sent_packet(world: &World, frame: &[u8], ctx: &Ctx) -> Option<Packet> {
     let mut packet = parse(frame, ctx).ok()?;
     world.add_fragment_ports(&mut packet);
     Some(packet)
+}
+
+/// The frame that became the outcome's: the inner one, if it was taken out of
+/// the overlay.
+pub fn met_frame<'a>(hook: Hook, frame: &'a [u8], outcome: &Outcome) -> &'a [u8] {
+    let added = match outcome.verdict {
+        Verdict::RedirectNeigh { .. } => OUTER,
+        _ => 0,
+    };
+    let taken_out = hook == Hook::NicIn
+        && !outcome.verdict.is_answer()
+        && outcome.frame.len() + OUTER == frame.len() + added;
+    if taken_out { &frame[OUTER..] } else { frame }
 }
 
 impl Memory {
@@ -53,6 +70,9 @@ impl Memory {
         observed: &Observed,
     ) -> Result<Outcome, Difference> {
         let sent = sent_packet(world, frame, ctx);
+        let forward = sent.as_ref().map(|sent| sent.tuple().forward());
+        let row = forward.and_then(|forward| observed.flows.get(&forward));
+        let port = row.and_then(FlowRow::translated_source).map(|nat| nat.1);
         let mut complaints: Vec<(usize, String)> = Vec::new();
         let ticks = if observed.ticks.0 == observed.ticks.1 {
             vec![observed.ticks.0]
@@ -67,12 +87,14 @@ impl Memory {
             while slot < slots {
                 let mut after = world.clone();
                 after.now = now;
-                let outcome = run(&mut after, hook, frame, &Ctx { slot, ..*ctx });
+                let hash = Hash::Seen { slot, port };
+                let outcome = run(&mut after, hook, frame, &Ctx { hash, ..*ctx });
                 if let Some(choice) = &outcome.choice {
                     slots = choice.segment.len().max(1);
                 }
                 slot += 1;
-                let found = differences(&outcome, &after, hook, frame, sent.as_ref(), observed);
+                let met = sent_packet(world, met_frame(hook, frame, &outcome), ctx);
+                let found = differences(&outcome, &after, hook, frame, met.as_ref(), observed);
                 if found.is_empty() {
                     backends.extend(outcome.choice.as_ref().map(|choice| choice.backend));
                     adopted.get_or_insert((outcome, after));
@@ -83,7 +105,15 @@ impl Memory {
         }
         if let Some((outcome, after)) = adopted {
             *world = after;
-            self.remember(&outcome, &backends, frame, sent.as_ref(), observed)?;
+            let met = sent_packet(world, met_frame(hook, frame, &outcome), ctx);
+            let nat = row.and_then(FlowRow::translated_source);
+            self.remember(
+                &outcome,
+                &backends,
+                frame,
+                met.as_ref().zip(Some(nat)),
+                observed,
+            )?;
             return Ok(outcome);
         }
         let tried = complaints.len();
@@ -101,7 +131,7 @@ impl Memory {
         outcome: &Outcome,
         backends: &BTreeSet<u32>,
         frame: &[u8],
-        sent: Option<&Packet>,
+        sent: Option<(&Packet, Option<(IpAddr, u16)>)>,
         observed: &Observed,
     ) -> Result<(), Difference> {
         if let Some(choice) = &outcome.choice {
@@ -117,15 +147,15 @@ impl Memory {
             }
             *before = both;
         }
-        if let (Reason::Encapsulated, Some(sent)) = (outcome.reason, sent) {
+        if let (Verdict::RedirectNeigh { .. }, Some((sent, nat))) = (outcome.verdict, sent) {
             let port = outer_port(&observed.frame);
             let inner = observed.frame.get(OUTER + ETHERNET..).unwrap_or_default();
-            let dst = if sent.ip.src.is_ipv4() {
-                inner.get(16..20)
+            let addresses = if sent.ip.src.is_ipv4() {
+                inner.get(12..20)
             } else {
-                inner.get(24..40)
+                inner.get(8..40)
             };
-            let key = (sent.tuple(), dst.unwrap_or_default().to_vec());
+            let key = (sent.tuple(), (addresses.unwrap_or_default().to_vec(), nat));
             let before = *self.ports.entry(key).or_insert(port);
             if before != port {
                 return Err(Difference(format!(
@@ -211,6 +241,12 @@ fn differences(
     {
         found.push(format!("flow {id:?}: unexpected {row:?}"));
     }
+    if after.affinities != observed.affinities {
+        found.push(format!(
+            "affinities: rules {:?}, observed {:?}",
+            after.affinities, observed.affinities
+        ));
+    }
     if after.fragments != observed.fragments {
         found.push(format!(
             "fragments: rules {:?}, observed {:?}",
@@ -234,7 +270,7 @@ pub fn faults(verdict: Verdict, frame: &[u8]) -> Vec<String> {
                 found.push(format!("outer source port {port} is not in 32768..=60999"));
             }
         }
-        Verdict::RedirectBack { .. } => {
+        Verdict::RedirectBack { .. } | Verdict::AnswerNode { .. } => {
             let v4 = header.first().is_some_and(|b| b >> 4 == 4);
             if v4 && internet_checksum(&[header]) != 0 {
                 found.push("the answer's header checksum is wrong".to_owned());
@@ -266,7 +302,9 @@ pub fn mask_free(frame: &mut [u8], reason: Reason, verdict: Verdict, sent: Optio
             mask(34, 36); // source port
             ip += OUTER;
         }
-        Verdict::RedirectBack { .. } => {
+        // bpf_redirect_neigh fills the Ethernet addresses.
+        Verdict::Route { .. } => mask(0, 12),
+        Verdict::RedirectBack { .. } | Verdict::AnswerNode { .. } => {
             if sent.is_some_and(|sent| sent.ip.src.is_ipv4()) {
                 mask(15, 16); // type of service
                 mask(18, 21); // identification, DF

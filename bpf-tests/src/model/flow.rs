@@ -1,5 +1,7 @@
 //! Flow rows: which are live, how they open, what packets do to them.
 
+use std::net::IpAddr;
+
 use datapath_common::{BackendState, Direction, FlowState, Limit, proto};
 
 use super::parse::{Fragment, Packet};
@@ -13,6 +15,19 @@ const SCTP_ABORT: u8 = 6;
 const SCTP_SHUTDOWN: [u8; 3] = [7, 8, 14];
 /// A row's `seen` is written when it is this old.
 const REFRESH_TICKS: u32 = 2;
+
+/// A flow that is about to open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewFlow {
+    /// Number of the service port.
+    pub service: u32,
+    /// Backend id.
+    pub backend: u32,
+    /// The backend sees the frontend's address as source.
+    pub hairpin: bool,
+    /// What the backend sees as source instead of the client's own.
+    pub nat: Option<(IpAddr, u16)>,
+}
 
 impl Packet {
     /// TCP SYN alone, SCTP INIT.
@@ -43,6 +58,23 @@ impl Packet {
             proto::SCTP => matches!(self.chunk, SCTP_INIT | SCTP_INIT_ACK) || self.closes(),
             _ => self.ip.proto == proto::UDP,
         }
+    }
+
+    /// Data of a connection: TCP or SCTP that does not ask by itself.
+    pub fn is_data(&self) -> bool {
+        matches!(self.ip.proto, proto::TCP | proto::SCTP) && !self.asks_flow_table()
+    }
+}
+
+/// The reply row of a flow, from the forward tuple and row.
+fn reply_row(forward: Tuple, row: &FlowRow) -> FlowRow {
+    FlowRow {
+        addr: forward.dst,
+        port: forward.dport,
+        nat: row
+            .translated_source()
+            .map(|_| (forward.src, forward.sport)),
+        ..*row
     }
 }
 
@@ -142,19 +174,19 @@ impl World {
         (backend.generation == row.generation).then_some((row, backend.state))
     }
 
-    /// Writes both rows of a new flow. `to` is the backend's address and port.
-    pub fn open(&mut self, packet: &Packet, service: u32, backend: u32) -> Option<FlowId> {
+    /// Writes both rows of a new flow.
+    pub fn open(&mut self, packet: &Packet, flow: &NewFlow) -> Option<FlowId> {
         let tuple = packet.tuple();
-        let to = *self.backends.get(&(version_of(tuple.src), backend))?;
-        let hairpin = to.addr == tuple.src;
+        let to = *self.backends.get(&(version_of(tuple.src), flow.backend))?;
         let mut forward = FlowRow {
             addr: to.addr,
             port: to.port,
+            nat: flow.nat,
             state: FlowState::Opening,
-            hairpin,
-            backend,
+            hairpin: flow.hairpin,
+            backend: flow.backend,
             generation: to.generation,
-            service,
+            service: flow.service,
             opened: self.now,
             seen: self.now,
         };
@@ -164,17 +196,11 @@ impl World {
         let heard = self
             .flows
             .get(&other)
-            .is_some_and(|row| (row.backend, row.generation) == (backend, to.generation));
-        let data = tuple.proto != proto::UDP && !packet.asks_flow_table();
-        if heard && data {
+            .is_some_and(|row| (row.backend, row.generation) == (flow.backend, to.generation));
+        if heard && packet.is_data() {
             forward.state = FlowState::Established;
         }
-        let reply = FlowRow {
-            addr: tuple.dst,
-            port: tuple.dport,
-            ..forward
-        };
-        self.flows.insert(other, reply);
+        self.flows.insert(other, reply_row(tuple, &forward));
         self.flows.insert(tuple.forward(), forward);
         Some(tuple.forward())
     }
@@ -192,11 +218,9 @@ impl World {
         let written = lost || self.is_written(row, state);
         if written && !self.flows.contains_key(&other) {
             let reply = FlowRow {
-                addr: tuple.dst,
-                port: tuple.dport,
                 state,
                 seen: self.now,
-                ..*row
+                ..reply_row(tuple, row)
             };
             self.flows.insert(other, reply);
         }
@@ -237,16 +261,16 @@ impl World {
 /// Key of the reply row of a flow, from the forward tuple and row: the tuple
 /// of what the backend sends.
 pub fn reply_of(forward: Tuple, row: &FlowRow) -> FlowId {
-    let client = if row.hairpin {
-        forward.dst
-    } else {
-        forward.src
+    let (client, port) = match row.translated_source() {
+        Some(source) => source,
+        None if row.hairpin => (forward.dst, forward.sport),
+        None => (forward.src, forward.sport),
     };
     Tuple {
         src: row.addr,
         dst: client,
         sport: row.port,
-        dport: forward.sport,
+        dport: port,
         proto: forward.proto,
     }
     .reply()
@@ -254,11 +278,15 @@ pub fn reply_of(forward: Tuple, row: &FlowRow) -> FlowId {
 
 /// Key of the forward row of a flow, from the reply tuple and row.
 pub fn forward_of(reply: Tuple, row: &FlowRow) -> FlowId {
-    let client = if row.hairpin { reply.src } else { reply.dst };
+    let (client, port) = match row.translated_source() {
+        Some(client) => client,
+        None if row.hairpin => (reply.src, reply.dport),
+        None => (reply.dst, reply.dport),
+    };
     Tuple {
         src: client,
         dst: row.addr,
-        sport: reply.dport,
+        sport: port,
         dport: row.port,
         proto: reply.proto,
     }

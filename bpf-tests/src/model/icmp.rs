@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use datapath_common::{Reason, proto};
 
+use super::client::Client;
 use super::flow::granted;
 use super::parse::{Packet, octets};
 use super::{Ctx, Outcome, Verdict, World};
@@ -13,12 +14,13 @@ use crate::packet::{ETHERNET, internet_checksum, octets_of, upper_checksum};
 /// TTL of the answers; the rules leave it open, and comparisons leave it out.
 const ERROR_TTL: u8 = 64;
 
-/// Refuses the packet that `frame` holds as the pod sent it, for `cause`.
+/// Refuses the packet that `frame` holds as the client sent it, for `cause`.
 pub fn refuse(
     world: &mut World,
     frame: &[u8],
     packet: &Packet,
     cause: Reason,
+    client: Client,
     ctx: &Ctx,
 ) -> Outcome {
     let reset =
@@ -31,17 +33,26 @@ pub fn refuse(
     if !granted(&mut world.error_grants, limit, now) {
         return Outcome::drop(Reason::ErrorLimit, frame);
     }
-    Outcome::new(
-        cause,
-        Verdict::RedirectBack {
+    let verdict = match client {
+        Client::Pod | Client::Outside => Verdict::RedirectBack {
             ifindex: ctx.ifindex,
         },
-        if reset {
-            tcp_reset(frame, packet)
-        } else {
-            error(world, frame, packet, cause)
+        Client::Node => Verdict::AnswerNode {
+            ifindex: world.config.uplink,
         },
-    )
+    };
+    // The node hears it from the address that it wanted.
+    let from = match (client, packet.ip.src) {
+        (Client::Node, _) => packet.ip.dst,
+        (_, IpAddr::V4(_)) => IpAddr::from(world.config.router_ip4.octets()),
+        (_, IpAddr::V6(_)) => IpAddr::from(world.config.router_ip6.octets()),
+    };
+    let answer = if reset {
+        tcp_reset(frame, packet)
+    } else {
+        error(world, frame, packet, cause, from)
+    };
+    Outcome::new(cause, verdict, answer)
 }
 
 /// RFC 9293 §3.5.2, group 1: "<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>", or
@@ -109,7 +120,7 @@ pub fn is_martian(src: IpAddr) -> bool {
     }
 }
 
-fn error(world: &World, frame: &[u8], packet: &Packet, cause: Reason) -> Vec<u8> {
+fn error(world: &World, frame: &[u8], packet: &Packet, cause: Reason, from: IpAddr) -> Vec<u8> {
     let v4 = packet.ip.src.is_ipv4();
     let (kind, code) = match (cause, v4) {
         (Reason::TtlExceeded, true) => (11, 0),
@@ -145,7 +156,7 @@ fn error(world: &World, frame: &[u8], packet: &Packet, cause: Reason) -> Vec<u8>
         let mut header = vec![0x45, 0];
         header.extend((20 + message.len() as u16).to_be_bytes());
         header.extend([0, 0, 0, 0, ERROR_TTL, proto::ICMP, 0, 0]);
-        header.extend(world.config.router_ip4.octets());
+        header.extend(octets_of(from));
         header.extend(octets_of(packet.ip.src));
         let sum = internet_checksum(&[&header]);
         header[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -153,13 +164,12 @@ fn error(world: &World, frame: &[u8], packet: &Packet, cause: Reason) -> Vec<u8>
         let sum = internet_checksum(&[&message]);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
     } else {
-        let router = IpAddr::from(world.config.router_ip6.octets());
         answer.extend([0x60, 0, 0, 0]);
         answer.extend((message.len() as u16).to_be_bytes());
         answer.extend([proto::ICMPV6, ERROR_TTL]);
-        answer.extend(octets_of(router));
+        answer.extend(octets_of(from));
         answer.extend(octets_of(packet.ip.src));
-        let sum = upper_checksum(router, packet.ip.src, proto::ICMPV6, &message);
+        let sum = upper_checksum(from, packet.ip.src, proto::ICMPV6, &message);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
     }
     answer.extend(message);

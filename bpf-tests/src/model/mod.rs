@@ -7,22 +7,31 @@
 //! against what the rules do say.
 
 pub mod check;
+mod client;
 pub mod flow;
+mod forward;
 mod icmp;
+mod node;
 mod overlay;
 pub mod parse;
 mod pod;
 pub mod rewrite;
+mod service;
+pub mod snat;
 pub mod world;
 
 use std::net::Ipv4Addr;
 
 use datapath_common::{Group, Hook, Reason};
 
-pub use check::{Memory, sent_packet};
+pub use check::{Memory, met_frame, sent_packet};
+pub use node::nic_out;
 pub use overlay::{nic_in, xdp};
 pub use pod::{pod_from, pod_to};
-pub use world::{BackendRow, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId, Tuple, World};
+pub use world::{
+    AffinityId, AffinityRow, BackendRow, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId,
+    Tuple, World,
+};
 
 /// What comes with a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,9 +42,32 @@ pub struct Ctx {
     pub gso_size: u32,
     /// A VLAN tag beside the frame.
     pub vlan: bool,
-    /// The slot of the segment that the hash is taken to select, modulo the
-    /// segment's length.
-    pub slot: usize,
+    /// What the hash is taken to be.
+    pub hash: Hash,
+}
+
+/// The hash over a packet's tuple, which the rules leave to the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hash {
+    /// This number.
+    Is(u32),
+    /// One that does what was seen.
+    Seen {
+        /// Slot that it selects, modulo the segment's length.
+        slot: usize,
+        /// Port that it gives to a masqueraded flow; `None` if it finds none.
+        port: Option<u16>,
+    },
+}
+
+impl Hash {
+    /// The slot that it selects in a segment of this length.
+    fn slot(self, length: usize) -> usize {
+        match self {
+            Self::Is(hash) => ((u64::from(hash) * length as u64) >> 32) as usize,
+            Self::Seen { slot, .. } => slot % length.max(1),
+        }
+    }
 }
 
 impl Default for Ctx {
@@ -44,7 +76,7 @@ impl Default for Ctx {
             ifindex: 1,
             gso_size: 0,
             vlan: false,
-            slot: 0,
+            hash: Hash::Is(0),
         }
     }
 }
@@ -63,6 +95,21 @@ pub enum Verdict {
         /// Host side of the veth.
         ifindex: u32,
     },
+    /// Out by a pod's veth, past `tulle_pod_to`.
+    Redirect {
+        /// Host side of the veth.
+        ifindex: u32,
+    },
+    /// Out by an interface, by the kernel's routing and neighbours ("route").
+    Route {
+        /// The uplink.
+        ifindex: u32,
+    },
+    /// In by an interface: the uplink ("turn back") or the VTEP device.
+    RedirectIngress {
+        /// The interface.
+        ifindex: u32,
+    },
     /// Out by an interface, to a neighbour.
     RedirectNeigh {
         /// The uplink.
@@ -70,9 +117,14 @@ pub enum Verdict {
         /// The neighbour.
         next_hop: Ipv4Addr,
     },
-    /// The frame is an ICMP error that goes back to the pod.
+    /// The frame is an answer that goes back where the refused packet came from.
     RedirectBack {
-        /// The veth that the refused packet came from.
+        /// The veth or the uplink.
+        ifindex: u32,
+    },
+    /// The frame is an answer to the node's own stack: in by the uplink.
+    AnswerNode {
+        /// The uplink.
         ifindex: u32,
     },
 }
@@ -86,10 +138,21 @@ impl Verdict {
             (Self::Drop | Self::Pass, _) | (Self::Kernel, Hook::Xdp) => 2,
             (Self::Kernel, _) => -1,
             (
-                Self::RedirectPeer { .. } | Self::RedirectNeigh { .. } | Self::RedirectBack { .. },
+                Self::RedirectPeer { .. }
+                | Self::Redirect { .. }
+                | Self::Route { .. }
+                | Self::RedirectIngress { .. }
+                | Self::RedirectNeigh { .. }
+                | Self::RedirectBack { .. }
+                | Self::AnswerNode { .. },
                 _,
             ) => 7,
         }
+    }
+
+    /// Whether the frame is an answer of the program's own making.
+    pub fn is_answer(self) -> bool {
+        matches!(self, Self::RedirectBack { .. } | Self::AnswerNode { .. })
     }
 }
 
@@ -151,7 +214,8 @@ impl Outcome {
 pub fn run(world: &mut World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Outcome {
     match hook {
         Hook::PodFrom => pod_from(world, frame, ctx),
-        Hook::PodTo | Hook::NicOut => pod_to(world, frame, ctx),
+        Hook::PodTo => pod_to(world, frame, ctx),
+        Hook::NicOut => nic_out(world, frame, ctx),
         Hook::NicIn => nic_in(world, frame, ctx),
         Hook::Xdp => xdp(world, frame, ctx),
     }

@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{Feature, Hook, Reason, Via, proto};
 
+use super::client::{Client, row_to_client, to_client};
 use super::parse::{self, Packet, octets};
 use super::pod::to_pod;
-use super::rewrite::{OVERLAY, set_macs};
+use super::rewrite::{OVERLAY, set_dst_mac, set_macs};
+use super::service::{frontend_of, service, service_address};
 use super::{Ctx, Outcome, Verdict, World};
 use crate::packet::{ETHERNET, IPV4, IPV6};
 
@@ -17,7 +19,9 @@ enum Overlay {
     /// One that leaves for this reason.
     Leaves(Reason),
     /// One for the pod behind this.
-    Inner(Via),
+    Pod(Via),
+    /// One for the VTEP address.
+    Vtep,
 }
 
 /// What arrives at the uplink, before the stack.
@@ -25,7 +29,9 @@ pub fn xdp(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     let reason = match overlay(world, frame, ctx, Hook::Xdp) {
         Overlay::No => Reason::NotOurs,
         Overlay::Leaves(reason) => reason,
-        Overlay::Inner(_) => {
+        // Only the other program can ask for a reply.
+        Overlay::Vtep => Reason::OverlayToKernel,
+        Overlay::Pod(_) => {
             let mut out = frame[OVERLAY..].to_vec();
             set_macs(&mut out, world.config.uplink_mac, world.config.vtep_mac);
             return Outcome::new(Reason::Decapsulated, Verdict::Pass, out);
@@ -43,38 +49,78 @@ pub fn xdp(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
 
 /// What arrives at the uplink.
 pub fn nic_in(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
-    match overlay(world, frame, ctx, Hook::NicIn) {
-        Overlay::Leaves(reason) => Outcome::leave(reason, frame),
-        // XDP leaves the rest of the inner headers' faults to this.
-        Overlay::Inner(via) => match parse::parse(&frame[OVERLAY..], &Ctx::default()) {
-            Err(reason) => Outcome::leave(reason, frame),
-            Ok(packet) => to_pod(
-                world,
-                &frame[OVERLAY..],
-                &packet,
-                &via,
-                Reason::Decapsulated,
-            ),
-        },
-        Overlay::No => match for_local_pod(world, frame, ctx) {
-            Err(reason) => Outcome::leave(reason, frame),
-            Ok((packet, via)) => to_pod(world, frame, &packet, &via, Reason::DeliveredLocal),
-        },
+    let target = overlay(world, frame, ctx, Hook::NicIn);
+    match target {
+        Overlay::Leaves(reason) => return Outcome::leave(reason, frame),
+        Overlay::No => return from_wire(world, frame, ctx),
+        Overlay::Pod(_) | Overlay::Vtep => {}
+    }
+    let inner = &frame[OVERLAY..];
+    // XDP leaves the rest of the inner headers' faults to this.
+    let packet = match parse::parse(inner, &Ctx::default()) {
+        Ok(packet) => packet,
+        Err(reason) => return Outcome::leave(reason, frame),
+    };
+    match target {
+        Overlay::Pod(via) => to_pod(world, inner, &packet, &via, Reason::Decapsulated),
+        _ => to_vtep(world, inner, &packet, ctx),
     }
 }
 
-fn for_local_pod(world: &World, frame: &[u8], ctx: &Ctx) -> Result<(Packet, Via), Reason> {
-    let ether_type = parse::ethernet(frame, ctx)?;
-    // No further than the destination, unless it is a pod's.
-    let via = destination(frame, ether_type).and_then(|dst| world.local_pod(dst));
-    let via = via.ok_or(Reason::NotOurs)?;
-    let packet = parse::parse(frame, ctx)?;
-    // The kernel answers for the node when the TTL is used up.
-    if packet.ip.ttl <= 1 {
-        Err(Reason::SlowPath)
-    } else {
-        Ok((packet, via))
+/// Out of the overlay and to the VTEP address: a reply to who was masqueraded
+/// with it, or the VTEP device's.
+fn to_vtep(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -> Outcome {
+    let mut packet = *packet;
+    world.add_fragment_ports(&mut packet);
+    if let Some(row) = row_to_client(world, &packet) {
+        return to_client(world, Hook::NicIn, frame, &packet, &row, ctx);
     }
+    let mut out = frame.to_vec();
+    set_dst_mac(&mut out, world.config.vtep_mac);
+    let ifindex = world.config.vtep;
+    Outcome::new(
+        Reason::OverlayToKernel,
+        Verdict::RedirectIngress { ifindex },
+        out,
+    )
+}
+
+/// What comes in by the uplink and not through the overlay.
+fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
+    let ether_type = match parse::ethernet(frame, ctx) {
+        Ok(ether_type) => ether_type,
+        Err(reason) => return Outcome::leave(reason, frame),
+    };
+    let services = world.has(Feature::UPLINK_SERVICES);
+    let via = destination(frame, ether_type).and_then(|dst| world.local_pod(dst));
+    // No further than the destination, unless somebody asks for more.
+    if via.is_none() && !services {
+        return Outcome::kernel(Reason::NotOurs, frame);
+    }
+    let mut packet = match parse::parse(frame, ctx) {
+        Ok(packet) => packet,
+        Err(reason) => return Outcome::leave(reason, frame),
+    };
+    if let Some(via) = via {
+        // The kernel answers for the node when the TTL is used up.
+        if packet.ip.ttl <= 1 {
+            return Outcome::kernel(Reason::SlowPath, frame);
+        }
+        return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal);
+    }
+    world.add_fragment_ports(&mut packet);
+    let (dst, client) = (packet.ip.dst, Client::Outside);
+    let own = [world.node_address(dst), world.vtep_address(dst)].contains(&Some(dst));
+    if own && let Some(row) = row_to_client(world, &packet) {
+        return to_client(world, Hook::NicIn, frame, &packet, &row, ctx);
+    }
+    if let Some(frontend) = frontend_of(world, &packet) {
+        return service(world, frame, &packet, &frontend, client, ctx);
+    }
+    if world.frontends.contains_key(&(dst, 0, 0)) {
+        return service_address(world, frame, &packet, client, ctx);
+    }
+    Outcome::kernel(Reason::NotOurs, frame)
 }
 
 fn destination(frame: &[u8], ether_type: u16) -> Option<IpAddr> {
@@ -89,10 +135,7 @@ fn overlay(world: &World, frame: &[u8], ctx: &Ctx, hook: Hook) -> Overlay {
     let Some(source) = outer_source(world, frame, ctx) else {
         return Overlay::No;
     };
-    match inner(world, frame, source, hook) {
-        Ok(via) => Overlay::Inner(via),
-        Err(reason) => Overlay::Leaves(reason),
-    }
+    inner(world, frame, source, hook).unwrap_or_else(Overlay::Leaves)
 }
 
 /// The source of an overlay packet: IPv4 without options, no fragment, UDP to
@@ -115,8 +158,8 @@ fn outer_source(world: &World, frame: &[u8], ctx: &Ctx) -> Option<Ipv4Addr> {
     ours.then(|| Ipv4Addr::new(header[12], header[13], header[14], header[15]))
 }
 
-/// The pod that an overlay packet is for.
-fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Via, Reason> {
+/// Whom an overlay packet is for.
+fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Overlay, Reason> {
     let vxlan: [u8; 8] = octets(frame, ETHERNET + 28).ok_or(Reason::Truncated)?;
     let vni = u32::from_be_bytes([0, vxlan[4], vxlan[5], vxlan[6]]);
     if vxlan[0] != 0x08 || vni != world.config.vni {
@@ -143,11 +186,16 @@ fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Vi
     if ip[0] >> 4 != version {
         return Err(Reason::BadHeader);
     }
-    let via = destination(inner, ether_type).and_then(|dst| world.local_pod(dst));
-    let via = via.ok_or(Reason::OverlayToKernel)?;
+    let dst = destination(inner, ether_type).ok_or(Reason::Truncated)?;
+    let reaches_vtep = world.has(Feature::UPLINK_SERVICES) && world.config.vtep != 0;
+    let target = match world.local_pod(dst) {
+        Some(via) => Overlay::Pod(via),
+        None if reaches_vtep && world.vtep_address(dst) == Some(dst) => Overlay::Vtep,
+        None => return Err(Reason::OverlayToKernel),
+    };
     let protocol_changes = ether_type == IPV6 && hook == Hook::NicIn;
     if ip[ttl_at] <= 1 || (protocol_changes && !world.has(Feature::DECAP_6_IN_4)) {
         return Err(Reason::OverlayToKernel);
     }
-    Ok(via)
+    Ok(target)
 }

@@ -232,6 +232,15 @@ pub fn upper(frame: &[u8], ip: Ip) -> Result<Packet, Reason> {
         return Ok(packet);
     }
     let body = &frame[ip.upper..ip.end];
+    let least = match ip.proto {
+        proto::TCP => 20,
+        proto::SCTP => 12,
+        proto::UDP | proto::ICMP | proto::ICMPV6 => 8,
+        _ => 0,
+    };
+    if body.len() < least {
+        return Err(Reason::Truncated);
+    }
     match ip.proto {
         proto::TCP | proto::UDP | proto::SCTP => {
             let [a, b, c, d] = octets(body, 0).ok_or(Reason::Truncated)?;
@@ -242,11 +251,10 @@ pub fn upper(frame: &[u8], ip: Ip) -> Result<Packet, Reason> {
                 packet.tcp_flags = *body.get(13).ok_or(Reason::Truncated)?;
             }
             packet.sum_is_zero = ip.proto == proto::UDP && body.get(6..8) == Some(&[0, 0]);
-            if ip.proto == proto::SCTP {
-                packet.chunk = body.get(12).copied().unwrap_or(0);
+            if ip.proto == proto::SCTP && body.len() >= 16 {
+                packet.chunk = body[12];
             }
         }
-        proto::ICMP | proto::ICMPV6 if body.len() < 8 => return Err(Reason::Truncated),
         _ => {}
     }
     Ok(packet)

@@ -123,6 +123,11 @@ pub fn decrement_ttl(frame: &mut [u8], ip: &Ip) {
     }
 }
 
+/// Writes the Ethernet destination.
+pub fn set_dst_mac(frame: &mut [u8], dst: Mac) {
+    put(frame, 0, &dst.octets());
+}
+
 /// Writes both Ethernet addresses.
 pub fn set_macs(frame: &mut [u8], dst: Mac, src: Mac) {
     put(frame, 0, &dst.octets());

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Node, Via, proto,
+    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Node, TICK_NANOS, Via, proto,
 };
 
 /// Addresses, ports and protocol of a packet.
@@ -38,9 +38,13 @@ pub struct FlowRow {
     pub addr: IpAddr,
     /// The port with it, host order.
     pub port: u16,
+    /// Address and port that the source is translated with, if it is. Forward:
+    /// what the backend sees; reply: the client's own.
+    pub nat: Option<(IpAddr, u16)>,
     /// The flow's state.
     pub state: FlowState,
-    /// The client is its own backend.
+    /// The backend sees the frontend's address as source: the client is its
+    /// own backend.
     pub hairpin: bool,
     /// Backend id.
     pub backend: u32,
@@ -53,6 +57,27 @@ pub struct FlowRow {
     /// Tick of the last packet that was noted.
     pub seen: u32,
 }
+
+impl FlowRow {
+    /// What the source is translated with, if it is: port 0 says that it stays.
+    pub fn translated_source(&self) -> Option<(IpAddr, u16)> {
+        self.nat.filter(|(_, port)| *port != 0)
+    }
+}
+
+/// Where a client's last flow to a service port went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AffinityRow {
+    /// Backend id.
+    pub backend: u32,
+    /// Generation of the backend then.
+    pub generation: u32,
+    /// Tick in which the flow opened.
+    pub seen: u32,
+}
+
+/// Key of an affinity row: the client's own address, number of the service port.
+pub type AffinityId = (IpAddr, u32);
 
 /// A backend row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +141,11 @@ pub struct World {
     pub peers: Vec<(IpAddr, u8, Via)>,
     /// `tulle_nodes_v4`.
     pub nodes: HashMap<Ipv4Addr, Node>,
+    /// `tulle_srcs_*`: number of the service port, network, prefix length
+    /// without the number's bits.
+    pub sources: Vec<(u32, IpAddr, u8)>,
+    /// `tulle_affin_*`.
+    pub affinities: HashMap<AffinityId, AffinityRow>,
     /// `tulle_flow_*`.
     pub flows: HashMap<FlowId, FlowRow>,
     /// `tulle_frag_*`.
@@ -126,6 +156,21 @@ pub struct World {
     pub flow_grants: Limit,
     /// ICMP errors granted in this tick.
     pub error_grants: Limit,
+}
+
+/// The address of the same family as `family`, unless it is unspecified.
+fn of_family(family: IpAddr, v4: [u8; 4], v6: [u8; 16]) -> Option<IpAddr> {
+    let addr = if family.is_ipv4() {
+        IpAddr::from(v4)
+    } else {
+        IpAddr::from(v6)
+    };
+    (!addr.is_unspecified()).then_some(addr)
+}
+
+/// Whole ticks in so many seconds.
+pub fn ticks_of(seconds: u32) -> u64 {
+    u64::from(seconds) * 1_000_000_000 / TICK_NANOS
 }
 
 /// 4 or 6.
@@ -175,6 +220,8 @@ impl World {
             pods: HashMap::new(),
             peers: Vec::new(),
             nodes: HashMap::new(),
+            sources: Vec::new(),
+            affinities: HashMap::new(),
             flows: HashMap::new(),
             fragments: HashMap::new(),
             now: 0,
@@ -188,9 +235,9 @@ impl World {
         self.config.features & feature != 0
     }
 
-    /// The row of a pod of this node: in the pod network, and there.
-    pub fn local_pod(&self, addr: IpAddr) -> Option<Via> {
-        let inside = match addr {
+    /// Whether the address lies in this node's pod network.
+    pub fn in_pod_network(&self, addr: IpAddr) -> bool {
+        match addr {
             IpAddr::V4(a) => {
                 let bits = |ip: Ip4| u32::from_be_bytes(ip.octets());
                 a.to_bits() & bits(self.config.pod_mask4) == bits(self.config.pod_net4)
@@ -199,12 +246,35 @@ impl World {
                 let mask = u128::from_be_bytes(self.config.pod_mask6.octets());
                 a.to_bits() & mask == u128::from_be_bytes(self.config.pod_net6.octets())
             }
-        };
-        if inside {
+        }
+    }
+
+    /// The row of a pod of this node: in the pod network, and there.
+    pub fn local_pod(&self, addr: IpAddr) -> Option<Via> {
+        if self.in_pod_network(addr) {
             self.pods.get(&addr).copied()
         } else {
             None
         }
+    }
+
+    /// This node's address of the other address's family, if it has one.
+    pub fn node_address(&self, family: IpAddr) -> Option<IpAddr> {
+        let (v4, v6) = (self.config.node_ip4.octets(), self.config.node_ip6.octets());
+        of_family(family, v4, v6)
+    }
+
+    /// The VTEP device's address of the other address's family, if there is one.
+    pub fn vtep_address(&self, family: IpAddr) -> Option<IpAddr> {
+        let (v4, v6) = (self.config.pod_net4.octets(), self.config.pod_net6.octets());
+        of_family(family, v4, v6)
+    }
+
+    /// Whether a source may open flows to a service port with source ranges.
+    pub fn source_is_allowed(&self, service: u32, src: IpAddr) -> bool {
+        self.sources
+            .iter()
+            .any(|(of, network, length)| *of == service && in_network(src, *network, *length))
     }
 
     /// The peer with the longest prefix that holds the address.
@@ -217,13 +287,19 @@ impl World {
             .map(|(.., via)| *via)
     }
 
-    /// Ids in a frontend's segment, slot by slot.
-    pub fn segment(&self, frontend: &Frontend) -> Vec<u32> {
+    /// Ids in a segment, slot by slot.
+    pub fn segment(&self, start: u32, len: u32) -> Vec<u32> {
         let slots = self.segments.iter().copied();
-        slots
-            .skip(frontend.start as usize)
-            .take(frontend.len as usize)
-            .collect()
+        slots.skip(start as usize).take(len as usize).collect()
+    }
+
+    /// Ids in both of a frontend's segments, each once, in ascending order.
+    pub fn ids_of(&self, frontend: &Frontend) -> Vec<u32> {
+        let mut ids = self.segment(frontend.start, frontend.len);
+        ids.extend(self.segment(frontend.out_start, frontend.out_len));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
     /// Idle limit of a flow, in ticks.

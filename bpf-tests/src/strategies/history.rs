@@ -1,20 +1,25 @@
 //! Histories: packets, edits of services, the life of backends, time.
 
-use datapath_common::{BackendState, Frontend, FrontendFlags};
+use datapath_common::{BackendState, Feature, Frontend, FrontendFlags};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::Reach;
 use super::packets::{PacketPlan, packet};
+use super::worlds::{MASQUERADE, affinity_secs, policy_flags};
 use crate::engine::Change;
 use crate::model::{FrontendId, World, world::version_of};
 
 /// What becomes of a service.
 #[derive(Clone, Debug)]
 pub enum ServiceEdit {
-    /// Its segment is written anew from these backends of its protocol;
-    /// flows decide from then on.
-    Replace(Vec<Index>),
+    /// Its segments are written anew from these backends of its protocol, the
+    /// second for clients outside if they have one of their own; flows decide
+    /// from then on.
+    Replace(Vec<Index>, Option<Vec<Index>>),
+    /// It gets other flags and another affinity; flows decide from then on.
+    Policy(u16, u32),
     /// Its frontend row goes.
     Remove,
     /// Flows no longer decide.
@@ -41,14 +46,20 @@ pub enum Event {
 }
 
 /// One event; most are packets.
-pub fn event() -> impl Strategy<Value = Event> {
+pub fn event(reach: Reach) -> impl Strategy<Value = Event> {
+    let more = u32::from(reach != Reach::Pods);
+    let picks = || vec(any::<Index>(), 0..8);
+    let outside = prop_oneof![1 => Just(None), more => picks().prop_map(Some)];
     let edit = prop_oneof![
-        4 => vec(any::<Index>(), 0..8).prop_map(ServiceEdit::Replace),
+        4 => (picks(), outside)
+            .prop_map(|(inside, outside)| ServiceEdit::Replace(inside, outside)),
+        2 * more => (policy_flags(), affinity_secs())
+            .prop_map(|(flags, secs)| ServiceEdit::Policy(flags, secs)),
         1 => Just(ServiceEdit::Remove),
         1 => Just(ServiceEdit::Settle),
     ];
     prop_oneof![
-        24 => packet().prop_map(Event::Packet),
+        24 => packet(reach).prop_map(Event::Packet),
         2 => (any::<Index>(), edit).prop_map(|(which, edit)| Event::Service(which, edit)),
         1 => any::<Index>().prop_map(Event::Drain),
         1 => any::<Index>().prop_map(Event::Free),
@@ -60,8 +71,8 @@ pub fn event() -> impl Strategy<Value = Event> {
 }
 
 /// A sequence of events.
-pub fn history(length: usize) -> impl Strategy<Value = Vec<Event>> {
-    vec(event(), 1..=length)
+pub fn history(reach: Reach, length: usize) -> impl Strategy<Value = Vec<Event>> {
+    vec(event(reach), 1..=length)
 }
 
 impl Event {
@@ -108,7 +119,20 @@ fn service(world: &World, which: Index, edit: &ServiceEdit) -> Vec<Change> {
             let flags = row.flags & !FrontendFlags::FLOWS_DECIDE;
             vec![Change::Frontend(id, Some(Frontend { flags, ..row }))]
         }
-        ServiceEdit::Replace(picks) => {
+        ServiceEdit::Policy(flags, affinity_secs) => {
+            let kept = FrontendFlags::FLOWS_MAY_BE_LOST | FrontendFlags::ADDRESS;
+            let mut flags = (row.flags & kept) | flags | FrontendFlags::FLOWS_DECIDE;
+            if !world.has(Feature::UPLINK_SERVICES) {
+                flags &= !MASQUERADE;
+            }
+            let row = Frontend {
+                flags,
+                affinity_secs: *affinity_secs,
+                ..row
+            };
+            vec![Change::Frontend(id, Some(row))]
+        }
+        ServiceEdit::Replace(inside, outside) => {
             let version = version_of(id.0);
             let mut stock: Vec<u32> = world
                 .backends
@@ -118,26 +142,48 @@ fn service(world: &World, which: Index, edit: &ServiceEdit) -> Vec<Change> {
                 .map(|((_, id), _)| *id)
                 .collect();
             stock.sort_unstable();
-            let pick = |pick: &Index| stock[pick.index(stock.len())];
-            let ids: Vec<u32> = if stock.is_empty() {
-                Vec::new()
-            } else {
-                picks.iter().map(pick).collect()
+            let pick = |picks: &Vec<Index>| {
+                let picks = picks.iter().filter(|_| !stock.is_empty());
+                let mut ids: Vec<u32> = picks.map(|pick| stock[pick.index(stock.len())]).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                ids
             };
             let start = world.segments.len() as u32;
-            let flags = row.flags | FrontendFlags::FLOWS_DECIDE;
-            let row = Frontend {
-                start,
-                len: ids.len() as u32,
-                flags,
-                ..row
-            };
-            vec![
-                Change::Slots { start, ids },
-                Change::Frontend(id, Some(row)),
-            ]
+            segments(id, row, start, pick(inside), outside.as_ref().map(pick))
         }
     }
+}
+
+/// Writes both segments from slot `start` on, then the frontend.
+fn segments(
+    id: FrontendId,
+    row: Frontend,
+    start: u32,
+    inside: Vec<u32>,
+    outside: Option<Vec<u32>>,
+) -> Vec<Change> {
+    let len = inside.len() as u32;
+    let (out_start, out_len) = match &outside {
+        None => (start, len),
+        Some(outside) => (start + len, outside.len() as u32),
+    };
+    let row = Frontend {
+        start,
+        len,
+        out_start,
+        out_len,
+        flags: row.flags | FrontendFlags::FLOWS_DECIDE,
+        ..row
+    };
+    let ids = inside.into_iter().chain(outside.unwrap_or_default());
+    vec![
+        Change::Slots {
+            start,
+            ids: ids.collect(),
+        },
+        Change::Frontend(id, Some(row)),
+    ]
 }
 
 fn backend(
@@ -184,24 +230,20 @@ fn drain(world: &World, which: Index) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut start = world.segments.len() as u32;
     for (id, row) in services(world) {
-        let before = world.segment(&row);
-        if version_of(id.0) != version || !before.contains(&gone) {
+        if version_of(id.0) != version || !world.ids_of(&row).contains(&gone) {
             continue;
         }
-        let ids: Vec<u32> = before.into_iter().filter(|id| *id != gone).collect();
-        let flags = row.flags | FrontendFlags::FLOWS_DECIDE;
-        let row = Frontend {
-            start,
-            len: ids.len() as u32,
-            flags,
-            ..row
+        let without = |start, len| {
+            let ids = world.segment(start, len).into_iter();
+            ids.filter(|id| *id != gone).collect::<Vec<u32>>()
         };
-        start += ids.len() as u32;
-        changes.push(Change::Slots {
-            start: row.start,
-            ids,
-        });
-        changes.push(Change::Frontend(id, Some(row)));
+        let apart = (row.start, row.len) != (row.out_start, row.out_len);
+        let outside = apart.then(|| without(row.out_start, row.out_len));
+        let written = segments(id, row, start, without(row.start, row.len), outside);
+        if let Some(Change::Slots { ids, .. }) = written.first() {
+            start += ids.len() as u32;
+        }
+        changes.extend(written);
     }
     changes.extend(drained);
     changes

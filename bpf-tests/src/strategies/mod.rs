@@ -4,10 +4,21 @@
 //! plan is turned into rows or bytes with the world as it is at that moment,
 //! so that histories shrink well and still aim at what is there.
 
+mod configs;
 mod history;
 mod packets;
 mod worlds;
 
+pub use configs::{CONFIGS, config};
 pub use history::{Event, ServiceEdit, event, history};
 pub use packets::{Aim, PacketPlan, packet};
-pub use worlds::{CONFIGS, WorldPlan, config, local_via, vxlan_via, world};
+pub use worlds::{WorldPlan, host_via, local_via, vxlan_via, world};
+
+/// How much of the rules worlds and packets are about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Services for pods, as plain as they can be.
+    Pods,
+    /// Every client, every policy.
+    Everything,
+}

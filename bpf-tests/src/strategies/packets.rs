@@ -8,7 +8,8 @@ use proptest::option::weighted;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::worlds::{node_ip, pod_ip, remote_ip, service_ip};
+use super::Reach;
+use super::worlds::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
 use crate::model::flow::reply_of;
 use crate::model::{FlowId, FlowRow, Tuple, World};
 use crate::packet::{Piece, Spec, Sum, Tunnel, Upper, tcp_flag, tunnel};
@@ -22,12 +23,16 @@ pub enum Aim {
     Reply(Index),
     /// Another packet of an open flow.
     Again(Index),
+    /// The frontend of an open flow, from another client.
+    Beside(Index),
     /// A service address, whatever the port.
     ServiceAddress(u8),
     /// A pod of this node, there or not.
     Pod(u8),
     /// A host of another node's pod network, known or not.
     Remote(u8, u8),
+    /// This node: its own address or the VTEP device's.
+    Own(bool),
     /// A place that nobody knows, or that is the kernel's: by number.
     Elsewhere(u8),
 }
@@ -93,9 +98,11 @@ fn aim() -> impl Strategy<Value = Aim> {
         10 => any::<Index>().prop_map(Aim::Frontend),
         6 => any::<Index>().prop_map(Aim::Reply),
         6 => any::<Index>().prop_map(Aim::Again),
+        6 => any::<Index>().prop_map(Aim::Beside),
         2 => (0..8_u8).prop_map(Aim::ServiceAddress),
         3 => (0..7_u8).prop_map(Aim::Pod),
         3 => (0..5_u8, any::<u8>()).prop_map(|(node, host)| Aim::Remote(node, host)),
+        1 => any::<bool>().prop_map(Aim::Own),
         2 => (0..10_u8).prop_map(Aim::Elsewhere),
     ]
 }
@@ -132,10 +139,13 @@ fn tunnel_plan() -> impl Strategy<Value = TunnelPlan> {
 }
 
 /// Any packet at any hook.
-pub fn packet() -> impl Strategy<Value = PacketPlan> {
+pub fn packet(reach: Reach) -> impl Strategy<Value = PacketPlan> {
+    let more = u32::from(reach != Reach::Pods);
     let hook = prop_oneof![
-        6 => Just(Hook::PodFrom), 1 => Just(Hook::PodTo), 3 => Just(Hook::NicIn), 2 => Just(Hook::Xdp),
+        6 => Just(Hook::PodFrom), 1 => Just(Hook::PodTo), 3 + 3 * more => Just(Hook::NicIn),
+        2 => Just(Hook::Xdp), 4 * more => Just(Hook::NicOut),
     ];
+    let tunnelled = if reach == Reach::Pods { 0.6 } else { 0.35 };
     let ttl =
         prop_oneof![12 => Just(64_u8), 1 => Just(0), 1 => Just(1), 2 => Just(2), 1 => any::<u8>()];
     let payload = prop_oneof![
@@ -181,8 +191,14 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
         ),
         prop_oneof![9 => Just(Vec::new()), 1 => vec((any::<Index>(), 1..=255_u8), 1..4)],
     );
-    (hook, ends, shape, weighted(0.6, tunnel_plan()), damage).prop_map(
-        |(hook, ends, shape, tunnel, damage)| PacketPlan {
+    (
+        hook,
+        ends,
+        shape,
+        weighted(tunnelled, tunnel_plan()),
+        damage,
+    )
+        .prop_map(|(hook, ends, shape, tunnel, damage)| PacketPlan {
             hook,
             aim: ends.0,
             v6: ends.1,
@@ -203,8 +219,7 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
             padding: damage.0,
             cut: damage.1,
             flips: damage.2,
-        },
-    )
+        })
 }
 
 impl PacketPlan {
@@ -234,6 +249,9 @@ impl PacketPlan {
         }
         if self.tunnel.as_ref().is_some_and(|plan| plan.other_mac) {
             spec.dst_mac = Mac::new([0xee, 9, 9, 9, 9, 9]);
+        }
+        if self.hook == Hook::NicOut {
+            spec.src_mac = world.config.uplink_mac;
         }
         spec.ttl = self.ttl;
         spec.payload = (0..self.payload)
@@ -307,6 +325,12 @@ impl PacketPlan {
             }),
             Aim::Again(pick) => pick_flow(world, *pick)
                 .map(|(id, row)| crate::model::flow::forward_of_any(id, &row).tuple),
+            Aim::Beside(pick) => pick_flow(world, *pick).map(|(id, row)| {
+                let open = crate::model::flow::forward_of_any(id, &row).tuple;
+                let src = self.source_ip(open.dst.is_ipv6());
+                let sport = self.sport;
+                Tuple { src, sport, ..open }
+            }),
             Aim::Frontend(pick) => {
                 let mut all: Vec<_> = world.frontends.keys().filter(|key| key.2 != 0).collect();
                 all.sort();
@@ -348,7 +372,12 @@ impl PacketPlan {
             Aim::ServiceAddress(number) => service_ip(v6, number),
             Aim::Pod(number) => pod_ip(v6, number),
             Aim::Remote(node, host) => remote_ip(v6, node, host),
-            Aim::Frontend(_) | Aim::Reply(_) | Aim::Again(_) => remote_ip(v6, 0, 1),
+            Aim::Own(false) => own_ip(v6),
+            Aim::Own(true) if v6 => Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0).into(),
+            Aim::Own(true) => Ipv4Addr::new(10, 244, 1, 0).into(),
+            Aim::Frontend(_) | Aim::Reply(_) | Aim::Again(_) | Aim::Beside(_) => {
+                remote_ip(v6, 0, 1)
+            }
             Aim::Elsewhere(number) if v6 => match number {
                 0 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
                 1 => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 5),
@@ -371,6 +400,13 @@ impl PacketPlan {
     }
 
     fn source_ip(&self, v6: bool) -> IpAddr {
+        match (self.hook, self.source) {
+            (Hook::NicOut, 0..=5) | (Hook::NicIn, 5) => return own_ip(v6),
+            (Hook::NicIn, 0..=4) if self.tunnel.is_none() => {
+                return outside_ip(v6, 6 + self.source);
+            }
+            _ => {}
+        }
         // The last two numbers are a remote host and a source that cannot be.
         match (self.source, v6, self.sport % 4) {
             (0..=6, ..) => pod_ip(v6, self.source % 5),

@@ -3,81 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_common::{
-    BackendState, Config, Feature, Frontend, FrontendFlags, IdleTicks, Ip4, Ip6, Mac, Node, Via,
-    ViaKind, proto,
+    BackendState, Config, Feature, Frontend, FrontendFlags, Ip4, Mac, Node, Via, ViaKind, proto,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::Reach;
+use super::configs::config;
 use crate::model::{BackendRow, World};
-
-/// How many configurations there are; each is loaded once.
-pub const CONFIGS: u8 = 4;
 
 const PROTOS: [u8; 3] = [proto::TCP, proto::UDP, proto::SCTP];
 const PORTS: [u16; 5] = [53, 80, 443, 8080, 40000];
-
-/// A configuration by number: 0 as usual, 1 with limits, another VNI and port,
-/// a small MTU and an old kernel, 2 without overlay, 3 with an MTU that little
-/// fits and one grant of each kind.
-pub fn config(number: u8) -> Config {
-    let idle = IdleTicks {
-        tcp_opening: 6,
-        tcp_established: 40,
-        tcp_closing: 5,
-        udp_opening: 3,
-        udp_established: 12,
-        sctp_opening: 7,
-        sctp_established: 50,
-        sctp_closing: 4,
-    };
-    let usual = Config {
-        node_ip4: Ip4::new([192, 168, 7, 1]),
-        pod_net4: Ip4::new([10, 244, 1, 0]),
-        pod_mask4: Ip4::new([255, 255, 255, 0]),
-        router_ip4: Ip4::new([10, 244, 1, 254]),
-        pod_net6: Ip6::from(Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0)),
-        pod_mask6: Ip6::from(Ipv6Addr::from_bits(!0 << 64)),
-        router_ip6: Ip6::from(Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0xfe)),
-        uplink: 9,
-        vni: 1,
-        vxlan_port: 8472,
-        overlay_mtu: 1450,
-        vtep_mac: Mac::new([0xee, 1, 1, 1, 1, 1]),
-        uplink_mac: Mac::new([0x52, 0x54, 0, 7, 7, 7]),
-        features: Feature::OVERLAY | Feature::DECAP_6_IN_4,
-        node_ip6: Ip6::from(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 1)),
-        vtep: 11,
-        snat_first: 10_000,
-        snat_ports: 64,
-        flows_per_tick: 0,
-        errors_per_tick: 0,
-        idle,
-    };
-    match number % CONFIGS {
-        0 => usual,
-        1 => Config {
-            vni: 0x00ab_cdef,
-            vxlan_port: 4789,
-            overlay_mtu: 600,
-            features: Feature::OVERLAY,
-            flows_per_tick: 4,
-            errors_per_tick: 3,
-            ..usual
-        },
-        2 => Config {
-            features: 0,
-            ..usual
-        },
-        _ => Config {
-            overlay_mtu: 90,
-            flows_per_tick: 1,
-            errors_per_tick: 1,
-            ..usual
-        },
-    }
-}
 
 /// The way to a local pod.
 pub fn local_via(number: u8) -> Via {
@@ -121,6 +58,35 @@ enum Place {
     Local(u8),
     Remote(u8),
     Kernel(u8),
+    /// Outside of the cluster, where clients are too.
+    Outside(u8),
+    /// This node itself.
+    Host,
+}
+
+/// What kind of address a frontend has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Cluster,
+    NodePort,
+    External,
+}
+
+/// Networks that may use a service, by number: see `source_network`.
+const SOURCES: u8 = 6;
+
+/// What a frontend says besides its backends.
+#[derive(Clone, Debug)]
+struct PolicyPlan {
+    kind: Kind,
+    /// Which of the backends clients inside have, bit by bit.
+    inside: u8,
+    /// The same for clients outside; `None` if both have the same segment.
+    outside: Option<u8>,
+    flags: u16,
+    affinity_secs: u32,
+    /// Bits of [`SOURCES`].
+    sources: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -133,6 +99,7 @@ struct ServicePlan {
     may_be_lost: bool,
     address_row: bool,
     backends: Vec<Index>,
+    policy: PolicyPlan,
 }
 
 #[derive(Clone, Debug)]
@@ -154,12 +121,78 @@ pub struct WorldPlan {
     backends: Vec<BackendPlan>,
 }
 
+/// Seconds of affinity, for none and for a few ticks.
+pub(super) fn affinity_secs() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => Just(0_u32), 1 => Just(1), 2 => 2..20_u32, 1 => Just(86_400)]
+}
+
+/// Flags that a policy sets.
+pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
+    let rare = || prop::bool::weighted(0.3);
+    let half = || prop::bool::ANY;
+    (rare(), rare(), half(), half(), prop::bool::weighted(0.15)).prop_map(
+        |(inside, outside, pods, clients, ranges)| {
+            [
+                (inside, FrontendFlags::DROP_INSIDE),
+                (outside, FrontendFlags::DROP_OUTSIDE),
+                (pods, FrontendFlags::MASQUERADE_PODS),
+                (clients, FrontendFlags::MASQUERADE_OUTSIDE),
+                (ranges, FrontendFlags::SOURCE_RANGES),
+            ]
+            .into_iter()
+            .filter(|(set, _)| *set)
+            .fold(0, |flags, (_, flag)| flags | flag)
+        },
+    )
+}
+
+/// Flags that mean nothing without services on the uplink.
+pub(super) const MASQUERADE: u16 =
+    FrontendFlags::MASQUERADE_PODS | FrontendFlags::MASQUERADE_OUTSIDE;
+
+fn policy(reach: Reach) -> BoxedStrategy<PolicyPlan> {
+    if reach == Reach::Pods {
+        return Just(PolicyPlan {
+            kind: Kind::Cluster,
+            inside: !0,
+            outside: None,
+            flags: 0,
+            affinity_secs: 0,
+            sources: 0,
+        })
+        .boxed();
+    }
+    let mask = || prop_oneof![4 => Just(!0_u8), 2 => any::<u8>(), 1 => Just(0)];
+    (
+        prop_oneof![4 => Just(Kind::Cluster), 3 => Just(Kind::NodePort), 3 => Just(Kind::External)],
+        mask(),
+        prop::option::weighted(0.4, mask()),
+        policy_flags(),
+        affinity_secs(),
+        any::<u8>(),
+    )
+        .prop_map(
+            |(kind, inside, outside, flags, affinity_secs, sources)| PolicyPlan {
+                kind,
+                inside,
+                outside,
+                flags,
+                affinity_secs,
+                sources,
+            },
+        )
+        .boxed()
+}
+
 /// Up to 20 services with up to 8 endpoints out of a shared stock.
-pub fn world() -> impl Strategy<Value = WorldPlan> {
+pub fn world(reach: Reach) -> impl Strategy<Value = WorldPlan> {
+    let pods = reach == Reach::Pods;
     let place = prop_oneof![
-        4 => (0..6_u8).prop_map(Place::Local),
-        4 => (0..40_u8).prop_map(Place::Remote),
-        1 => (0..4_u8).prop_map(Place::Kernel),
+        8 => (0..6_u8).prop_map(Place::Local),
+        8 => (0..40_u8).prop_map(Place::Remote),
+        2 => (0..4_u8).prop_map(Place::Kernel),
+        1 => (0..4_u8).prop_map(Place::Outside),
+        2 => Just(if pods { Place::Kernel(0) } else { Place::Host }),
     ];
     let backend = (any::<bool>(), place, any::<Index>(), 0..3_u32).prop_map(
         |(v6, place, port, generation)| BackendPlan {
@@ -178,9 +211,20 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.9),
         vec(any::<Index>(), 0..=8),
+        policy(reach),
     )
         .prop_map(
-            |(v6, address, port, proto, flows_decide, may_be_lost, address_row, backends)| {
+            |(
+                v6,
+                address,
+                port,
+                proto,
+                flows_decide,
+                may_be_lost,
+                address_row,
+                backends,
+                policy,
+            )| {
                 ServicePlan {
                     v6,
                     address,
@@ -190,11 +234,16 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
                     may_be_lost,
                     address_row,
                     backends,
+                    policy,
                 }
             },
         );
+    let uplink = u32::from(!pods);
     (
-        prop_oneof![5 => Just(0), 2 => Just(1), 1 => Just(2), 1 => Just(3_u8)],
+        prop_oneof![
+            5 => Just(0_u8), 2 => Just(1), 1 => Just(2), 1 => Just(3),
+            8 * uplink => Just(4), 3 * uplink => Just(5), 3 * uplink => Just(6),
+        ],
         1..6_u8,
         vec(
             (
@@ -256,6 +305,57 @@ pub fn service_ip(v6: bool, number: u8) -> IpAddr {
     }
 }
 
+/// Load balancer's address `number`.
+pub fn external_ip(v6: bool, number: u8) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0xcb, 0, 0, 0, 0, u16::from(number)).into()
+    } else {
+        Ipv4Addr::new(203, 0, 113, number).into()
+    }
+}
+
+/// Host `number` outside of the cluster.
+pub fn outside_ip(v6: bool, number: u8) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number)).into()
+    } else {
+        Ipv4Addr::new(198, 51, 100, number).into()
+    }
+}
+
+/// This node's own address.
+pub fn own_ip(v6: bool) -> IpAddr {
+    let usual = config(0);
+    if v6 {
+        IpAddr::from(usual.node_ip6.octets())
+    } else {
+        IpAddr::from(usual.node_ip4.octets())
+    }
+}
+
+/// The way to this node itself.
+pub fn host_via() -> Via {
+    Via {
+        kind: ViaKind::Host as u8,
+        ..Via::KERNEL
+    }
+}
+
+/// Network `number` of those that source ranges name.
+fn source_network(v6: bool, number: u8) -> (IpAddr, u8) {
+    let all = if v6 { 128 } else { 32 };
+    match number {
+        0 => (pod_ip(v6, 1), all),
+        1 => (outside_ip(v6, 9), all),
+        2 => (own_ip(v6), all),
+        3 => (outside_ip(v6, 0), all - 4),
+        4 if v6 => (remote_ip(v6, 0, 0), 64),
+        4 => (remote_ip(v6, 0, 0), 24),
+        _ if v6 => (Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0).into(), 64),
+        _ => (Ipv4Addr::new(10, 244, 1, 0).into(), 24),
+    }
+}
+
 /// Underlay address of the other node `number`.
 pub fn node_ip(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 7, 2 + number)
@@ -309,43 +409,57 @@ impl WorldPlan {
         for (number, plan) in self.services.iter().enumerate() {
             let proto = PROTOS[plan.proto.index(PROTOS.len())];
             let port = PORTS[plan.port.index(PORTS.len())];
-            let addr = service_ip(plan.v6, plan.address);
-            let version = if plan.v6 { 6 } else { 4 };
-            let stock: Vec<(usize, &BackendPlan)> = self
-                .backends
-                .iter()
-                .enumerate()
-                .filter(|(_, b)| b.v6 == plan.v6)
-                .collect();
+            let (addr, port) = match plan.policy.kind {
+                Kind::Cluster => (service_ip(plan.v6, plan.address), port),
+                Kind::External => (external_ip(plan.v6, plan.address), port),
+                Kind::NodePort => (own_ip(plan.v6), 30_000 + u16::from(plan.address)),
+            };
+            let ids = self.backends_of(world, plan, proto, overlay);
+            let pick = |mask: u8| {
+                let bit = |at: usize| mask & (1 << (at % 8)) != 0;
+                let ids = ids.iter().enumerate();
+                let chosen = ids.filter(|(at, _)| bit(*at)).map(|(_, id)| *id);
+                chosen.collect::<Vec<u32>>()
+            };
             let start = world.segments.len() as u32;
-            for pick in plan.backends.iter().filter(|_| !stock.is_empty()) {
-                let (at, backend) = stock[pick.index(stock.len())];
-                // One id for each protocol that the backend is used with.
-                let place = PROTOS.iter().position(|p| *p == proto).unwrap_or(0);
-                let id = 1 + (at * PROTOS.len() + place) as u32;
-                let config = world.config;
-                let row = backend.row(&config, proto, overlay);
-                world.backends.insert((version, id), row);
-                world.segments.push(id);
+            world.segments.extend(pick(plan.policy.inside));
+            let len = world.segments.len() as u32 - start;
+            let (out_start, out_len) = match plan.policy.outside {
+                None => (start, len),
+                Some(mask) => {
+                    let chosen = pick(mask);
+                    world.segments.extend(&chosen);
+                    (start + len, chosen.len() as u32)
+                }
+            };
+            let service = 1000 + number as u32;
+            let mut flags = plan.policy.flags;
+            if world.config.features & Feature::UPLINK_SERVICES == 0 {
+                flags &= !MASQUERADE;
+            }
+            for (set, flag) in [
+                (plan.flows_decide, FrontendFlags::FLOWS_DECIDE),
+                (plan.may_be_lost, FrontendFlags::FLOWS_MAY_BE_LOST),
+            ] {
+                flags |= if set { flag } else { 0 };
+            }
+            for one in (0..SOURCES).filter(|one| plan.policy.sources & (1 << one) != 0) {
+                let (network, length) = source_network(plan.v6, one);
+                world.sources.push((service, network, length));
             }
             let frontend = Frontend {
-                service: 1000 + number as u32,
+                service,
                 start,
-                len: world.segments.len() as u32 - start,
-                out_start: start,
-                out_len: world.segments.len() as u32 - start,
-                affinity_secs: 0,
-                flags: [
-                    (plan.flows_decide, FrontendFlags::FLOWS_DECIDE),
-                    (plan.may_be_lost, FrontendFlags::FLOWS_MAY_BE_LOST),
-                ]
-                .into_iter()
-                .filter(|(set, _)| *set)
-                .fold(0, |flags, (_, flag)| flags | flag),
+                len,
+                out_start,
+                out_len,
+                affinity_secs: plan.policy.affinity_secs,
+                flags,
                 reserved: 0,
             };
             world.frontends.insert((addr, port, proto), frontend);
-            if plan.address_row {
+            // A node's own address is never all a service's.
+            if plan.address_row && plan.policy.kind != Kind::NodePort {
                 let marker = Frontend {
                     flags: FrontendFlags::ADDRESS,
                     ..Frontend::default()
@@ -353,6 +467,36 @@ impl WorldPlan {
                 world.frontends.insert((addr, 0, 0), marker);
             }
         }
+    }
+
+    /// Writes the backends of a service and gives their ids in ascending order.
+    fn backends_of(
+        &self,
+        world: &mut World,
+        plan: &ServicePlan,
+        proto: u8,
+        overlay: bool,
+    ) -> Vec<u32> {
+        let version = if plan.v6 { 6 } else { 4 };
+        let stock: Vec<(usize, &BackendPlan)> = self
+            .backends
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| b.v6 == plan.v6)
+            .collect();
+        let mut ids = Vec::new();
+        for pick in plan.backends.iter().filter(|_| !stock.is_empty()) {
+            let (at, backend) = stock[pick.index(stock.len())];
+            // One id for each protocol that the backend is used with.
+            let place = PROTOS.iter().position(|p| *p == proto).unwrap_or(0);
+            let id = 1 + (at * PROTOS.len() + place) as u32;
+            let row = backend.row(&world.config, proto, overlay);
+            world.backends.insert((version, id), row);
+            ids.push(id);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 }
 
@@ -369,6 +513,8 @@ impl BackendPlan {
             }
             Place::Remote(number) => (remote_ip(self.v6, number % 4, 10 + number), Via::KERNEL),
             Place::Kernel(number) => (remote_ip(self.v6, 100, number), Via::KERNEL),
+            Place::Outside(number) => (outside_ip(self.v6, 6 + number), Via::KERNEL),
+            Place::Host => (own_ip(self.v6), host_via()),
         };
         BackendRow {
             addr,

@@ -1,0 +1,105 @@
+//! The ways out: "Deliver", "Encapsulate", "Route", "Turn back".
+
+use datapath_common::{Ip4, Reason, Via, proto};
+
+use super::client::Client;
+use super::icmp::refuse;
+use super::parse::{Packet, octets};
+use super::rewrite::{decrement_ttl, encapsulate, set_dst_mac, set_macs};
+use super::{Ctx, Outcome, Verdict, World};
+use crate::packet::ETHERNET;
+
+/// Into a pod of this node.
+pub fn deliver(
+    mut frame: Vec<u8>,
+    packet: &Packet,
+    via: &Via,
+    client: Client,
+    reason: Reason,
+) -> Outcome {
+    decrement_ttl(&mut frame, &packet.ip);
+    set_macs(&mut frame, via.dst_mac, via.src_mac);
+    let ifindex = via.ifindex;
+    let verdict = match client {
+        Client::Pod | Client::Outside => Verdict::RedirectPeer { ifindex },
+        // Where packets leave, only the veth's own egress can be reached.
+        Client::Node => Verdict::Redirect { ifindex },
+    };
+    Outcome::new(reason, verdict, frame)
+}
+
+/// Out of the uplink, wherever the kernel's routes lead.
+pub fn route(world: &World, mut frame: Vec<u8>, packet: &Packet, reason: Reason) -> Outcome {
+    decrement_ttl(&mut frame, &packet.ip);
+    let ifindex = world.config.uplink;
+    Outcome::new(reason, Verdict::Route { ifindex }, frame)
+}
+
+/// To the node's own stack, as if it had come in by the uplink.
+pub fn turn_back(world: &World, mut frame: Vec<u8>, reason: Reason) -> Outcome {
+    set_dst_mac(&mut frame, world.config.uplink_mac);
+    let ifindex = world.config.uplink;
+    Outcome::new(reason, Verdict::RedirectIngress { ifindex }, frame)
+}
+
+/// To a pod of another node; `sent` is the packet before any translation.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one step of the rules, with all that it looks at"
+)]
+pub fn to_peer(
+    world: &mut World,
+    sent: &[u8],
+    out: &[u8],
+    packet: &Packet,
+    via: &Via,
+    for_service: bool,
+    client: Client,
+    ctx: &Ctx,
+) -> Outcome {
+    if !fits(world, out, packet, ctx) {
+        if !for_service && !packet.ip.dont_fragment {
+            return Outcome::kernel(Reason::SlowPath, sent);
+        }
+        return refuse(world, sent, packet, Reason::TooBig, client, ctx);
+    }
+    encapsulated(world, out, packet, via, Reason::Encapsulated)
+}
+
+/// Into the overlay, whatever the size.
+pub fn encapsulated(
+    world: &World,
+    out: &[u8],
+    packet: &Packet,
+    via: &Via,
+    reason: Reason,
+) -> Outcome {
+    let mut out = out.to_vec();
+    decrement_ttl(&mut out, &packet.ip);
+    let next_hop = <Ip4 as Into<std::net::Ipv4Addr>>::into(via.next_hop);
+    let verdict = Verdict::RedirectNeigh {
+        ifindex: via.ifindex,
+        next_hop,
+    };
+    Outcome::new(reason, verdict, encapsulate(world, via, &out))
+}
+
+/// Whether a packet fits the overlay.
+pub fn fits(world: &World, frame: &[u8], packet: &Packet, ctx: &Ctx) -> bool {
+    size_on_wire(frame, packet, ctx) <= usize::from(world.config.overlay_mtu)
+}
+
+/// Size of the packet, or of each segment that it will be cut into.
+fn size_on_wire(frame: &[u8], packet: &Packet, ctx: &Ctx) -> usize {
+    if ctx.gso_size == 0 {
+        return frame.len() - ETHERNET;
+    }
+    let header = match packet.ip.proto {
+        proto::TCP => {
+            octets(frame, packet.ip.upper + 12).map_or(20, |[o]: [u8; 1]| usize::from(o >> 4) * 4)
+        }
+        proto::UDP => 8,
+        _ => 0,
+    };
+    packet.ip.upper - ETHERNET + header + ctx.gso_size as usize
+}

@@ -1,0 +1,317 @@
+//! "Service", and "Service address".
+
+use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Reason, Via, ViaKind};
+
+use super::client::Client;
+use super::flow::{NewFlow, granted};
+use super::forward::{deliver, fits, route, to_peer, turn_back};
+use super::icmp::{is_martian, refuse};
+use super::parse::Packet;
+use super::rewrite::translate;
+use super::world::{ticks_of, version_of};
+use super::{AffinityRow, BackendRow, Choice, Ctx, FlowId, FlowRow, Outcome, Tuple, World, snat};
+
+/// The frontend row of a packet's destination, if its ports are known.
+pub fn frontend_of(world: &World, packet: &Packet) -> Option<Frontend> {
+    let key = (packet.ip.dst, packet.dport, packet.ip.proto);
+    let row = packet.has_ports.then(|| world.frontends.get(&key))?;
+    row.copied()
+}
+
+/// The service address itself: hairpin replies of a pod, and all that is refused.
+pub fn service_address(
+    world: &mut World,
+    frame: &[u8],
+    packet: &Packet,
+    client: Client,
+    ctx: &Ctx,
+) -> Outcome {
+    if packet.ip.ttl <= 1 {
+        return refuse(world, frame, packet, Reason::TtlExceeded, client, ctx);
+    }
+    if client == Client::Pod
+        && packet.has_ports
+        && let Some(row) = world.live_reply(packet.tuple().reply())
+        && row.hairpin
+        && let Some(via) = world.local_pod(packet.ip.src)
+    {
+        let to = Tuple {
+            src: row.addr,
+            sport: row.port,
+            dst: packet.ip.src,
+            ..packet.tuple()
+        };
+        let mut out = frame.to_vec();
+        if let Err(fault) = translate(&mut out, packet, &to) {
+            return Outcome::drop(fault, frame);
+        }
+        world.note_reply(packet, &row);
+        world.leave_fragment_ports(packet);
+        return deliver(out, packet, &via, client, Reason::ReplyTranslated);
+    }
+    if packet.is_later_fragment() {
+        return Outcome::drop(Reason::FragmentWithoutFirst, frame);
+    }
+    refuse(world, frame, packet, Reason::NoSuchPort, client, ctx)
+}
+
+/// A packet to a frontend.
+pub fn service(
+    world: &mut World,
+    frame: &[u8],
+    packet: &Packet,
+    frontend: &Frontend,
+    client: Client,
+    ctx: &Ctx,
+) -> Outcome {
+    if is_martian(packet.ip.src) {
+        return Outcome::drop(Reason::MartianSource, frame);
+    }
+    if packet.ip.ttl <= 1 {
+        return refuse(world, frame, packet, Reason::TtlExceeded, client, ctx);
+    }
+    let segment = match client {
+        Client::Outside => world.segment(frontend.out_start, frontend.out_len),
+        Client::Pod | Client::Node => world.segment(frontend.start, frontend.len),
+    };
+    let asked =
+        every_packet_asks(frontend, client) || packet.asks_flow_table() || segment.is_empty();
+    let row = asked
+        .then(|| world.live(packet.tuple().forward(), packet))
+        .flatten();
+    let mut way = Way {
+        packet,
+        frontend,
+        client,
+        ctx,
+        backend: 0,
+        row,
+        opened: None,
+    };
+    if let Some(row) = row {
+        way.backend = row.backend;
+        let mut outcome = way.forward(world, frame);
+        let lost = has(frontend, FrontendFlags::FLOWS_MAY_BE_LOST);
+        world.note_forward(packet, &row, lost);
+        outcome.opened_flow = way.opened;
+        return outcome;
+    }
+    let src = packet.ip.src;
+    if has(frontend, FrontendFlags::SOURCE_RANGES)
+        && !world.source_is_allowed(frontend.service, src)
+    {
+        return Outcome::drop(Reason::SourceNotAllowed, frame);
+    }
+    if segment.is_empty() {
+        let silent = match client {
+            Client::Outside => FrontendFlags::DROP_OUTSIDE,
+            Client::Pod | Client::Node => FrontendFlags::DROP_INSIDE,
+        };
+        if has(frontend, silent) {
+            return Outcome::drop(Reason::NoLocalEndpoints, frame);
+        }
+        return refuse(world, frame, packet, Reason::NoEndpoints, client, ctx);
+    }
+    let mut choice = None;
+    way.backend = if let Some(id) = remembered(world, frontend, packet, &segment) {
+        id
+    } else {
+        let slot = ctx.hash.slot(segment.len());
+        let id = segment.get(slot).copied().unwrap_or(0);
+        choice = Some(Choice {
+            tuple: packet.tuple(),
+            segment,
+            backend: id,
+        });
+        id
+    };
+    let mut outcome = way.forward(world, frame);
+    (outcome.choice, outcome.opened_flow) = (choice, way.opened);
+    outcome
+}
+
+fn has(frontend: &Frontend, flag: u16) -> bool {
+    frontend.flags & flag != 0
+}
+
+/// Whether a frontend masquerades such clients on the whole way to it.
+fn masquerades(frontend: &Frontend, client: Client) -> bool {
+    match client {
+        Client::Pod => has(frontend, FrontendFlags::MASQUERADE_PODS),
+        Client::Outside => has(frontend, FrontendFlags::MASQUERADE_OUTSIDE),
+        Client::Node => false,
+    }
+}
+
+/// Whether the segment alone does not do for data.
+fn every_packet_asks(frontend: &Frontend, client: Client) -> bool {
+    let any = FrontendFlags::FLOWS_DECIDE
+        | FrontendFlags::FLOWS_MAY_BE_LOST
+        | FrontendFlags::SOURCE_RANGES;
+    frontend.flags & any != 0
+        || frontend.affinity_secs != 0
+        || client == Client::Node
+        || masquerades(frontend, client)
+}
+
+/// The backend that the client's affinity names, if it may be used.
+fn remembered(world: &World, frontend: &Frontend, packet: &Packet, segment: &[u32]) -> Option<u32> {
+    if frontend.affinity_secs == 0 {
+        return None;
+    }
+    let src = packet.ip.src;
+    let row = world.affinities.get(&(src, frontend.service))?;
+    let age = world.now.wrapping_sub(row.seen);
+    let backend = world.backends.get(&(version_of(src), row.backend))?;
+    let fits = u64::from(age) <= ticks_of(frontend.affinity_secs)
+        && backend.generation == row.generation
+        && backend.state == BackendState::Active
+        && segment.contains(&row.backend);
+    fits.then_some(row.backend)
+}
+
+/// A packet on its way to a backend.
+struct Way<'a> {
+    packet: &'a Packet,
+    frontend: &'a Frontend,
+    client: Client,
+    ctx: &'a Ctx,
+    /// Backend id.
+    backend: u32,
+    /// The live row that named it; otherwise affinity or segment did.
+    row: Option<FlowRow>,
+    opened: Option<FlowId>,
+}
+
+fn goes(via: &Via, kind: ViaKind) -> bool {
+    via.kind == kind as u8
+}
+
+impl Way<'_> {
+    /// From the backend on: steps 4 to 7.
+    fn forward(&mut self, world: &mut World, frame: &[u8]) -> Outcome {
+        let (packet, client, tuple) = (self.packet, self.client, self.packet.tuple());
+        let key = (version_of(tuple.src), self.backend);
+        let known = world.backends.get(&key).copied();
+        // A live row's backend was looked at with the row.
+        let usable = |row: &BackendRow| self.row.is_some() || row.state == BackendState::Active;
+        let Some(backend) = known.filter(usable) else {
+            return Outcome::drop(Reason::BackendGone, frame);
+        };
+        let via = backend.via;
+        let masquerade = match self.row {
+            Some(_) => None,
+            None => self.masquerade_address(world, &via),
+        };
+        if masquerade.is_some() && packet.closes() {
+            return Outcome::drop(Reason::UnknownFlow, frame);
+        }
+        // What is refused opens no flow and leaves no ports.
+        if goes(&via, ViaKind::Vxlan) && !fits(world, frame, packet, self.ctx) {
+            return refuse(world, frame, packet, Reason::TooBig, client, self.ctx);
+        }
+        let is_own =
+            backend.addr == tuple.src || (client == Client::Node && goes(&via, ViaKind::Host));
+        let mut nat = self.row.and_then(|row| row.translated_source());
+        if self.opens() {
+            let (limit, now) = (world.config.flows_per_tick, world.now);
+            if !granted(&mut world.flow_grants, limit, now) {
+                return Outcome::drop(Reason::NewFlowLimit, frame);
+            }
+            if let Some(addr) = masquerade {
+                let to = (backend.addr, backend.port);
+                let port = snat::port(world, to, tuple.proto, addr, self.ctx.hash);
+                let Some(port) = port else {
+                    return Outcome::drop(Reason::SnatPortsExhausted, frame);
+                };
+                nat = Some((addr, port));
+            }
+            let flow = NewFlow {
+                service: self.frontend.service,
+                backend: self.backend,
+                hairpin: is_own && nat.is_none(),
+                nat,
+            };
+            self.opened = world.open(packet, &flow);
+            self.remember(world, &backend);
+        }
+        let (src, sport) = match nat {
+            Some(source) => source,
+            None if is_own => (tuple.dst, tuple.sport),
+            None => (tuple.src, tuple.sport),
+        };
+        let to = Tuple {
+            src,
+            sport,
+            dst: backend.addr,
+            dport: backend.port,
+            ..tuple
+        };
+        let mut out = frame.to_vec();
+        if let Err(fault) = translate(&mut out, packet, &to) {
+            return Outcome::drop(fault, frame);
+        }
+        world.leave_fragment_ports(packet);
+        self.leave(world, frame, out, &via, nat.is_some())
+    }
+
+    fn opens(&self) -> bool {
+        let known = self.packet.is_data() && !every_packet_asks(self.frontend, self.client);
+        self.row.is_none() && !known && !self.packet.closes()
+    }
+
+    fn leave(
+        &self,
+        world: &mut World,
+        sent: &[u8],
+        out: Vec<u8>,
+        via: &Via,
+        masqueraded: bool,
+    ) -> Outcome {
+        let (packet, client, ctx) = (self.packet, self.client, self.ctx);
+        let node = client == Client::Node;
+        let translated = Reason::TranslatedToKernel;
+        if goes(via, ViaKind::Local) {
+            deliver(out, packet, via, client, Reason::DeliveredLocal)
+        } else if goes(via, ViaKind::Vxlan) {
+            to_peer(world, sent, &out, packet, via, true, client, ctx)
+        } else if goes(via, ViaKind::Host) && node {
+            turn_back(world, out, translated)
+        } else if goes(via, ViaKind::Kernel)
+            && (masqueraded || node)
+            && world.has(Feature::UPLINK_SERVICES)
+        {
+            route(world, out, packet, translated)
+        } else {
+            Outcome::kernel(translated, &out)
+        }
+    }
+
+    /// The address that the source of a new flow becomes, if it is masqueraded.
+    fn masquerade_address(&self, world: &World, via: &Via) -> Option<std::net::IpAddr> {
+        let wanted = masquerades(self.frontend, self.client)
+            || (self.client == Client::Node && goes(via, ViaKind::Vxlan));
+        if !wanted || goes(via, ViaKind::Host) || world.config.snat_ports == 0 {
+            return None;
+        }
+        let src = self.packet.ip.src;
+        if goes(via, ViaKind::Kernel) {
+            world.node_address(src)
+        } else {
+            world.vtep_address(src)
+        }
+    }
+
+    /// Notes where the client's new flow went, if that is to count.
+    fn remember(&self, world: &mut World, backend: &BackendRow) {
+        if self.frontend.affinity_secs != 0 {
+            let row = AffinityRow {
+                backend: self.backend,
+                generation: backend.generation,
+                seen: world.now,
+            };
+            let id = (self.packet.ip.src, self.frontend.service);
+            world.affinities.insert(id, row);
+        }
+    }
+}

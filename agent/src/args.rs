@@ -1,5 +1,9 @@
 //! The command line.
 
+mod services;
+
+pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, port_range};
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +86,9 @@ pub struct RunArgs {
     /// The overlay.
     #[command(flatten)]
     pub overlay: OverlayArgs,
+    /// Services for clients outside, and masquerade.
+    #[command(flatten)]
+    pub services: ServiceArgs,
     /// Sizes of the maps.
     #[command(flatten)]
     pub sizes: Sizes,
@@ -425,7 +432,11 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused_by_name() {
-        let cases: [&[&str]; 10] = [
+        let cases: [&[&str]; 14] = [
+            &["--snat-ports", "9-8"],
+            &["--node-port-addresses", "192.0.2.1"],
+            &["--masquerade-exclude", "10.0.0.0/8,all"],
+            &["--masquerade", "perhaps"],
             &["--vni", "0"],
             &["--vni", "16777216"],
             &["--vxlan-port", "0"],

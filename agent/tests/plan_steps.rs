@@ -98,8 +98,9 @@ impl World {
         self.run()
     }
 
+    /// What the planner says about the flows of a frontend.
     fn flags(&self, i: u32) -> u16 {
-        self.sim.fronts[&(front(i).addr, 80, 6)].flags
+        self.sim.fronts[&(front(i).addr, 80, 6)].flags & (DECIDE | LOST)
     }
 
     /// Id, state and generation of the row at a host.

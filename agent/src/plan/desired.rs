@@ -8,11 +8,10 @@ use datapath_common::FrontendFlags;
 use ipnet::IpNet;
 
 use super::backends::BackendKey;
+use super::compile::{Here, compile};
 use super::ops::FrontKey;
 use super::sources::SourceRange;
-use crate::model::{
-    Exposure, Family, Fault, Model, NamespacedName, Protocol, Service, Warning, usable,
-};
+use crate::model::{Family, Fault, Model, NamespacedName, Protocol, Warning};
 
 /// A service port in one family: what a service number stands for.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -59,8 +58,8 @@ pub struct Wanted {
     /// Whether whatever else is sent to the address is refused (KP-28): its
     /// address is a ClusterIP.
     pub marks_address: bool,
-    /// 0 for an exact address, 1 for a `NodePort`: the lower one has the frontend
-    /// (KP-38), then the first service port by name (KP-25).
+    /// Of several claims to one frontend the lowest rank has it (KP-38), then
+    /// the first service port by name (KP-25).
     pub rank: u8,
 }
 
@@ -116,53 +115,6 @@ impl From<Wanted> for (FrontKey, Claimant, Claim) {
 /// Rank and service port: the lowest has a contested frontend.
 type Claimant = (u8, PortKey);
 
-/// The frontends of one Service.
-pub fn compile(model: &Model, name: &NamespacedName) -> Vec<Wanted> {
-    match model.service(name) {
-        Some(service) if service.exposure == Exposure::Served => frontends(model, service),
-        _ => Vec::new(),
-    }
-}
-
-fn frontends(model: &Model, service: &Service) -> Vec<Wanted> {
-    let mut wanted = Vec::with_capacity(service.cluster_ips.len() * service.ports.len());
-    for addr in &service.cluster_ips {
-        let family = Family::of(*addr);
-        for port in &service.ports {
-            let proto = port.protocol.number();
-            let backends: Vec<BackendKey> = usable(model.slices_of(&service.name), family, port)
-                .into_iter()
-                .map(|at| BackendKey {
-                    addr: at.ip(),
-                    port: at.port(),
-                    proto,
-                })
-                .collect();
-            wanted.push(Wanted {
-                front: FrontKey {
-                    addr: *addr,
-                    port: port.port,
-                    proto,
-                },
-                port: PortKey {
-                    service: service.name.clone(),
-                    port: port.name.clone(),
-                    protocol: port.protocol,
-                    family,
-                },
-                outside: backends.clone(),
-                inside: backends,
-                flags: 0,
-                affinity_secs: 0,
-                sources: Vec::new(),
-                marks_address: true,
-                rank: 0,
-            });
-        }
-    }
-    wanted
-}
-
 /// All frontends that should exist, kept up to date one Service at a time.
 #[derive(Debug, Default)]
 pub struct Desired {
@@ -177,11 +129,12 @@ pub struct Desired {
 
 impl Desired {
     /// Compiles everything.
-    pub fn whole(model: &Model) -> Self {
+    pub fn whole(model: &Model, here: &Here) -> Self {
         let mut desired = Self::default();
         let mut touched = BTreeSet::new();
         for service in model.services() {
-            desired.update(&service.name, compile(model, &service.name), &mut touched);
+            let wanted = compile(model, &service.name, here);
+            desired.update(&service.name, wanted, &mut touched);
         }
         desired
     }
@@ -257,6 +210,11 @@ impl Desired {
     /// All addresses that are a service's alone.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.keys().copied()
+    }
+
+    /// Services with a frontend.
+    pub fn names(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.claims_of.keys()
     }
 
     /// Number of Services with a frontend.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::allocator::GRACE;
 use super::applied::Applied;
-use super::desired::{Desired, PortKey, compile};
+use super::compile::{Here, compile};
+use super::desired::{Desired, PortKey};
 use super::facts::NodeFacts;
 use super::numbers::Numbers;
 use super::ops::{FrontKey, MapWriter};
@@ -32,7 +33,7 @@ struct Retry {
 /// Model, desired and applied state of one node.
 #[derive(Debug)]
 pub struct Planner {
-    node: String,
+    here: Here,
     model: Model,
     facts: Option<NodeFacts>,
     source_warnings: Arc<[Warning]>,
@@ -56,7 +57,10 @@ impl Planner {
         let in_rows = applied.frontends().map(|(_, row)| row.service);
         let highest = in_rows.chain(applied.sources.services()).max().unwrap_or(0);
         Self {
-            node: node.into(),
+            here: Here {
+                node: node.into(),
+                ..Here::default()
+            },
             model: Model::default(),
             facts: None,
             source_warnings: Arc::default(),
@@ -82,6 +86,19 @@ impl Planner {
         self.source_warnings = batch.warnings;
         self.ways_stale |= self.dirty.nodes;
         self.dirty.nodes = false;
+    }
+
+    /// Takes in what of this node decides its frontends. If it is another than
+    /// before, every Service is compiled anew (KP-91).
+    pub fn set_here(&mut self, here: Here) {
+        if self.here == here {
+            return;
+        }
+        self.ways_stale |= self.here.node != here.node;
+        self.here = here;
+        let dirty = &mut self.dirty.services;
+        dirty.extend(self.model.services().map(|service| service.name.clone()));
+        dirty.extend(self.desired.names().cloned());
     }
 
     /// Takes in what the net side knows of this node now.
@@ -227,7 +244,12 @@ impl Planner {
     /// known as soon as Nodes are, before any facts.
     pub fn peers(&self) -> Vec<Peer> {
         let own = self.facts.as_ref().and_then(|facts| facts.node_ip4);
-        peers(&self.model, &self.node, own).0
+        peers(&self.model, &self.here.node, own).0
+    }
+
+    /// What of this node decides its frontends.
+    pub const fn here(&self) -> &Here {
+        &self.here
     }
 
     /// The cluster's state.
@@ -314,7 +336,7 @@ impl Planner {
             }
         }
         self.desired
-            .update(service, compile(&self.model, service), touched);
+            .update(service, compile(&self.model, service, &self.here), touched);
         for (front, port) in before {
             if !self.desired.has_port(&port) {
                 self.leaving.entry(port).or_default().insert(front);
@@ -324,7 +346,7 @@ impl Planner {
 
     fn compile_ways(&mut self) {
         let Some(facts) = &self.facts else { return };
-        let (peers, warnings) = peers(&self.model, &self.node, facts.node_ip4);
+        let (peers, warnings) = peers(&self.model, &self.here.node, facts.node_ip4);
         let ways = Ways::new(&self.model, facts, &peers);
         let mut units: BTreeSet<Unit> = BTreeSet::new();
         units.extend(

@@ -219,8 +219,15 @@ impl Agent {
             }
             Err(error) => vec![error],
         };
-        self.shared.faults.set(Part::SlowPath, failed);
-        self.shared.paces.slow.done(ended.began, Instant::now());
+        let now = Instant::now();
+        let shared = &mut self.shared;
+        shared.faults.set(Part::SlowPath, failed);
+        shared.paces.slow.done(ended.began, now);
+        if let State::Serving(serving) = &self.state
+            && serving.has_other_vtep(shared)
+        {
+            shared.paces.programs.ask_now(now);
+        }
     }
 
     /// Does what is due.

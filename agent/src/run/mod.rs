@@ -10,6 +10,7 @@ mod crowding;
 pub mod faults;
 pub mod flows;
 pub mod found;
+pub mod here;
 pub mod node;
 pub mod pace;
 pub mod serving;
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin;
-use crate::args::{RunArgs, absolute};
+use crate::args::{RunArgs, absolute, port_range};
 use crate::kernel::InstanceLock;
 use crate::kernel::probe::{self, Kernel, Sources};
 use crate::net::{Netlink, Uplink};
@@ -70,6 +71,11 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
         tracing::info!("{}: {}, {}", choice.name, choice.chosen, choice.why);
     }
     for warning in &kernel.warnings {
+        tracing::warn!("{warning}");
+    }
+    let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let ephemeral = ephemeral.ok().and_then(|text| port_range(&text));
+    for warning in args.services.snat_ports.overlaps(ephemeral) {
         tracing::warn!("{warning}");
     }
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;

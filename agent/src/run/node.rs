@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use datapath_common::{Config, Feature, IdleTicks, Ip6, Mac};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::args::{Limits, OverlayArgs, per_tick};
+use super::here::addresses;
+use crate::args::{OverlayArgs, RunArgs, per_tick};
 use crate::model::Node;
 use crate::net::{self, Interest, NextHop, OVERHEAD, Overlay, Uplink, device_name};
 use crate::plan::{self, NodeFacts, Peer, derived_vtep_mac, underlay, vtep_mac};
@@ -96,18 +97,23 @@ impl NodeView {
         }
     }
 
-    /// The programs' read-only data.
-    pub fn config(
-        &self,
-        uplink: &Uplink,
-        overlay: &OverlayArgs,
-        limits: &Limits,
-        decap_6_in_4: bool,
-    ) -> Config {
-        let mut features = Feature::OVERLAY;
-        if decap_6_in_4 {
-            features |= Feature::DECAP_6_IN_4;
-        }
+    /// The programs' read-only data. `vtep` is the index of the VTEP device, 0
+    /// while there is none.
+    pub fn config(&self, uplink: &Uplink, args: &RunArgs, vtep: u32, decap_6_in_4: bool) -> Config {
+        let RunArgs {
+            overlay,
+            services,
+            limits,
+            ..
+        } = args;
+        let features = [
+            (true, Feature::OVERLAY),
+            (decap_6_in_4, Feature::DECAP_6_IN_4),
+            (services.uplink_services, Feature::UPLINK_SERVICES),
+            (services.masquerade, Feature::MASQUERADE),
+        ];
+        let on = features.into_iter().filter(|(on, _)| *on);
+        let features = on.fold(0, |bits, (_, bit)| bits | bit);
         let none = Config::EMPTY;
         // An ICMPv6 error needs a source even where the underlay has no IPv6.
         let router6 = self.ip6.or_else(|| self.pods6.map(|net| net.network()));
@@ -125,9 +131,9 @@ impl NodeView {
             router_ip6: router6.map_or(Ip6::new([0; 16]), Ip6::from),
             node_ip6: self.ip6.map_or(none.node_ip6, Ip6::from),
             uplink: uplink.index,
-            vtep: none.vtep,
-            snat_first: none.snat_first,
-            snat_ports: none.snat_ports,
+            vtep,
+            snat_first: services.snat_ports.first(),
+            snat_ports: services.snat_ports.count(),
             vni: overlay.vni,
             vxlan_port: overlay.vxlan_port,
             overlay_mtu: self.mtu,
@@ -202,12 +208,6 @@ impl NodeView {
             overlay: true,
         }
     }
-}
-
-/// All addresses of the uplink.
-fn addresses(uplink: &Uplink) -> impl Iterator<Item = IpAddr> {
-    let v4 = uplink.addresses4.iter().map(|ip| IpAddr::V4(*ip));
-    v4.chain(uplink.addresses6.iter().map(|ip| IpAddr::V6(*ip)))
 }
 
 /// A next hop that the programs can use: an IPv4 address on the uplink.

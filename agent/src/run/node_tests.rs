@@ -51,10 +51,12 @@ fn the_config_follows_node_and_uplink() {
         "4789",
         "--flows-per-second",
         "0",
+        "--snat-ports",
+        "1024-2023",
     ]);
     let view = NodeView::new(&node(), &uplink(), &args.overlay);
     assert_eq!(view.notes, [""; 0]);
-    let config = view.config(&uplink(), &args.overlay, &args.limits, true);
+    let config = view.config(&uplink(), &args, 9, true);
     let wanted = Config {
         node_ip4: Ipv4Addr::new(198, 51, 100, 1).into(),
         pod_net4: Ipv4Addr::new(10, 244, 1, 0).into(),
@@ -65,22 +67,26 @@ fn the_config_follows_node_and_uplink() {
         router_ip6: "2001:db8::1".parse::<Ipv6Addr>().unwrap().into(),
         node_ip6: "2001:db8::1".parse::<Ipv6Addr>().unwrap().into(),
         uplink: 3,
-        vtep: 0,
-        snat_first: 0,
-        snat_ports: 0,
+        vtep: 9,
+        snat_first: 1024,
+        snat_ports: 1000,
         vni: 7,
         vxlan_port: 4789,
         overlay_mtu: 1450,
         vtep_mac: derived_vtep_mac([198, 51, 100, 1].into()),
         uplink_mac: Mac::new([2, 0, 0, 0, 0, 9]),
-        features: Feature::OVERLAY | Feature::DECAP_6_IN_4,
+        features: Feature::OVERLAY
+            | Feature::DECAP_6_IN_4
+            | Feature::UPLINK_SERVICES
+            | Feature::MASQUERADE,
         flows_per_tick: 0,
         errors_per_tick: 1073,
         idle: IdleTicks::DEFAULT,
     };
     assert_eq!(config, wanted);
-    let old = view.config(&uplink(), &args.overlay, &args.limits, false);
-    assert_eq!(old.features, Feature::OVERLAY);
+    let plain = self::args(&["--uplink-services=false", "--masquerade=false"]);
+    let old = view.config(&uplink(), &plain, 0, false);
+    assert_eq!((old.features, old.vtep), (Feature::OVERLAY, 0));
 }
 
 #[test]
@@ -90,7 +96,7 @@ fn a_node_without_pod_networks_owns_no_address() {
     let view = view(&node, &uplink(), &[]);
     assert!(view.notes[0].contains("spec.podCIDRs"), "{:?}", view.notes);
     let args = args(&[]);
-    let config = view.config(&uplink(), &args.overlay, &args.limits, true);
+    let config = view.config(&uplink(), &args, 9, true);
     let none = Config::EMPTY;
     assert_eq!(
         (config.pod_net4, config.pod_mask4),
@@ -109,7 +115,7 @@ fn icmpv6_errors_have_a_source_without_ipv6_on_the_underlay() {
     let args = args(&[]);
     let view = NodeView::new(&node(), &uplink, &args.overlay);
     assert_eq!(view.ip6, None);
-    let config = view.config(&uplink, &args.overlay, &args.limits, true);
+    let config = view.config(&uplink, &args, 9, true);
     assert_eq!(
         config.router_ip6,
         "fd00:1::".parse::<Ipv6Addr>().unwrap().into()
@@ -167,6 +173,12 @@ fn only_pods_behind_veths_are_the_datapaths() {
     let facts = view(&node(), &uplink(), &[]).facts("node-1", &uplink(), &pods, &BTreeMap::new());
     let known: Vec<String> = facts.local_pods.keys().map(ToString::to_string).collect();
     assert_eq!(known, ["10.244.1.5"]);
+    let own: Vec<String> = facts
+        .own_addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(own, ["192.0.2.1", "198.51.100.1", "2001:db8::1", "fe80::1"]);
     assert!(facts.overlay);
 }
 

@@ -10,12 +10,13 @@ use datapath_common::Config;
 use super::faults::Part;
 use super::flows::{FlowWalk, lost_at_start};
 use super::found::Found;
+use super::here::here;
 use super::node::NodeView;
 use super::shared::Shared;
 use super::status;
 use crate::kernel::{AttachKind, Datapath, Options, Report, XdpChoice, XdpMode};
 use crate::model::{Kind, Node, Object};
-use crate::net::{LocalPods, Overlay, next_hops, set_pod_mtu};
+use crate::net::{LocalPods, Overlay, device_name, next_hops, set_pod_mtu};
 use crate::plan::{Applied, Outcome, PlanError, Planner};
 use crate::source::{Batch, Change};
 
@@ -27,6 +28,8 @@ pub struct Serving {
     node: Node,
     /// What this node is.
     pub view: NodeView,
+    /// Index of the VTEP device, 0 while there is none.
+    vtep: u32,
     /// Maps, programs, links.
     pub datapath: Datapath,
     /// Model and plan.
@@ -51,7 +54,8 @@ impl Serving {
     pub fn open(shared: &Shared, node: Node, objects: Batch) -> anyhow::Result<Self> {
         let args = &shared.args;
         let view = NodeView::new(&node, &shared.uplink, &args.overlay);
-        let config = config(&view, shared);
+        let vtep = vtep(shared);
+        let config = config(&view, vtep, shared);
         let options = Options {
             attach: shared.kernel.attach,
             ..Options::default()
@@ -67,11 +71,13 @@ impl Serving {
         let found = Found::new(uplink, applied.next_hops(uplink));
         let mut planner = Planner::new(args.node.as_str(), applied);
         planner.ingest(objects);
+        planner.set_here(here(&node, &shared.uplink, &args.services));
         lost_at_start(&datapath, &mut planner, Instant::now());
         let interval = Duration::from_secs(u64::from(args.limits.gc_interval));
         Ok(Self {
             node,
             view,
+            vtep,
             datapath,
             planner,
             walk: FlowWalk::new(interval, Instant::now()),
@@ -90,6 +96,7 @@ impl Serving {
         let (noticed, changes) = (batch.noticed, batch.changes.len());
         let nodes = batch.changes.iter().any(concerns_nodes);
         self.planner.ingest(batch);
+        let gone = nodes && !self.take_node(shared);
         let outcome = self.plan(shared);
         if changes > 0 && self.planner.is_ready() {
             let took = noticed.elapsed();
@@ -106,9 +113,7 @@ impl Serving {
         }
         if nodes {
             self.node_change.get_or_insert(noticed);
-            if let Some(node) = self.planner.model().node(&shared.args.node) {
-                self.node = node.clone();
-            } else {
+            if gone {
                 tracing::warn!(
                     "the Node {} is gone; the agent goes on with what it said last",
                     shared.args.node
@@ -116,6 +121,17 @@ impl Serving {
             }
         }
         nodes
+    }
+
+    /// Takes in what the Node of this name says now. False if there is none.
+    fn take_node(&mut self, shared: &Shared) -> bool {
+        let Some(node) = self.planner.model().node(&shared.args.node) else {
+            return false;
+        };
+        self.node = node.clone();
+        let here = here(&self.node, &shared.uplink, &shared.args.services);
+        self.planner.set_here(here);
+        true
     }
 
     /// Writes what is due, and takes note of what failed.
@@ -174,7 +190,9 @@ impl Serving {
         }
         self.look_at_hops(shared).await;
         let (name, uplink) = (&shared.args.node, &shared.uplink);
-        if let Some(facts) = self.found.facts(&self.view, name, uplink) {
+        if let Some(mut facts) = self.found.facts(&self.view, name, uplink) {
+            let direct = &shared.args.services.masquerade_exclude;
+            facts.direct = direct.iter().copied().collect();
             self.planner.set_facts(facts);
         }
         let outcome = self.plan(shared);
@@ -231,21 +249,25 @@ impl Serving {
         shared.faults.set(Part::PodMtu, failed);
     }
 
-    /// Takes in that Node or uplink changed: programs with other read-only
-    /// data, if need be. Says whether anything is different.
+    /// Takes in that Node, uplink or VTEP device changed: programs with other
+    /// read-only data, if need be. Says whether anything is different.
     pub fn reconfigure(&mut self, shared: &mut Shared) -> bool {
         let view = NodeView::new(&self.node, &shared.uplink, &shared.args.overlay);
         shared.faults.set(Part::Node, view.notes.clone());
-        let changed = view != self.view;
+        let vtep = vtep(shared);
+        let here = here(&self.node, &shared.uplink, &shared.args.services);
+        let changed = view != self.view || vtep != self.vtep || here != *self.planner.here();
         self.view = view;
-        let config = config(&self.view, shared);
+        self.vtep = vtep;
+        self.planner.set_here(here);
+        let config = config(&self.view, self.vtep, shared);
         // Before the first plan no program may replace one: the maps may be empty.
         if !self.attached || config == *self.datapath.config() {
             return changed;
         }
         match self.datapath.reconfigure(&config) {
             Ok(report) => {
-                tracing::info!("programs replaced: node or uplink changed");
+                tracing::info!("programs replaced: node, uplink or VTEP device changed");
                 shared.faults.set(Part::Programs, sentences(&report));
             }
             Err(error) => {
@@ -257,7 +279,12 @@ impl Serving {
 
     /// Whether the programs have what this node is now.
     pub fn is_configured(&self, shared: &Shared) -> bool {
-        config(&self.view, shared) == *self.datapath.config()
+        config(&self.view, self.vtep, shared) == *self.datapath.config()
+    }
+
+    /// Whether the VTEP device is another one than the programs know.
+    pub fn has_other_vtep(&self, shared: &Shared) -> bool {
+        vtep(shared) != self.vtep
     }
 
     /// Attaches everything that should be attached; `full` also tries XDP once
@@ -385,14 +412,15 @@ impl Serving {
     }
 }
 
-fn config(view: &NodeView, shared: &Shared) -> Config {
-    let args = &shared.args;
-    view.config(
-        &shared.uplink,
-        &args.overlay,
-        &args.limits,
-        shared.kernel.decap_6_in_4,
-    )
+fn config(view: &NodeView, vtep: u32, shared: &Shared) -> Config {
+    let decap_6_in_4 = shared.kernel.decap_6_in_4;
+    view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4)
+}
+
+/// Index of the VTEP device, 0 if there is none.
+fn vtep(shared: &Shared) -> u32 {
+    let name = device_name(shared.args.overlay.vni);
+    nix::net::if_::if_nametoindex(name.as_str()).unwrap_or(0)
 }
 
 fn concerns_nodes(change: &Change) -> bool {

@@ -175,15 +175,6 @@ fn names(hints: &[String], us: &str) -> bool {
     hints.iter().any(|hint| hint == us)
 }
 
-/// Where the policy is Cluster and nothing is known of this node.
-pub fn usable<'a>(
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    family: Family,
-    port: &ServicePort,
-) -> Vec<SocketAddr> {
-    select(slices, family, port, "", None).cluster
-}
-
 #[cfg(test)]
 #[path = "endpoints_tests.rs"]
 mod tests;

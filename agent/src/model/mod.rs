@@ -8,7 +8,7 @@ mod service;
 mod state;
 mod warning;
 
-pub use endpoints::{EndpointSets, ready_here, select, usable};
+pub use endpoints::{EndpointSets, ready_here, select};
 pub use service::{Exposure, Policy, Service, ServicePort};
 pub use state::{Dirty, Model};
 pub use warning::{Fault, Warning};

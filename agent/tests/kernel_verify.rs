@@ -33,16 +33,23 @@ use tulle_agent::kernel::{AttachKind, Datapath};
 const SHOWN_LINES: usize = 30;
 
 /// The sets of features, by name.
-const FEATURES: [(&str, u32); 3] = [
+const FEATURES: [(&str, u32); 4] = [
     ("none", 0),
     ("overlay", Feature::OVERLAY),
-    ("all", Feature::OVERLAY | Feature::DECAP_6_IN_4),
+    ("pods only", Feature::OVERLAY | Feature::DECAP_6_IN_4),
+    (
+        "all",
+        Feature::OVERLAY | Feature::DECAP_6_IN_4 | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
+    ),
 ];
 
 fn config(features: u32) -> Config {
     Config {
         features,
         uplink: 1,
+        vtep: 2,
+        snat_first: 10_000,
+        snat_ports: 20_000,
         flows_per_tick: 1000,
         errors_per_tick: 100,
         ..Config::EMPTY

@@ -20,6 +20,12 @@ pub enum Verdict {
     Deliver,
     /// To another node through VXLAN, by `via`; TTL decremented.
     Encapsulate,
+    /// Out of the uplink by the kernel's routing; TTL decremented.
+    Route,
+    /// Back into this node, as if it had come from the uplink.
+    TurnBack,
+    /// Into this node, as if it had come from the VTEP device.
+    ToVtep,
     /// Nowhere; the sender gets `error`.
     Refuse,
 }
@@ -104,6 +110,24 @@ impl<'a, A: Copy> Decision<'a, A> {
         decision
     }
 
+    /// Sends the packet out of the uplink by the kernel's routing.
+    #[inline(always)]
+    pub const fn route(reason: Reason, h: &Headers<A>) -> Self {
+        Self::new(Verdict::Route, reason, h)
+    }
+
+    /// Gives the packet back to this node.
+    #[inline(always)]
+    pub const fn turn_back(reason: Reason, h: &Headers<A>) -> Self {
+        Self::new(Verdict::TurnBack, reason, h)
+    }
+
+    /// Gives the packet to the VTEP device.
+    #[inline(always)]
+    pub const fn to_vtep(h: &Headers<A>) -> Self {
+        Self::new(Verdict::ToVtep, Reason::OverlayToKernel, h)
+    }
+
     /// Delivers the packet to a pod of this node.
     #[inline(always)]
     pub const fn deliver(via: &'a Via, reason: Reason, h: &Headers<A>) -> Self {
@@ -119,6 +143,13 @@ impl<'a, A: Copy> Decision<'a, A> {
         decision.via = Some(via);
         decision.outer_port = outer_port;
         decision
+    }
+
+    /// The same, counted under another reason.
+    #[inline(always)]
+    pub const fn counted(mut self, reason: Reason) -> Self {
+        self.reason = reason;
+        self
     }
 
     /// The same with this translation.

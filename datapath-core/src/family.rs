@@ -26,6 +26,11 @@ pub trait Family: Copy {
     fn is_martian(src: Self::Addr) -> bool;
     /// Whether the address lies in this node's pod network.
     fn is_own_pod(config: &Config, addr: Self::Addr) -> bool;
+    /// This node's address on the underlay; unspecified if it has none.
+    fn node(config: &Config) -> Self::Addr;
+    /// The VTEP device's address: the first of this node's pod network;
+    /// unspecified if it has none.
+    fn vtep(config: &Config) -> Self::Addr;
 }
 
 /// IPv4.
@@ -65,6 +70,16 @@ impl Family for V4 {
     #[inline(always)]
     fn is_own_pod(config: &Config, addr: Ip4) -> bool {
         addr.word() & config.pod_mask4.word() == config.pod_net4.word()
+    }
+
+    #[inline(always)]
+    fn node(config: &Config) -> Ip4 {
+        config.node_ip4
+    }
+
+    #[inline(always)]
+    fn vtep(config: &Config) -> Ip4 {
+        config.pod_net4
     }
 }
 
@@ -106,5 +121,15 @@ impl Family for V6 {
             | ((a[2] & m[2]) ^ n[2])
             | ((a[3] & m[3]) ^ n[3])
             == 0
+    }
+
+    #[inline(always)]
+    fn node(config: &Config) -> Ip6 {
+        config.node_ip6
+    }
+
+    #[inline(always)]
+    fn vtep(config: &Config) -> Ip6 {
+        config.pod_net6
     }
 }

@@ -127,7 +127,19 @@ pub(crate) fn reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
 ) -> Option<Rewrite<A>> {
-    translation(tables, headers, false)
+    match translation(tables, headers, Some(false)) {
+        Some((rewrite, _)) => Some(rewrite),
+        None => None,
+    }
+}
+
+/// The translation of any reply, and whether its client is its own backend.
+#[inline(always)]
+pub(crate) fn any_reply<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+) -> Option<(Rewrite<A>, bool)> {
+    translation(tables, headers, None)
 }
 
 /// The same for a pod's answer to itself through a service's address.
@@ -136,21 +148,25 @@ pub(crate) fn hairpin_reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
 ) -> Option<Rewrite<A>> {
-    translation(tables, headers, true)
+    match translation(tables, headers, Some(true)) {
+        Some((rewrite, _)) => Some(rewrite),
+        None => None,
+    }
 }
 
 #[inline(always)]
 fn translation<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
-    hairpin: bool,
-) -> Option<Rewrite<A>> {
+    wanted: Option<bool>,
+) -> Option<(Rewrite<A>, bool)> {
     if !matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP) {
         return None;
     }
     let row = tables.flow(key(headers, Direction::Reply))?;
     let flow = row.get();
-    if (flow.hairpin != 0) != hairpin {
+    let hairpin = flow.hairpin != 0;
+    if wanted.is_some_and(|wanted| wanted != hairpin) {
         return None;
     }
     let now = tables.now();
@@ -160,39 +176,54 @@ fn translation<A: Address, T: Tables<A>>(
     if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
         return None;
     }
-    let client = if hairpin { headers.src } else { headers.dst };
     let next = step(state, Direction::Reply, headers.signal);
     if is_stale(&flow, next, now) {
-        row.touch(next, now);
-        touch_mate(tables, headers, Direction::Reply, &flow, next, now);
+        refresh(tables, headers, row, Direction::Reply, next);
     }
     remember_ports(tables, headers);
-    Some(Rewrite {
+    // Read only now: kept over the calls it would take much of the stack.
+    let flow = row.get();
+    let (dst, dport) = if flow.nat_port != 0 {
+        (flow.nat_addr, flow.nat_port)
+    } else if hairpin {
+        (headers.src, headers.dport)
+    } else {
+        (headers.dst, headers.dport)
+    };
+    let rewrite = Rewrite {
         any: true,
         src: flow.addr,
         sport: flow.port,
-        dst: client,
-        dport: headers.dport,
-    })
+        dst,
+        dport,
+    };
+    Some((rewrite, hairpin))
 }
 
 /// Key of the other direction's row.
 #[inline(always)]
 pub fn mate<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     let forward = key.direction == Direction::Forward as u8;
-    // The client's end of the row. A client that is its own backend is seen by
-    // the backend as the frontend.
-    let client = if forward == (flow.hairpin == 0) {
-        key.src
+    // The client's end of the other row. A client that is its own backend is
+    // seen by the backend as the frontend.
+    let (client, client_port) = if flow.nat_port != 0 {
+        (flow.nat_addr, flow.nat_port)
     } else {
-        key.dst
+        (
+            if forward == (flow.hairpin == 0) {
+                key.src
+            } else {
+                key.dst
+            },
+            if forward { key.sport } else { key.dport },
+        )
     };
     if forward {
         FlowKey {
             src: flow.addr,
             dst: client,
             sport: flow.port,
-            dport: key.sport,
+            dport: client_port,
             proto: key.proto,
             direction: Direction::Reply as u8,
             reserved: 0,
@@ -201,7 +232,7 @@ pub fn mate<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
         FlowKey {
             src: client,
             dst: flow.addr,
-            sport: key.dport,
+            sport: client_port,
             dport: flow.port,
             proto: key.proto,
             direction: Direction::Forward as u8,
@@ -210,34 +241,41 @@ pub fn mate<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     }
 }
 
-/// Refreshes the other row of `flow`, unless the client's next flow has it by
-/// now. Gives the reply's row back if it was evicted: without it answers would go
-/// out untranslated.
-#[inline(always)]
-pub(crate) fn touch_mate<A: Address, T: Tables<A>>(
+/// Refreshes a flow's row, which `headers` met, and the other row, unless the
+/// client's next flow has it by now. Gives the reply's row back if it was
+/// evicted: without it answers would go out untranslated. A function of its own:
+/// it is seldom needed, and needs much of the stack.
+#[inline(never)]
+pub(crate) fn refresh<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
+    row: T::Row,
     direction: Direction,
-    flow: &Flow<A>,
     state: FlowState,
-    now: u32,
 ) {
-    let key = mate(&key(headers, direction), flow);
-    if let Some(row) = tables.flow(key) {
-        let other = row.get();
-        if other.backend == flow.backend && other.generation == flow.generation {
-            row.touch(state, now);
+    let now = tables.now();
+    row.touch(state, now);
+    // The row is read again at each step: kept, it would take much of the stack.
+    if let Some(other) = tables.flow(mate(&key(headers, direction), &row.get())) {
+        let own = row.get();
+        if other.names(own.backend, own.generation) {
+            other.touch(state, now);
         }
     } else if direction == Direction::Forward {
-        let reply = Flow {
-            addr: headers.dst,
-            port: headers.dport,
-            state: state as u8,
-            seen: now,
-            ..*flow
-        };
         // Best effort: the next refresh tries again.
-        let _ = tables.open_flow(key, reply);
+        let _ = tables.fill_flow(false, |key, reply| {
+            let own = row.get();
+            *key = mate(&self::key(headers, direction), &own);
+            (reply.addr, reply.port) = (headers.dst, headers.dport);
+            (reply.nat_addr, reply.nat_port) = if own.nat_port == 0 {
+                (A::UNSPECIFIED, 0)
+            } else {
+                (headers.src, headers.sport)
+            };
+            (reply.state, reply.hairpin, reply.reserved) = (state as u8, own.hairpin, 0);
+            (reply.backend, reply.generation) = (own.backend, own.generation);
+            (reply.service, reply.opened, reply.seen) = (own.service, own.opened, now);
+        });
     }
 }
 

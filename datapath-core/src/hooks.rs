@@ -1,10 +1,13 @@
 //! One function for each hook: the order in which a packet is asked.
 
-use datapath_common::{Config, FrontendKey, Reason, Scope, Via, ViaKind, proto};
+use datapath_common::{Address, Config, Feature, FrontendKey, Reason, Scope, Via, ViaKind, proto};
 
 use crate::{
     Decision, ETH_LEN, Family, Fragment, Headers, Packet, Rewrite, Tables, flow, flow_hash,
-    icmp::IcmpError, reduce, service,
+    icmp::IcmpError,
+    reduce,
+    reply::to_client,
+    service::{self, Client},
 };
 
 /// Decides about a packet that comes from a pod of this node.
@@ -17,14 +20,8 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
         && flow::recall_ports(tables, headers);
     if has_ports {
-        let key = FrontendKey {
-            addr: headers.dst,
-            port: headers.dport,
-            proto: headers.proto,
-            scope: Scope::Any as u8,
-        };
-        if let Some(front) = tables.frontend(&key) {
-            return service::decide::<F, P, T>(packet, tables, headers, front);
+        if let Some(front) = tables.frontend(&front_key(headers)) {
+            return service::decide::<F, P, T>(packet, tables, headers, front, Client::Pod);
         }
     }
     if F::is_own_pod(tables.config(), headers.dst) {
@@ -34,10 +31,109 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             }
             return to_pod::<F, T>(tables, headers, via, Reason::DeliveredLocal);
         }
+        if headers.dst != F::vtep(tables.config()) {
+            return off_path::<F, T>(tables, headers);
+        }
     } else if let Some(via) = tables.peer(&headers.dst) {
         return to_peer::<F, P, T>(packet, tables, headers, via);
     }
+    if has_ports
+        && serves_uplink(tables.config())
+        && let Some(rewrite) = flow::reply(tables, headers)
+    {
+        return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Pod);
+    }
     off_path::<F, T>(tables, headers)
+}
+
+/// Whether services are served on the uplink too.
+#[inline(always)]
+fn serves_uplink(config: &Config) -> bool {
+    config.features & Feature::UPLINK_SERVICES != 0
+}
+
+/// Decides about a packet from the uplink that is for no pod. `tunneled`: it
+/// came out of the overlay, addressed to the VTEP device.
+#[inline(always)]
+pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    headers: &mut Headers<F::Addr>,
+    tunneled: bool,
+) -> Decision<'t, F::Addr> {
+    let config = tables.config();
+    let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
+        && flow::recall_ports(tables, headers);
+    if has_ports
+        && (headers.dst == F::node(config) || headers.dst == F::vtep(config))
+        && let Some(rewrite) = flow::reply(tables, headers)
+    {
+        return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Outside);
+    }
+    if tunneled {
+        return Decision::to_vtep(headers);
+    }
+    serve::<F, P, T>(packet, tables, headers, has_ports, Client::Outside)
+}
+
+/// Decides about a packet that leaves by the uplink.
+#[inline(always)]
+pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    headers: &mut Headers<F::Addr>,
+) -> Decision<'t, F::Addr> {
+    let config = tables.config();
+    let from_node = headers.src == F::node(config);
+    if from_node && headers.proto == proto::UDP && headers.dport == config.vxlan_port {
+        return Decision::kernel(Reason::NotOurs, headers);
+    }
+    let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
+        && flow::recall_ports(tables, headers);
+    if has_ports && let Some((rewrite, hairpin)) = flow::any_reply(tables, headers) {
+        return if hairpin {
+            Decision::turn_back(Reason::ReplyTranslated, headers)
+        } else {
+            Decision::kernel(Reason::ReplyTranslated, headers)
+        }
+        .translated(rewrite);
+    }
+    if !from_node || !serves_uplink(config) {
+        return Decision::kernel(Reason::NotOurs, headers);
+    }
+    serve::<F, P, T>(packet, tables, headers, has_ports, Client::Node)
+}
+
+/// A packet for a frontend or a service address, or the kernel's.
+#[inline(always)]
+fn serve<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    headers: &Headers<F::Addr>,
+    has_ports: bool,
+    client: Client,
+) -> Decision<'t, F::Addr> {
+    if has_ports && let Some(front) = tables.frontend(&front_key(headers)) {
+        return service::decide::<F, P, T>(packet, tables, headers, front, client);
+    }
+    if tables
+        .frontend(&FrontendKey::address(headers.dst))
+        .is_none()
+    {
+        return Decision::kernel(Reason::NotOurs, headers);
+    }
+    no_such_port(headers)
+}
+
+/// Key of the frontend that a packet is for.
+#[inline(always)]
+fn front_key<A: Address>(headers: &Headers<A>) -> FrontendKey<A> {
+    FrontendKey {
+        addr: headers.dst,
+        port: headers.dport,
+        proto: headers.proto,
+        scope: Scope::Any as u8,
+    }
 }
 
 /// A packet that the kernel delivers to a pod: translated if it is a reply.
@@ -130,6 +226,15 @@ fn off_path<'t, F: Family, T: Tables<F::Addr>>(
         && let Some(rewrite) = flow::hairpin_reply(tables, headers)
     {
         return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
+    }
+    no_such_port(headers)
+}
+
+/// A packet for a service address on which nothing is served (KP-28).
+#[inline(always)]
+fn no_such_port<'t, A: Copy>(headers: &Headers<A>) -> Decision<'t, A> {
+    if headers.ttl <= 1 {
+        return expired(headers);
     }
     if headers.fragment == Fragment::Later {
         return Decision::drop(Reason::FragmentWithoutFirst, headers);

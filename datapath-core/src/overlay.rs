@@ -1,6 +1,6 @@
 //! VXLAN (RFC 7348) over IPv4: what is accepted, and the header that is put on.
 
-use datapath_common::{Address, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto};
+use datapath_common::{Address, Config, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto};
 
 use crate::{ETH_LEN, Family, Packet, V4, V6, checksum::Sum, parse::Frame, wire};
 
@@ -25,12 +25,15 @@ pub enum Arrival<'t> {
     Drop(Reason),
     /// For the pod behind this row, with this inside.
     ForPod(&'t Via, Frame),
+    /// For the VTEP device's address, with this inside: perhaps the reply to
+    /// what was masqueraded.
+    ForVtep(Frame),
 }
 
 /// What [`arrival`] asks of the maps.
 pub trait OverlayTables {
     /// This node's underlay address, VTEP address, port and VNI.
-    fn config(&self) -> &datapath_common::Config;
+    fn config(&self) -> &Config;
     /// Row of `tulle_nodes_v4`.
     fn node(&self, addr: &Ip4) -> Option<&Node>;
     /// Row of `tulle_pods_v4`.
@@ -82,7 +85,10 @@ pub fn arrival<'t, P: Packet, T: OverlayTables>(packet: &P, tables: &'t T) -> Ar
     }
     match inner_eth.ethertype.get() {
         0x0800 => match packet.read::<wire::Ipv4>(INNER_IP) {
-            Ok(ip) => inner::<V4>(ip.version_ihl, ip.ttl, tables.pod4(&ip.dst), Frame::V4),
+            Ok(ip) => {
+                let via = tables.pod4(&ip.dst);
+                inner::<V4>(config, ip.dst, ip.version_ihl, ip.ttl, via, Frame::V4)
+            }
             Err(reason) => unreadable(reason),
         },
         // Two pieces: the whole header would be copied to the stack.
@@ -90,7 +96,10 @@ pub fn arrival<'t, P: Packet, T: OverlayTables>(packet: &P, tables: &'t T) -> Ar
             packet.read::<Ip6>(INNER_IP + 24),
             packet.read::<[u8; 8]>(INNER_IP),
         ) {
-            (Ok(dst), Ok(b)) => inner::<V6>(b[0], b[7], tables.pod6(&dst), Frame::V6),
+            (Ok(dst), Ok(b)) => {
+                let via = tables.pod6(&dst);
+                inner::<V6>(config, dst, b[0], b[7], via, Frame::V6)
+            }
             (Err(reason), _) | (_, Err(reason)) => unreadable(reason),
         },
         _ => Arrival::Kernel(Reason::OverlayToKernel),
@@ -99,13 +108,27 @@ pub fn arrival<'t, P: Packet, T: OverlayTables>(packet: &P, tables: &'t T) -> Ar
 
 /// The inner IP header: version, TTL, and whose pod it is for.
 #[inline(always)]
-fn inner<F: Family>(version: u8, ttl: u8, via: Option<&Via>, frame: Frame) -> Arrival<'_> {
+fn inner<'t, F: Family>(
+    config: &Config,
+    dst: F::Addr,
+    version: u8,
+    ttl: u8,
+    via: Option<&'t Via>,
+    frame: Frame,
+) -> Arrival<'t> {
     if version >> 4 != F::Addr::VERSION {
         return Arrival::Drop(Reason::BadHeader);
     }
     match via {
         // What is to expire here is the kernel's to answer.
         Some(via) if ttl > 1 && via.kind == ViaKind::Local as u8 => Arrival::ForPod(via, frame),
+        None if ttl > 1
+            && dst == F::vtep(config)
+            && config.vtep != 0
+            && config.features & Feature::UPLINK_SERVICES != 0 =>
+        {
+            Arrival::ForVtep(frame)
+        }
         _ => Arrival::Kernel(Reason::OverlayToKernel),
     }
 }
@@ -151,7 +174,7 @@ pub const HEADER_AT: usize = ETH_LEN - 2;
 #[inline(always)]
 pub fn header<F: Family>(
     via: &Via,
-    config: &datapath_common::Config,
+    config: &Config,
     sport: u16,
     inner_len: u32,
     id: u16,

@@ -1,19 +1,76 @@
-//! From a frontend to a backend: flow table, then segment.
+//! From a frontend to a backend: flow table, then affinity, then segment.
 
 use datapath_common::{
-    Address, Backend, BackendState, Direction, Flow, FlowState, Frontend, FrontendFlags, Reason,
-    Via, ViaKind, proto,
+    Address, AffinityKey, Backend, BackendState, Direction, FlowState, Frontend, FrontendFlags,
+    Reason, TICK_SHIFT, Via, ViaKind, proto,
 };
 
 use crate::{
-    Decision, Family, Grant, Headers, Packet, Rewrite, Signal, Tables,
-    flow::{self, is_stale, live_state, step, touch_mate},
+    Decision, Family, Headers, Packet, Rewrite, Signal, Tables,
+    flow::{self, is_stale, live_state, refresh, step},
     flow_hash,
     hooks::{expired, fits_overlay, needs_kernel, outer_port},
     icmp::IcmpError,
+    open::{Manner, Source, open},
     reduce,
     tables::FlowRow,
 };
+
+/// Who sends to a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Client {
+    /// A pod of this node.
+    Pod,
+    /// A process of this node.
+    Node,
+    /// Anybody else.
+    Outside,
+}
+
+/// What a frontend says to one kind of client.
+#[derive(Clone, Copy)]
+struct Offer {
+    /// First slot of the segment.
+    start: u32,
+    /// Slots in it.
+    len: u32,
+    /// Why there is no backend if there are no slots.
+    empty: Reason,
+    /// Whether flows are masqueraded, unless the backend is on this node itself.
+    masquerade: bool,
+}
+
+impl Offer {
+    #[inline(always)]
+    fn of(front: &Frontend, client: Client) -> Self {
+        let outside = client == Client::Outside;
+        let (drop, masquerade) = match client {
+            Client::Pod => (
+                FrontendFlags::DROP_INSIDE,
+                front.flags & FrontendFlags::MASQUERADE_PODS != 0,
+            ),
+            Client::Node => (FrontendFlags::DROP_INSIDE, true),
+            Client::Outside => (
+                FrontendFlags::DROP_OUTSIDE,
+                front.flags & FrontendFlags::MASQUERADE_OUTSIDE != 0,
+            ),
+        };
+        Self {
+            start: if outside {
+                front.out_start
+            } else {
+                front.start
+            },
+            len: if outside { front.out_len } else { front.len },
+            empty: if front.flags & drop == 0 {
+                Reason::NoEndpoints
+            } else {
+                Reason::NoLocalEndpoints
+            },
+            masquerade,
+        }
+    }
+}
 
 /// Decides about a packet for the frontend `front`. `headers` has its ports.
 #[inline(always)]
@@ -22,6 +79,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     tables: &'t T,
     headers: &Headers<F::Addr>,
     front: &Frontend,
+    client: Client,
 ) -> Decision<'t, F::Addr> {
     let h = headers;
     if F::is_martian(h.src) {
@@ -31,7 +89,8 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         return expired(h);
     }
     let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
-    let chosen = choose::<F, T>(tables, h, front, hash);
+    let offer = Offer::of(front, client);
+    let chosen = choose::<F, T>(tables, h, front, &offer, hash);
     let Some(backend) = chosen.backend else {
         return if chosen.missing == Reason::NoEndpoints {
             Decision::refuse(IcmpError::PortUnreachable, Reason::NoEndpoints, h)
@@ -45,17 +104,39 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if vxlan && !by_kernel && !fits_overlay(packet, tables.config(), h) {
         return Decision::refuse(IcmpError::TooBig, Reason::TooBig, h);
     }
-    let hairpin = backend.addr == h.src;
-    if chosen.opens
-        && let Err(reason) = open::<F, T>(tables, h, front, chosen.id, backend, hairpin)
-    {
-        return Decision::drop(reason, h);
+    let node = client == Client::Node;
+    let hairpin = backend.addr == h.src || (node && via.kind == ViaKind::Host as u8);
+    let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
+    if !chosen.pinned {
+        let source = if offer.masquerade {
+            Source::masqueraded::<F>(tables.config(), client, via, h)
+        } else {
+            Source::Own
+        };
+        if chosen.opens {
+            let manner = Manner::to(chosen.id)
+                .hairpin(hairpin && source == Source::Own)
+                .source(source);
+            match open::<F, T>(tables, h, front, manner, hash) {
+                Ok(port) => nat_port = port,
+                Err(reason) => return Decision::drop(reason, h),
+            }
+            nat = source.address::<F>(tables.config());
+        } else if source != Source::Own {
+            return Decision::drop(Reason::UnknownFlow, h);
+        }
     }
     flow::remember_ports(tables, h);
+    let masqueraded = nat_port != 0;
+    let (src, sport) = if masqueraded {
+        (nat, nat_port)
+    } else {
+        (if hairpin { h.dst } else { h.src }, h.sport)
+    };
     let rewrite = Rewrite {
         any: true,
-        src: if hairpin { h.dst } else { h.src },
-        sport: h.sport,
+        src,
+        sport,
         dst: backend.addr,
         dport: backend.port,
     };
@@ -63,6 +144,10 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         Decision::deliver(via, Reason::DeliveredLocal, h)
     } else if vxlan && !by_kernel {
         Decision::encapsulate(via, outer_port(hash), h)
+    } else if via.kind == ViaKind::Host as u8 && node {
+        Decision::turn_back(Reason::TranslatedToKernel, h)
+    } else if via.kind == ViaKind::Kernel as u8 && (masqueraded || node) {
+        Decision::route(Reason::TranslatedToKernel, h)
     } else {
         Decision::kernel(Reason::TranslatedToKernel, h)
     }
@@ -75,6 +160,12 @@ struct Chosen<'t, A> {
     backend: Option<&'t Backend<A>>,
     /// Why there is none.
     missing: Reason,
+    /// Whether the flow table named it.
+    pinned: bool,
+    /// The translated source that the flow table named with it.
+    nat: A,
+    /// Its port; 0 if the source is not translated.
+    nat_port: u16,
     /// Whether the packet opens a flow.
     opens: bool,
     /// The backend's id, if it does.
@@ -86,33 +177,57 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     tables: &'t T,
     h: &Headers<F::Addr>,
     front: &Frontend,
+    offer: &Offer,
     hash: u32,
 ) -> Chosen<'t, F::Addr> {
+    const ASK: u16 = FrontendFlags::FLOWS_DECIDE
+        | FrontendFlags::FLOWS_MAY_BE_LOST
+        | FrontendFlags::SOURCE_RANGES;
     // Data of TCP and SCTP on an unchanged service: the segment has the answer.
     let known = h.signal == Signal::Data
         && h.proto != proto::UDP
-        && front.flags & (FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST) == 0
-        && front.len != 0;
+        && front.flags & ASK == 0
+        && front.affinity_secs == 0
+        && !offer.masquerade
+        && offer.len != 0;
     let mut chosen = Chosen {
         backend: None,
         missing: Reason::BackendGone,
+        pinned: false,
+        nat: F::Addr::UNSPECIFIED,
+        nat_port: 0,
         opens: false,
         id: 0,
     };
     if !known {
         let lost = front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
-        chosen.backend = pinned::<F, T>(tables, h, lost);
-        if chosen.backend.is_some() {
+        if let Some((backend, nat, nat_port)) = pinned::<F, T>(tables, h, lost) {
+            chosen.backend = Some(backend);
+            chosen.pinned = true;
+            (chosen.nat, chosen.nat_port) = (nat, nat_port);
             return chosen;
         }
         // What ends a flow that nobody knows opens none.
         chosen.opens = h.signal != Signal::Close;
+        if front.flags & FrontendFlags::SOURCE_RANGES != 0
+            && !tables.source_allowed(front.service, h.src)
+        {
+            chosen.missing = Reason::SourceNotAllowed;
+            return chosen;
+        }
     }
-    if front.len == 0 {
-        chosen.missing = Reason::NoEndpoints;
+    if offer.len == 0 {
+        chosen.missing = offer.empty;
         return chosen;
     }
-    let slot = front.start.wrapping_add(reduce(hash, front.len));
+    if front.affinity_secs != 0
+        && let Some((id, backend)) = remembered::<F, T>(tables, h, front, offer)
+    {
+        chosen.id = id;
+        chosen.backend = Some(backend);
+        return chosen;
+    }
+    let slot = offer.start.wrapping_add(reduce(hash, offer.len));
     let Some(id) = tables.slot(slot) else {
         return chosen;
     };
@@ -121,14 +236,69 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     chosen
 }
 
-/// The backend that the flow table names for this packet, if it may have it.
+/// The backend of the client's last new flow, if new ones may still go there.
+#[inline(always)]
+fn remembered<'t, F: Family, T: Tables<F::Addr>>(
+    tables: &'t T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    offer: &Offer,
+) -> Option<(u32, &'t Backend<F::Addr>)> {
+    let row = tables.affinity(AffinityKey {
+        client: h.src,
+        service: front.service,
+    })?;
+    let limit = ((front.affinity_secs as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
+    let age = tables.now().wrapping_sub(row.seen);
+    // Written by another CPU in a tick that has not begun here.
+    if age > limit && age != u32::MAX {
+        return None;
+    }
+    let backend = tables.backend(row.backend)?;
+    if backend.generation != row.generation
+        || !backend.is_active()
+        || !holds::<F, T>(tables, offer, row.backend)
+    {
+        return None;
+    }
+    Some((row.backend, backend))
+}
+
+/// Steps of a binary search through the longest segment.
+const SEARCH_STEPS: u32 = 18;
+
+/// Whether the segment holds the id.
+#[inline(always)]
+fn holds<F: Family, T: Tables<F::Addr>>(tables: &T, offer: &Offer, id: u32) -> bool {
+    let (mut low, mut len) = (offer.start, offer.len);
+    for _ in 0..SEARCH_STEPS {
+        if len == 0 {
+            return false;
+        }
+        let half = len / 2;
+        let middle = low.wrapping_add(half);
+        match tables.slot(middle) {
+            Some(found) if found == id => return true,
+            Some(found) if found < id => {
+                low = middle.wrapping_add(1);
+                len -= half + 1;
+            }
+            Some(_) => len = half,
+            None => return false,
+        }
+    }
+    false
+}
+
+/// The backend that the flow table names for this packet, if it may have it,
+/// and its translated source.
 /// `lost`: the reply's row may be missing, however fresh this one is.
 #[inline(always)]
 fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     tables: &'t T,
     h: &Headers<F::Addr>,
     lost: bool,
-) -> Option<&'t Backend<F::Addr>> {
+) -> Option<(&'t Backend<F::Addr>, F::Addr, u16)> {
     let row = tables.flow(flow::key(h, Direction::Forward))?;
     let flow = row.get();
     let now = tables.now();
@@ -147,62 +317,9 @@ fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     }
     let next = step(state, Direction::Forward, h.signal);
     if lost || is_stale(&flow, next, now) {
-        row.touch(next, now);
-        touch_mate(tables, h, Direction::Forward, &flow, next, now);
+        refresh(tables, h, row, Direction::Forward, next);
     }
-    Some(backend)
-}
-
-/// Writes both rows of a new flow: the reply's first, so that no answer can
-/// come back untranslated.
-#[inline(always)]
-fn open<F: Family, T: Tables<F::Addr>>(
-    tables: &T,
-    h: &Headers<F::Addr>,
-    front: &Frontend,
-    id: u32,
-    backend: &Backend<F::Addr>,
-    hairpin: bool,
-) -> Result<(), Reason> {
-    if !tables.grant(Grant::Flow) {
-        return Err(Reason::NewFlowLimit);
-    }
-    let now = tables.now();
-    let key = flow::key(h, Direction::Forward);
-    let mut row = Flow {
-        addr: backend.addr,
-        port: backend.port,
-        state: FlowState::Opening as u8,
-        hairpin: hairpin as u8,
-        nat_addr: F::Addr::UNSPECIFIED,
-        nat_port: 0,
-        reserved: 0,
-        backend: id,
-        generation: backend.generation,
-        service: front.service,
-        opened: now,
-        seen: now,
-    };
-    let reply_key = flow::mate(&key, &row);
-    // Data whose reply row is still there: a connection that lost its forward
-    // row. The backend has spoken; it need not do so again soon.
-    if h.signal == Signal::Data
-        && h.proto != proto::UDP
-        && tables.flow(reply_key).is_some_and(|reply| {
-            let reply = reply.get();
-            reply.backend == id && reply.generation == backend.generation
-        })
-    {
-        row.state = FlowState::Established as u8;
-    }
-    (row.addr, row.port) = (h.dst, h.dport);
-    if !tables.open_flow(reply_key, row) {
-        return Err(Reason::FlowTableFull);
-    }
-    (row.addr, row.port) = (backend.addr, backend.port);
-    if !tables.open_flow(key, row) {
-        return Err(Reason::FlowTableFull);
-    }
-    tables.flow_opened(h, backend);
-    Ok(())
+    // Read only now: kept over the calls it would take much of the stack.
+    let flow = row.get();
+    Some((backend, flow.nat_addr, flow.nat_port))
 }

@@ -1,8 +1,8 @@
 //! What the pipeline asks of the maps.
 
 use datapath_common::{
-    Backend, Config, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    Via,
+    Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Via,
 };
 
 use crate::Headers;
@@ -23,6 +23,12 @@ pub trait FlowRow<A>: Copy {
     /// Sets state and time. Another CPU may do so at the same time: both write
     /// values that are right for a packet of this moment.
     fn touch(&self, state: FlowState, seen: u32);
+    /// Whether it is of this backend.
+    #[inline(always)]
+    fn names(&self, backend: u32, generation: u32) -> bool {
+        let row = self.get();
+        row.backend == backend && row.generation == generation
+    }
 }
 
 /// The maps, as seen by one family of addresses.
@@ -48,6 +54,17 @@ pub trait Tables<A> {
     /// Writes a row of `tulle_flow_*`; false if the table did not take it.
     #[must_use]
     fn open_flow(&self, key: FlowKey<A>, flow: Flow<A>) -> bool;
+    /// Writes a row of `tulle_flow_*` that `fill` writes in place, every field
+    /// of key and value: the stack has no room for them. `claim`: only if there
+    /// is no row with this key. False if the table did not take it.
+    #[must_use]
+    fn fill_flow(&self, claim: bool, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool;
+    /// Row of `tulle_affin_*`.
+    fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
+    /// Writes a row of `tulle_affin_*`; best effort.
+    fn remember_affinity(&self, key: AffinityKey<A>, affinity: Affinity);
+    /// Whether `source` lies in a network that may use `service` (`tulle_srcs_*`).
+    fn source_allowed(&self, service: u32, source: A) -> bool;
     /// Row of `tulle_frag_*`.
     fn ports(&self, key: FragmentKey<A>) -> Option<FragmentPorts>;
     /// Writes a row of `tulle_frag_*`; best effort.

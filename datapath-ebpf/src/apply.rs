@@ -1,21 +1,21 @@
 //! Carries out a decision: addresses, ports, checksums, TTL, MAC addresses,
 //! encapsulation, ICMP errors.
 
-use core::mem;
+use core::{mem, ptr};
 
 use aya_ebpf::{
     bindings::{
-        BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-        bpf_redir_neigh,
+        __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::generated::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
         bpf_skb_adjust_room,
     },
 };
-use datapath_common::{Config, Hook, Mac, Reason, Via, counter_index, proto};
+use datapath_common::{Mac, Reason, Via, counter_index, proto};
 use datapath_core::{
     Decision, ETH_LEN, Fragment, Frame, Grant, Headers, Packet as _, Rewrite, Tables, Verdict,
     checksum::{Sum, crc32c_change, with_ports},
@@ -26,6 +26,26 @@ use datapath_core::{
 
 use crate::{ctx::Skb, exit::TcExit, maps, shape::Shape, tables::Maps};
 
+/// Which way the packets of a hook go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Into the node: TC ingress.
+    Ingress,
+    /// Out of the node: TC egress.
+    Egress,
+}
+
+/// Sends the packet to an interface: out of it, or into the node as if it had come from it.
+#[inline(always)]
+fn redirect(ifindex: u32, side: Side) -> TcExit {
+    let flags = match side {
+        Side::Ingress => BPF_F_INGRESS as u64,
+        Side::Egress => 0,
+    };
+    // SAFETY: the helper takes an interface index, which it checks.
+    TcExit::redirect(unsafe { bpf_redirect(ifindex, flags) })
+}
+
 /// Carries out a decision about a packet at a TC hook.
 #[inline(always)]
 pub fn carry_out<F: Shape>(
@@ -33,27 +53,48 @@ pub fn carry_out<F: Shape>(
     maps: &Maps,
     headers: &Headers<F::Addr>,
     decision: &Decision<'_, F::Addr>,
+    side: Side,
 ) -> (TcExit, Reason)
 where
     Maps: Tables<F::Addr>,
 {
+    let config = maps.config();
     let hops = match decision.verdict {
         Verdict::Drop => return (TcExit::DROP, decision.reason),
         Verdict::Refuse => {
-            return match refuse::<F>(skb, maps, headers, decision.error) {
-                // SAFETY: the helper takes an interface index, which it checks.
-                Ok(()) => (
-                    TcExit::redirect(unsafe { bpf_redirect(skb.ifindex(), 0) }),
+            let failed = refuse::<F>(skb.raw(), maps, headers, decision.error, side);
+            return match Reason::from_u8(failed as u8) {
+                // Back to where it came from: that is this node itself at egress.
+                None => (
+                    match side {
+                        Side::Ingress => redirect(maps.ifindex(), Side::Egress),
+                        Side::Egress => redirect(maps.ifindex(), Side::Ingress),
+                    },
                     decision.reason,
                 ),
-                Err(reason) => (TcExit::DROP, reason),
+                Some(reason) => (TcExit::DROP, reason),
             };
         }
-        Verdict::Kernel => 0,
-        Verdict::Deliver | Verdict::Encapsulate => 1,
+        Verdict::Kernel | Verdict::TurnBack | Verdict::ToVtep => 0,
+        Verdict::Deliver | Verdict::Encapsulate | Verdict::Route => 1,
     };
     if let Err(reason) = translate::<F>(skb, headers, &decision.rewrite, hops) {
         return (TcExit::DROP, reason);
+    }
+    let inwards = match decision.verdict {
+        Verdict::TurnBack => Some((config.uplink_mac, config.uplink)),
+        Verdict::ToVtep => Some((config.vtep_mac, config.vtep)),
+        _ => None,
+    };
+    if let Some((mac, ifindex)) = inwards {
+        skb.look();
+        return match skb.write(0, mac) {
+            Ok(()) => (redirect(ifindex, Side::Ingress), decision.reason),
+            Err(reason) => (TcExit::DROP, reason),
+        };
+    }
+    if decision.verdict == Verdict::Route {
+        return (route(config.uplink), decision.reason);
     }
     let Some(via) = decision.via else {
         return (TcExit::NEXT, decision.reason);
@@ -63,13 +104,16 @@ where
         if let Err(reason) = skb.write(0, overlay::macs(via)) {
             return (TcExit::DROP, reason);
         }
-        // SAFETY: the helper takes an interface index, which it checks.
-        return (
-            TcExit::redirect(unsafe { bpf_redirect_peer(via.ifindex, 0) }),
-            decision.reason,
-        );
+        // The helper that skips the veth is for packets that come in.
+        let exit = if side == Side::Ingress {
+            // SAFETY: the helper takes an interface index, which it checks.
+            TcExit::redirect(unsafe { bpf_redirect_peer(via.ifindex, 0) })
+        } else {
+            redirect(via.ifindex, Side::Egress)
+        };
+        return (exit, decision.reason);
     }
-    if let Err(reason) = encapsulate::<F>(skb, maps.config(), via, decision.outer_port) {
+    if let Err(reason) = encapsulate::<F>(skb, maps, via, decision) {
         return (
             if reason.group().is_loss() {
                 TcExit::DROP
@@ -200,10 +244,14 @@ const AF_INET: u32 = 2;
 #[inline(always)]
 fn encapsulate<F: Shape>(
     skb: &mut Skb,
-    config: &Config,
+    maps: &Maps,
     via: &Via,
-    port: u16,
-) -> Result<(), Reason> {
+    decision: &Decision<'_, F::Addr>,
+) -> Result<(), Reason>
+where
+    Maps: Tables<F::Addr>,
+{
+    let (config, port) = (maps.config(), decision.outer_port);
     const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
         | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
         | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
@@ -225,18 +273,17 @@ fn encapsulate<F: Shape>(
         return Err(Reason::SlowPath);
     }
     skb.look();
-    let id = identification(port);
+    let id = identification(counter_index(maps.hook(), decision.reason), port);
     let header = overlay::header::<F>(via, config, port, inner, id);
     skb.write(overlay::HEADER_AT, header)
 }
 
 /// The outer identification. A router with a smaller MTU may fragment the outer packet, and
 /// fragments of two packets must not be taken for one's (RFC 6864 §4.3): each CPU counts, from
-/// where its flows say. The count is that of the counters, which is written anyway; a random number
-/// is two calls.
+/// where its flows say. The count is that of the packet's own counter, which is written anyway; a
+/// random number is two calls.
 #[inline(always)]
-fn identification(port: u16) -> u16 {
-    let row = counter_index(Hook::PodFrom, Reason::Encapsulated);
+fn identification(row: u32, port: u16) -> u16 {
     let count = maps::COUNTS.get_ptr(row).map_or(0, |counter| {
         // SAFETY: the row is this CPU's own.
         unsafe { (*counter).packets }
@@ -263,6 +310,13 @@ fn redirect_to_next_hop(via: &Via) -> TcExit {
             0,
         )
     })
+}
+
+/// Sends the packet out of the uplink; the kernel finds route and next hop.
+#[inline(always)]
+fn route(uplink: u32) -> TcExit {
+    // SAFETY: without a next hop the helper asks the routing table.
+    TcExit::redirect(unsafe { bpf_redirect_neigh(uplink, ptr::null_mut(), 0, 0) })
 }
 
 /// Takes the packet out of the overlay: what follows the outer Ethernet header
@@ -294,35 +348,83 @@ pub fn decapsulate(skb: &mut Skb, inner: Frame) -> Result<(), Reason> {
 }
 
 /// Turns the packet into the ICMP error or TCP reset that answers it, if it may
-/// be answered.
+/// be answered. Returns the number of the reason why not, 0 if it was.
 #[inline(always)]
 fn refuse<F: Shape>(
-    skb: &mut Skb,
+    raw: *mut __sk_buff,
     maps: &Maps,
     headers: &Headers<F::Addr>,
     error: IcmpError,
-) -> Result<(), Reason>
+    side: Side,
+) -> u32
 where
     Maps: Tables<F::Addr>,
 {
     if !icmp::is_answerable::<F>(headers) {
-        return Err(Reason::Unanswerable);
+        return Reason::Unanswerable as u32;
     }
+    if error == IcmpError::PortUnreachable && headers.proto == proto::TCP {
+        reset_apart::<F>(raw, maps, headers)
+    } else {
+        answer_apart::<F>(raw, maps, headers, error, side)
+    }
+}
+
+// Functions of their own: each needs much of the stack.
+
+/// Answers with an ICMP error.
+#[inline(never)]
+fn answer_apart<F: Shape>(
+    raw: *mut __sk_buff,
+    maps: &Maps,
+    headers: &Headers<F::Addr>,
+    error: IcmpError,
+    side: Side,
+) -> u32
+where
+    Maps: Tables<F::Addr>,
+{
+    if !maps.grant(Grant::IcmpError) {
+        return Reason::ErrorLimit as u32;
+    }
+    // The node takes no packet from its own address: whom it wanted answers.
+    let from = if side == Side::Ingress {
+        F::router(maps.config())
+    } else {
+        headers.dst
+    };
+    number(F::answer(
+        &mut Skb::open(raw),
+        from,
+        maps.config().overlay_mtu,
+        error,
+    ))
+}
+
+/// Answers with a TCP reset.
+#[inline(never)]
+fn reset_apart<F: Shape>(raw: *mut __sk_buff, maps: &Maps, headers: &Headers<F::Addr>) -> u32
+where
+    Maps: Tables<F::Addr>,
+{
+    let skb = &mut Skb::open(raw);
+    let Ok(refused) = skb.read::<wire::Tcp>(headers.l4) else {
+        return Reason::Unanswerable as u32;
+    };
     // Asked before the limit: what is not answered takes no grant.
-    let resets = error == IcmpError::PortUnreachable && headers.proto == proto::TCP;
-    if !resets {
-        return if maps.grant(Grant::IcmpError) {
-            F::answer(skb, maps.config(), error)
-        } else {
-            Err(Reason::ErrorLimit)
-        };
-    }
-    let refused: wire::Tcp = skb.read(headers.l4).map_err(|_| Reason::Unanswerable)?;
     if !reset::is_answerable(&refused) {
-        return Err(Reason::Unanswerable);
+        return Reason::Unanswerable as u32;
     }
     if !maps.grant(Grant::IcmpError) {
-        return Err(Reason::ErrorLimit);
+        return Reason::ErrorLimit as u32;
     }
-    F::reset(skb, headers, &refused)
+    number(F::reset(skb, headers, &refused))
+}
+
+#[inline(always)]
+fn number(done: Result<(), Reason>) -> u32 {
+    match done {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
 }

@@ -23,8 +23,10 @@ pub trait Shape: Family {
         new: &Rewrite<Self::Addr>,
         ttl: u8,
     ) -> Result<Sum, Reason>;
-    /// Turns the packet into the ICMP error that answers it.
-    fn answer(skb: &mut Skb, config: &Config, error: IcmpError) -> Result<(), Reason>;
+    /// Where ICMP errors come from.
+    fn router(config: &Config) -> Self::Addr;
+    /// Turns the packet into the ICMP error that answers it, sent by `from`.
+    fn answer(skb: &mut Skb, from: Self::Addr, mtu: u16, error: IcmpError) -> Result<(), Reason>;
     /// Turns the TCP segment `refused` into the reset that answers it.
     fn reset(skb: &mut Skb, h: &Headers<Self::Addr>, refused: &wire::Tcp) -> Result<(), Reason>;
 }
@@ -90,10 +92,13 @@ impl Shape for V4 {
     }
 
     #[inline(always)]
-    fn answer(skb: &mut Skb, config: &Config, error: IcmpError) -> Result<(), Reason> {
-        quote(skb, |q| {
-            icmp::headers_v4(q, config.router_ip4, error, config.overlay_mtu)
-        })
+    fn router(config: &Config) -> Ip4 {
+        config.router_ip4
+    }
+
+    #[inline(always)]
+    fn answer(skb: &mut Skb, from: Ip4, mtu: u16, error: IcmpError) -> Result<(), Reason> {
+        quote(skb, |q| icmp::headers_v4(q, from, error, mtu))
     }
 }
 
@@ -134,10 +139,13 @@ impl Shape for V6 {
     }
 
     #[inline(always)]
-    fn answer(skb: &mut Skb, config: &Config, error: IcmpError) -> Result<(), Reason> {
-        quote(skb, |q| {
-            icmp::headers_v6(q, config.router_ip6, error, config.overlay_mtu)
-        })
+    fn router(config: &Config) -> Ip6 {
+        config.router_ip6
+    }
+
+    #[inline(always)]
+    fn answer(skb: &mut Skb, from: Ip6, mtu: u16, error: IcmpError) -> Result<(), Reason> {
+        quote(skb, |q| icmp::headers_v6(q, from, error, mtu))
     }
 }
 

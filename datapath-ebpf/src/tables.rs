@@ -3,11 +3,14 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::BPF_ANY, btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_coarse_ns,
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::lpm_trie::Key,
+    helpers::generated::bpf_ktime_get_coarse_ns,
 };
 use datapath_common::{
-    Address, Backend, Config, EventKind, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Ip4, Ip6, Node, Reason, TICK_SHIFT, Via,
+    Address, Affinity, AffinityKey, Backend, Config, EventKind, Flow, FlowKey, FlowState,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Ip4, Ip6, Node, Reason, SourceNet,
+    TICK_SHIFT, Via,
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
 use datapath_core::{FlowRow, Grant, Headers, Tables, overlay::OverlayTables};
@@ -39,6 +42,18 @@ impl Maps {
             config: config(),
             origin,
         }
+    }
+
+    /// The interface that the packet is at.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        self.origin.ifindex
+    }
+
+    /// Where the packet is.
+    #[inline(always)]
+    pub fn hook(&self) -> Hook {
+        self.origin.hook
     }
 }
 
@@ -168,7 +183,7 @@ pub fn is_watched(kind: EventKind) -> bool {
 }
 
 macro_rules! tables {
-    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident) => {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident) => {
         impl Tables<$addr> for Maps {
             type Row = Row<$addr>;
 
@@ -226,6 +241,40 @@ macro_rules! tables {
                     .is_ok()
             }
             #[inline(always)]
+            fn fill_flow(
+                &self,
+                claim: bool,
+                fill: impl FnOnce(&mut FlowKey<$addr>, &mut Flow<$addr>),
+            ) -> bool {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return false;
+                };
+                // SAFETY: as above.
+                let work = unsafe { &mut *work };
+                fill(&mut work.key, &mut work.flow);
+                let flags = if claim { BPF_NOEXIST } else { BPF_ANY };
+                maps::$flow
+                    .insert(&work.key, &work.flow, flags as u64)
+                    .is_ok()
+            }
+            #[inline(always)]
+            fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {
+                // SAFETY: the row found is copied at once; another CPU may be
+                // writing it, and what is read is checked against the backend's row.
+                unsafe { maps::$affin.get(&key).copied() }
+            }
+            #[inline(always)]
+            fn remember_affinity(&self, key: AffinityKey<$addr>, affinity: Affinity) {
+                // Best effort: without the row the next flow goes where it may.
+                let _ = maps::$affin.insert(&key, &affinity, BPF_ANY as u64);
+            }
+            #[inline(always)]
+            fn source_allowed(&self, service: u32, source: $addr) -> bool {
+                let bits = SourceNet::<$addr>::SERVICE_BITS + <$addr>::BITS;
+                let key = Key::new(bits, SourceNet::new(service, source));
+                maps::$srcs.get(&key).is_some()
+            }
+            #[inline(always)]
             fn ports(&self, key: FragmentKey<$addr>) -> Option<FragmentPorts> {
                 let work = maps::$work.get_ptr_mut(0)?;
                 // SAFETY: as above; the row found is copied at once.
@@ -276,10 +325,10 @@ macro_rules! tables {
 }
 
 tables!(
-    Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4
+    Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4, AFFIN_V4, SRCS_V4
 );
 tables!(
-    Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6
+    Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6, AFFIN_V6, SRCS_V6
 );
 
 impl OverlayTables for Maps {

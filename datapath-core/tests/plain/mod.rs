@@ -1,11 +1,11 @@
 //! Plain memory as packet and tables: the pipeline's second implementation.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use datapath_common::{
-    Address, Backend, BackendState, Config, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Reason, Via, ViaKind,
+    Address, Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, FlowState,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
 use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Tables};
 
@@ -56,6 +56,8 @@ pub struct Plain<A: 'static> {
     pub flows: RefCell<HashMap<FlowKey<A>, &'static Cell<Flow<A>>>>,
     pub flow_limit: usize,
     pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
+    pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
+    pub sources: HashSet<(u32, A)>,
     pub pods: HashMap<A, Via>,
     pub peers: Vec<(A, u32, Via)>,
 }
@@ -72,6 +74,8 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             flows: RefCell::default(),
             flow_limit: usize::MAX,
             fragments: RefCell::default(),
+            affinities: RefCell::default(),
+            sources: HashSet::new(),
             pods: HashMap::new(),
             peers: Vec::new(),
         }
@@ -194,6 +198,43 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
         // Leaked: a test is over before it matters, and handles stay `Copy`.
         flows.insert(key, Box::leak(Box::new(Cell::new(flow))));
         true
+    }
+    fn fill_flow(&self, claim: bool, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool {
+        let unset = A::UNSPECIFIED;
+        let mut key = FlowKey {
+            src: unset,
+            dst: unset,
+            sport: 0,
+            dport: 0,
+            proto: 0,
+            direction: 0,
+            reserved: 0,
+        };
+        let mut flow = Flow {
+            addr: unset,
+            nat_addr: unset,
+            port: 0,
+            nat_port: 0,
+            state: 0,
+            hairpin: 0,
+            reserved: 0,
+            backend: 0,
+            generation: 0,
+            service: 0,
+            opened: 0,
+            seen: 0,
+        };
+        fill(&mut key, &mut flow);
+        !(claim && self.flow(key).is_some()) && self.open_flow(key, flow)
+    }
+    fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity> {
+        self.affinities.borrow().get(&key).copied()
+    }
+    fn remember_affinity(&self, key: AffinityKey<A>, affinity: Affinity) {
+        self.affinities.borrow_mut().insert(key, affinity);
+    }
+    fn source_allowed(&self, service: u32, source: A) -> bool {
+        self.sources.contains(&(service, source))
     }
     fn ports(&self, key: FragmentKey<A>) -> Option<FragmentPorts> {
         self.fragments.borrow().get(&key).copied()

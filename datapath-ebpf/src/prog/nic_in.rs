@@ -1,15 +1,15 @@
 //! `tulle_nic_in`: packets that arrive at the uplink, after XDP.
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
-use datapath_common::{Feature, Hook, Ip4, Reason, Via};
+use datapath_common::{Feature, Hook, Ip4, Reason};
 use datapath_core::{
-    ETH_LEN, Frame, Headers, Tables, V4, V6, frame,
-    overlay::{Arrival, arrival},
+    ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_in,
+    overlay::{Arrival, OVERHEAD, arrival},
     to_pod,
 };
 
 use crate::{
-    apply::{carry_out, decapsulate},
+    apply::{Side, carry_out, decapsulate},
     ctx::Skb,
     exit::{Origin, TcExit, leave_unparsed},
     shape::Shape,
@@ -19,76 +19,117 @@ use crate::{
 /// TC ingress of the uplink.
 #[classifier]
 pub fn tulle_nic_in(ctx: TcContext) -> i32 {
-    let mut skb = Skb::open(Skb::new(ctx).raw());
+    let raw = Skb::new(ctx).raw();
+    match arrive(raw) {
+        PLAIN_V4 => v4(raw, false),
+        PLAIN_V6 => v6(raw, false),
+        TUNNELED_V4 => v4(raw, true),
+        TUNNELED_V6 => v6(raw, true),
+        code => code,
+    }
+}
+
+// What [`arrive`] says; everything else is what the program returns.
+const PLAIN_V4: i32 = 0x104;
+const PLAIN_V6: i32 = 0x106;
+const TUNNELED_V4: i32 = 0x204;
+const TUNNELED_V6: i32 = 0x206;
+
+/// Takes the packet out of the overlay, if it is in it and for this node. A
+/// function of its own, so that what follows has the stack to itself.
+#[inline(never)]
+fn arrive(raw: *mut __sk_buff) -> i32 {
+    let mut skb = Skb::open(raw);
     let origin = Origin::of(Hook::NicIn, &skb);
     let maps = Maps::new(origin);
-    // What is inside, and the pod that it is for, if that is known already.
-    let (inner, pod) = match arrival(&skb, &maps) {
+    let inner = match arrival(&skb, &maps) {
         // Decapsulated by XDP before, routed without an overlay, or the kernel's.
-        Arrival::Other => match frame(&skb) {
-            Ok(frame) => (frame, None),
-            Err(reason) => return leave_unparsed::<Ip4>(origin, reason),
-        },
+        Arrival::Other => {
+            return match frame(&skb) {
+                Ok(Frame::V4) => PLAIN_V4,
+                Ok(Frame::V6) => PLAIN_V6,
+                Err(reason) => leave_unparsed::<Ip4>(origin, reason),
+            };
+        }
         Arrival::Kernel(reason) => return origin.leave::<Ip4>(TcExit::NEXT, reason, None),
         Arrival::Drop(reason) => return origin.leave::<Ip4>(TcExit::DROP, reason, None),
-        Arrival::ForPod(via, inner) => {
-            if inner == Frame::V6 && config().features & Feature::DECAP_6_IN_4 == 0 {
-                return origin.leave::<Ip4>(TcExit::NEXT, Reason::OverlayToKernel, None);
-            }
-            if let Err(reason) = decapsulate(&mut skb, inner) {
-                return origin.leave::<Ip4>(TcExit::DROP, reason, None);
-            }
-            (inner, Some(via))
-        }
+        Arrival::ForPod(_, inner) | Arrival::ForVtep(inner) => inner,
     };
+    if inner == Frame::V6 && config().features & Feature::DECAP_6_IN_4 == 0 {
+        return origin.leave::<Ip4>(TcExit::NEXT, Reason::OverlayToKernel, None);
+    }
+    if let Err(reason) = decapsulate(&mut skb, inner) {
+        return origin.leave::<Ip4>(TcExit::DROP, reason, None);
+    }
     match inner {
-        Frame::V4 => v4(skb.raw(), origin.len, pod),
-        Frame::V6 => v6(skb.raw(), origin.len, pod),
+        Frame::V4 => TUNNELED_V4,
+        Frame::V6 => TUNNELED_V6,
     }
 }
 
 // A function for each family, so that each has a stack frame of its own.
 
 #[inline(never)]
-fn v4(raw: *mut __sk_buff, arrived: u32, pod: Option<&Via>) -> i32 {
-    hand_over::<V4>(raw, arrived, pod)
+fn v4(raw: *mut __sk_buff, tunneled: bool) -> i32 {
+    hand_over::<V4>(raw, tunneled)
 }
 
 #[inline(never)]
-fn v6(raw: *mut __sk_buff, arrived: u32, pod: Option<&Via>) -> i32 {
-    hand_over::<V6>(raw, arrived, pod)
+fn v6(raw: *mut __sk_buff, tunneled: bool) -> i32 {
+    hand_over::<V6>(raw, tunneled)
 }
 
-/// Hands the packet, which arrived with `arrived` octets, to `pod`, or to the
-/// local pod that it is for, or to the kernel.
+/// Hands the packet to the local pod or service that it is for, or to the
+/// kernel. `tunneled`: it came out of the overlay.
 #[inline(always)]
-fn hand_over<F: Shape>(raw: *mut __sk_buff, arrived: u32, pod: Option<&Via>) -> i32
+fn hand_over<F: Shape>(raw: *mut __sk_buff, tunneled: bool) -> i32
 where
     Maps: Tables<F::Addr>,
 {
     let skb = &mut Skb::open(raw);
-    let origin = Origin {
-        hook: Hook::NicIn,
-        ifindex: skb.ifindex(),
-        len: arrived,
+    let mut origin = Origin::of(Hook::NicIn, skb);
+    let reason = if tunneled {
+        // Counted as it arrived.
+        origin.len = origin.len.wrapping_add(OVERHEAD as u32);
+        Reason::Decapsulated
+    } else {
+        Reason::DeliveredLocal
     };
     let maps = &Maps::new(origin);
-    let (via, reason) = if let Some(via) = pod {
-        (via, Reason::Decapsulated)
-    } else {
-        let own = F::destination(skb, ETH_LEN)
-            .ok()
-            .filter(|dst| F::is_own_pod(maps.config(), *dst));
-        let Some(via) = own.and_then(|dst| maps.pod(&dst)) else {
-            return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
-        };
-        (via, Reason::DeliveredLocal)
-    };
     let mut headers = Headers::EMPTY;
     if let Err(reason) = F::parse(skb, ETH_LEN, &mut headers) {
-        return leave_unparsed::<F::Addr>(origin, reason);
+        // What is for no pod is not stopped here: the kernel may know it.
+        return if tunneled || is_for_pod::<F>(skb, maps) {
+            leave_unparsed::<F::Addr>(origin, reason)
+        } else {
+            origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
+        };
     }
-    let decision = to_pod::<F, _>(maps, &mut headers, via, reason);
-    let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision);
+    let via = if F::is_own_pod(maps.config(), headers.dst) {
+        maps.pod(&headers.dst)
+    } else {
+        None
+    };
+    let services = maps.config().features & Feature::UPLINK_SERVICES != 0;
+    if via.is_none() && !services {
+        return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
+    }
+    let decision = match via {
+        Some(via) => to_pod::<F, _>(maps, &mut headers, via, reason),
+        None => nic_in::<F, _, _>(skb, maps, &mut headers, tunneled),
+    };
+    let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))
+}
+
+/// Whether a packet that cannot be parsed names a local pod all the same.
+#[inline(always)]
+fn is_for_pod<F: Shape>(skb: &Skb, maps: &Maps) -> bool
+where
+    Maps: Tables<F::Addr>,
+{
+    match F::destination(skb, ETH_LEN) {
+        Ok(dst) => F::is_own_pod(maps.config(), dst) && maps.pod(&dst).is_some(),
+        Err(_) => false,
+    }
 }

@@ -1,31 +1,43 @@
 //! `tulle_nic_out`: packets that leave by the uplink.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4, Reason};
-use datapath_core::{ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_to};
+use datapath_core::{ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_out};
 
 use crate::{
-    apply::translate,
+    apply::{Side, carry_out},
     ctx::Skb,
     exit::{Origin, TcExit},
     shape::Shape,
     tables::Maps,
 };
 
-/// TC egress of the uplink. Translates the replies of endpoints on the node
-/// itself; never drops what it does not translate.
+/// TC egress of the uplink: services for processes of the node, and the replies
+/// of endpoints on the node itself.
 #[classifier]
 pub fn tulle_nic_out(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     match frame(&skb) {
-        Ok(Frame::V4) => run::<V4>(skb.raw()),
-        Ok(Frame::V6) => run::<V6>(skb.raw()),
+        Ok(Frame::V4) => v4(skb.raw()),
+        Ok(Frame::V6) => v6(skb.raw()),
         Err(_) => Origin::of(Hook::NicOut, &skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None),
     }
 }
 
+// A function for each family, so that each has a stack frame of its own.
+
+#[inline(never)]
+fn v4(raw: *mut __sk_buff) -> i32 {
+    run::<V4>(raw)
+}
+
+#[inline(never)]
+fn v6(raw: *mut __sk_buff) -> i32 {
+    run::<V6>(raw)
+}
+
 #[inline(always)]
-fn run<F: Shape>(raw: *mut aya_ebpf::bindings::__sk_buff) -> i32
+fn run<F: Shape>(raw: *mut __sk_buff) -> i32
 where
     Maps: Tables<F::Addr>,
 {
@@ -33,15 +45,11 @@ where
     let origin = Origin::of(Hook::NicOut, skb);
     let maps = Maps::new(origin);
     let mut headers = Headers::EMPTY;
+    // What the parser does not take is not stopped here: it is leaving.
     if F::parse(skb, ETH_LEN, &mut headers).is_err() {
         return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
     }
-    let reason = match pod_to::<F, _>(&maps, &mut headers) {
-        None => Reason::NotOurs,
-        Some(rewrite) => match translate::<F>(skb, &headers, &rewrite, 0) {
-            Ok(()) => Reason::ReplyTranslated,
-            Err(reason) => return origin.leave(TcExit::DROP, reason, Some(&headers)),
-        },
-    };
-    origin.leave(TcExit::NEXT, reason, Some(&headers))
+    let decision = nic_out::<F, _, _>(skb, &maps, &mut headers);
+    let (exit, reason) = carry_out::<F>(skb, &maps, &headers, &decision, Side::Egress);
+    origin.leave(exit, reason, Some(&headers))
 }

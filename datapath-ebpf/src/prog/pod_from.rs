@@ -5,7 +5,7 @@ use datapath_common::{Hook, Ip4};
 use datapath_core::{ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_from};
 
 use crate::{
-    apply::carry_out,
+    apply::{Side, carry_out},
     ctx::Skb,
     exit::{Origin, leave_unparsed},
     shape::Shape,
@@ -48,6 +48,6 @@ where
         return leave_unparsed::<F::Addr>(origin, reason);
     }
     let decision = pod_from::<F, _, _>(skb, &maps, &mut headers);
-    let (exit, reason) = carry_out::<F>(skb, &maps, &headers, &decision);
+    let (exit, reason) = carry_out::<F>(skb, &maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))
 }

@@ -28,6 +28,8 @@ pub fn tulle_xdp(ctx: XdpContext) -> u32 {
         Arrival::Other => origin.leave_xdp(XdpExit::Pass, Reason::NotOurs),
         Arrival::Kernel(reason) => origin.leave_xdp(XdpExit::Pass, reason),
         Arrival::Drop(reason) => origin.leave_xdp(XdpExit::Drop, reason),
+        // `tulle_nic_in` looks whether it is a reply.
+        Arrival::ForVtep(_) => origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel),
         Arrival::ForPod(_, inner) => match strip(&mut frame, inner) {
             Ok(()) => origin.leave_xdp(XdpExit::Pass, Reason::Decapsulated),
             Err(reason) => origin.leave_xdp(XdpExit::Drop, reason),

@@ -1,0 +1,328 @@
+//! Opening a flow: its two rows, and a port for a source that is translated.
+
+use datapath_common::{
+    Address, Affinity, AffinityKey, Backend, Config, Direction, Flow, FlowKey, FlowState, Frontend,
+    Reason, Via, ViaKind, proto,
+};
+
+use crate::{Family, Grant, Headers, Signal, Tables, reduce, service::Client, tables::FlowRow};
+
+/// How a flow is to be opened. In one word: it is passed in a register.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner(u64);
+
+impl Manner {
+    const HAIRPIN: u64 = 1 << 32;
+    const AS_NODE: u64 = 1 << 33;
+    const AS_VTEP: u64 = 1 << 34;
+
+    /// To the backend with this id; the client keeps its address.
+    #[inline(always)]
+    pub(crate) const fn to(backend: u32) -> Self {
+        Self(backend as u64)
+    }
+
+    /// The client is its own backend, and gets the frontend's address.
+    #[inline(always)]
+    pub(crate) const fn hairpin(self, yes: bool) -> Self {
+        Self(self.0 | if yes { Self::HAIRPIN } else { 0 })
+    }
+
+    /// With a translated source.
+    #[inline(always)]
+    pub(crate) const fn source(self, source: Source) -> Self {
+        Self(
+            self.0
+                | match source {
+                    Source::Own => 0,
+                    Source::Node => Self::AS_NODE,
+                    Source::Vtep => Self::AS_VTEP,
+                },
+        )
+    }
+
+    #[inline(always)]
+    const fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+}
+
+/// The address that the backend sees as the client's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// The client's own.
+    Own,
+    /// This node's on the underlay.
+    Node,
+    /// The VTEP device's.
+    Vtep,
+}
+
+impl Source {
+    /// Of a client that is masqueraded towards the backend behind `via`.
+    #[inline(always)]
+    pub(crate) fn masqueraded<F: Family>(
+        config: &Config,
+        client: Client,
+        via: &Via,
+        h: &Headers<F::Addr>,
+    ) -> Self {
+        let (host, kernel, vxlan) = (
+            via.kind == ViaKind::Host as u8,
+            via.kind == ViaKind::Kernel as u8,
+            via.kind == ViaKind::Vxlan as u8,
+        );
+        let keeps = host || (client == Client::Node && !vxlan);
+        if keeps || config.snat_ports == 0 || h.sport == 0 {
+            return Self::Own;
+        }
+        let source = if kernel { Self::Node } else { Self::Vtep };
+        if source.address::<F>(config) == F::Addr::UNSPECIFIED {
+            Self::Own
+        } else {
+            source
+        }
+    }
+
+    /// The address; unspecified for the client's own.
+    #[inline(always)]
+    pub(crate) fn address<F: Family>(self, config: &Config) -> F::Addr {
+        match self {
+            Self::Own => F::Addr::UNSPECIFIED,
+            Self::Node => F::node(config),
+            Self::Vtep => F::vtep(config),
+        }
+    }
+}
+
+/// A flow that is to be opened.
+struct Opening<'a, A> {
+    front: &'a Frontend,
+    id: u32,
+    backend: &'a Backend<A>,
+    hairpin: bool,
+    /// The address that the source gets, unspecified if it stays.
+    nat: A,
+}
+
+impl<A: Address> Opening<'_, A> {
+    /// Writes key and value of the row for packets from the client, whose
+    /// source becomes `nat` (with port 0: stays).
+    #[inline(always)]
+    fn forward(
+        &self,
+        h: &Headers<A>,
+        state: FlowState,
+        now: u32,
+        nat_port: u16,
+    ) -> impl FnOnce(&mut FlowKey<A>, &mut Flow<A>) {
+        move |key, row| {
+            (key.src, key.dst) = (h.src, h.dst);
+            (key.sport, key.dport) = (h.sport, h.dport);
+            (key.proto, key.direction, key.reserved) = (h.proto, Direction::Forward as u8, 0);
+            (row.addr, row.port) = (self.backend.addr, self.backend.port);
+            (row.nat_addr, row.nat_port) = (self.nat, nat_port);
+            self.fill(row, state, now);
+        }
+    }
+
+    /// The same for packets to the client, which the backend sends to the
+    /// translated source, or as `hairpin` says.
+    #[inline(always)]
+    fn reply(
+        &self,
+        h: &Headers<A>,
+        state: FlowState,
+        now: u32,
+        nat_port: u16,
+    ) -> impl FnOnce(&mut FlowKey<A>, &mut Flow<A>) {
+        move |key, row| {
+            (key.src, key.sport) = (self.backend.addr, self.backend.port);
+            (key.dst, key.dport) = if nat_port != 0 {
+                (self.nat, nat_port)
+            } else if self.hairpin {
+                (h.dst, h.sport)
+            } else {
+                (h.src, h.sport)
+            };
+            (key.proto, key.direction, key.reserved) = (h.proto, Direction::Reply as u8, 0);
+            (row.addr, row.port) = (h.dst, h.dport);
+            (row.nat_addr, row.nat_port) = if nat_port != 0 {
+                (h.src, h.sport)
+            } else {
+                (A::UNSPECIFIED, 0)
+            };
+            self.fill(row, state, now);
+        }
+    }
+
+    /// What both rows have.
+    #[inline(always)]
+    fn fill(&self, row: &mut Flow<A>, state: FlowState, now: u32) {
+        row.state = state as u8;
+        row.hairpin = self.hairpin as u8;
+        row.reserved = 0;
+        row.backend = self.id;
+        row.generation = self.backend.generation;
+        row.service = self.front.service;
+        row.opened = now;
+        row.seen = now;
+    }
+
+    /// Writes the forward row, and what is remembered of the client. Returns
+    /// `nat_port`, or [`FAILED`] and a reason.
+    #[inline(always)]
+    fn finish<T: Tables<A>>(
+        &self,
+        tables: &T,
+        h: &Headers<A>,
+        state: FlowState,
+        now: u32,
+        nat_port: u16,
+    ) -> u32 {
+        if !tables.fill_flow(false, self.forward(h, state, now, nat_port)) {
+            return FAILED + Reason::FlowTableFull as u32;
+        }
+        if self.front.affinity_secs != 0 {
+            let key = AffinityKey {
+                client: h.src,
+                service: self.front.service,
+            };
+            let affinity = Affinity {
+                backend: self.id,
+                generation: self.backend.generation,
+                seen: now,
+            };
+            tables.remember_affinity(key, affinity);
+        }
+        tables.flow_opened(h, self.backend);
+        nat_port as u32
+    }
+}
+
+/// Writes both rows of a new flow: the reply's first, so that no answer can
+/// come back untranslated. Returns the port that the source gets, 0 if it stays.
+#[inline(always)]
+pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    manner: Manner,
+    hash: u32,
+) -> Result<u16, Reason> {
+    // What is told fits a register: a port, or [`FAILED`] and a reason.
+    let told = if manner.has(Manner::AS_NODE | Manner::AS_VTEP) {
+        translate_source::<F, T>(tables, h, front, manner.0, hash)
+    } else {
+        keep_source::<F, T>(tables, h, front, manner.0)
+    };
+    match told.checked_sub(FAILED) {
+        None => Ok(told as u16),
+        Some(number) => Err(Reason::from_u8(number as u8).unwrap_or(Reason::FlowTableFull)),
+    }
+}
+
+/// Added to the number of a reason for which no flow was opened.
+const FAILED: u32 = 0x1_0000;
+
+// Functions of their own: each needs as much of the stack as a whole program.
+
+/// Opens a flow whose client keeps its address, or is its own backend.
+#[inline(never)]
+fn keep_source<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    manner: u64,
+) -> u32 {
+    if !tables.grant(Grant::Flow) {
+        return FAILED + Reason::NewFlowLimit as u32;
+    }
+    let Some(backend) = tables.backend(manner as u32) else {
+        return FAILED + Reason::BackendGone as u32;
+    };
+    let new = &Opening {
+        front,
+        id: manner as u32,
+        backend,
+        hairpin: Manner(manner).has(Manner::HAIRPIN),
+        nat: F::Addr::UNSPECIFIED,
+    };
+    let now = tables.now();
+    // Data whose reply row is still there: a connection that lost its forward
+    // row. The backend has spoken; it need not do so again soon.
+    let state = if h.signal == Signal::Data
+        && h.proto != proto::UDP
+        && tables
+            .flow(FlowKey {
+                src: new.backend.addr,
+                dst: if new.hairpin { h.dst } else { h.src },
+                sport: new.backend.port,
+                dport: h.sport,
+                proto: h.proto,
+                direction: Direction::Reply as u8,
+                reserved: 0,
+            })
+            .is_some_and(|reply| reply.names(new.id, new.backend.generation))
+    {
+        FlowState::Established
+    } else {
+        FlowState::Opening
+    };
+    if !tables.fill_flow(false, new.reply(h, state, now, 0)) {
+        return FAILED + Reason::FlowTableFull as u32;
+    }
+    new.finish(tables, h, state, now, 0)
+}
+
+/// How many ports are tried.
+const ATTEMPTS: u32 = 32;
+
+/// Where attempt after attempt looks for a port.
+#[inline(always)]
+fn scatter(hash: u32, attempt: u32) -> u32 {
+    let x = hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
+    let x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
+    x ^ (x >> 13)
+}
+
+/// Opens a flow whose source gets another address, with a port of its own: the
+/// reply's row, which nobody else may have, claims it.
+#[inline(never)]
+fn translate_source<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    manner: u64,
+    hash: u32,
+) -> u32 {
+    if !tables.grant(Grant::Flow) {
+        return FAILED + Reason::NewFlowLimit as u32;
+    }
+    let Some(backend) = tables.backend(manner as u32) else {
+        return FAILED + Reason::BackendGone as u32;
+    };
+    let config = tables.config();
+    let new = &Opening {
+        front,
+        id: manner as u32,
+        backend,
+        hairpin: false,
+        nat: if Manner(manner).has(Manner::AS_NODE) {
+            F::node(config)
+        } else {
+            F::vtep(config)
+        },
+    };
+    let (first, ports) = (config.snat_first, config.snat_ports as u32);
+    let (state, now) = (FlowState::Opening, tables.now());
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let port = first.wrapping_add(reduce(scatter(hash, attempt), ports) as u16);
+        if tables.fill_flow(true, new.reply(h, state, now, port)) {
+            return new.finish(tables, h, state, now, port);
+        }
+        attempt += 1;
+    }
+    FAILED + Reason::SnatPortsExhausted as u32
+}

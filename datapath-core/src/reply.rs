@@ -1,0 +1,52 @@
+//! The way of a translated reply to a client that is not behind the hook itself.
+
+use datapath_common::{Reason, ViaKind};
+
+use crate::{
+    Decision, Family, Headers, Packet, Rewrite, Tables, flow_hash,
+    hooks::{fits_overlay, needs_kernel, outer_port},
+    service::Client,
+};
+
+/// Sends a reply to its client, `rewrite.dst`. `from` is who sends it.
+#[inline(always)]
+pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    h: &Headers<F::Addr>,
+    rewrite: Rewrite<F::Addr>,
+    from: Client,
+) -> Decision<'t, F::Addr> {
+    let config = tables.config();
+    let client = rewrite.dst;
+    if h.ttl <= 1 {
+        return Decision::kernel(Reason::SlowPath, h);
+    }
+    if client == F::node(config) {
+        return if from == Client::Pod {
+            Decision::turn_back(Reason::ReplyTranslated, h)
+        } else {
+            Decision::kernel(Reason::ReplyTranslated, h)
+        }
+        .translated(rewrite);
+    }
+    if F::is_own_pod(config, client) {
+        if let Some(via) = tables.pod(&client)
+            && via.kind == ViaKind::Local as u8
+        {
+            return Decision::deliver(via, Reason::ReplyTranslated, h).translated(rewrite);
+        }
+    } else if let Some(via) = tables.peer(&client) {
+        if via.kind != ViaKind::Vxlan as u8
+            || needs_kernel(packet)
+            || !fits_overlay(packet, config, h)
+        {
+            return Decision::kernel(Reason::SlowPath, h);
+        }
+        let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
+        return Decision::encapsulate(via, outer_port(hash), h)
+            .counted(Reason::ReplyTranslated)
+            .translated(rewrite);
+    }
+    Decision::route(Reason::ReplyTranslated, h).translated(rewrite)
+}

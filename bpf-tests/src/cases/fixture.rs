@@ -270,14 +270,26 @@ impl Fixture {
 
     /// An ICMP error about a packet, back to who sent it.
     pub fn error(&self, about: &Spec, kind: u8, code: u8, mtu: u16) -> Vec<u8> {
-        let sent = about.build();
-        let upper = Upper::Icmp(kind);
         let config = &self.world.config;
         let router: IpAddr = if self.v6 {
             IpAddr::from(config.router_ip6.octets())
         } else {
             IpAddr::from(config.router_ip4.octets())
         };
+        self.error_from(router, about, kind, code, mtu)
+    }
+
+    /// The same from any address.
+    pub fn error_from(
+        &self,
+        router: IpAddr,
+        about: &Spec,
+        kind: u8,
+        code: u8,
+        mtu: u16,
+    ) -> Vec<u8> {
+        let sent = about.build();
+        let upper = Upper::Icmp(kind);
         let mut answer = Spec::new(upper, router, 0, about.src, 0);
         (answer.src_mac, answer.dst_mac) = (about.dst_mac, about.src_mac);
         answer.payload = sent

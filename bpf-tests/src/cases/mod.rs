@@ -1,21 +1,30 @@
 //! Named packets: what is in the tables, what comes in, and what has to come
 //! of it, written by hand from docs/datapath.md. Every engine runs them.
 
+mod answers;
 mod fixture;
 mod flows;
 mod forwarding;
+mod node_clients;
+mod north_south;
 mod overlay;
 mod parsing;
 mod refusals;
 mod services;
+mod source_ranges_affinity;
+mod uplink;
 
 use datapath_common::{Counter, Feature, Hook, Reason};
 
 pub use fixture::{Fixture, NOW};
+use uplink::Uplink;
 
 use crate::engine::{Counted, Engine, Observed};
 use crate::model::check::{faults, hex, mask_free};
-use crate::model::{Ctx, FlowId, FlowRow, FragmentId, FragmentRow, Verdict, World, sent_packet};
+use crate::model::{
+    AffinityId, AffinityRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, Verdict, World,
+    sent_packet,
+};
 
 /// The frame after the program.
 #[derive(Clone, Debug)]
@@ -49,6 +58,8 @@ pub struct Case {
     pub out: Out,
     /// Flow rows written; all others are as before.
     pub flows: Vec<(FlowId, FlowRow)>,
+    /// Affinity rows written; all others are as before.
+    pub affinities: Vec<(AffinityId, AffinityRow)>,
     /// Fragments remembered; all others are as before.
     pub fragments: Vec<(FragmentId, FragmentRow)>,
 }
@@ -70,6 +81,7 @@ impl Case {
             verdict,
             out: Out::Same,
             flows: Vec::new(),
+            affinities: Vec::new(),
             fragments: Vec::new(),
         }
     }
@@ -111,7 +123,8 @@ impl Case {
         const INNER_TYPE: std::ops::Range<usize> = 62..64;
         self.world.config.features &= !Feature::DECAP_6_IN_4;
         let inner_v6 = self.frame.get(INNER_TYPE) == Some(&[0x86, 0xdd]);
-        let taken_out = matches!(self.reason, Reason::Decapsulated | Reason::ReplyTranslated);
+        let taken_out = matches!(self.reason, Reason::Decapsulated | Reason::ReplyTranslated)
+            || matches!(self.verdict, Verdict::RedirectIngress { .. });
         if self.hook == Hook::NicIn && inner_v6 && taken_out && self.frame[12..14] == [0x08, 0] {
             self.flows.clear();
             self.fragments.clear();
@@ -144,6 +157,9 @@ impl Case {
                 "returned {}, not {code} ({:?})",
                 observed.ret, self.verdict
             ));
+        }
+        if let Some(verdict) = observed.verdict.filter(|verdict| *verdict != self.verdict) {
+            wrong.push(format!("went {verdict:?}, not {:?}", self.verdict));
         }
         let counter = Counter {
             packets: 1,
@@ -186,6 +202,14 @@ impl Case {
         if flows != seen {
             wrong.push(format!("flows, wanted:\n  {flows:#?}\n  got:\n  {seen:#?}"));
         }
+        let mut affinities = self.world.affinities.clone();
+        affinities.extend(self.affinities.iter().copied());
+        let seen = observed.affinities;
+        if affinities != seen {
+            wrong.push(format!(
+                "affinities, wanted:\n  {affinities:#?}\n  got:\n  {seen:#?}"
+            ));
+        }
         let mut fragments = self.world.fragments.clone();
         fragments.extend(self.fragments.iter().copied());
         let seen = observed.fragments;
@@ -196,6 +220,19 @@ impl Case {
         }
         Ok(wrong)
     }
+}
+
+/// Cases of clients outside and of the node, and of what policies say.
+pub fn uplink() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for v6 in [false, true] {
+        let uplink = Uplink::new(v6);
+        cases.extend(north_south::cases(&uplink));
+        cases.extend(answers::cases(&uplink));
+        cases.extend(node_clients::cases(&uplink));
+        cases.extend(source_ranges_affinity::cases(&uplink));
+    }
+    cases
 }
 
 /// Every case, IPv4 and IPv6.

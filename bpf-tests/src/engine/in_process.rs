@@ -66,6 +66,7 @@ impl Engine for InProcess {
         };
         let mut observed = Observed {
             ret: outcome.verdict.code(hook),
+            verdict: Some(outcome.verdict),
             frame: out,
             counted: vec![Counted {
                 hook,

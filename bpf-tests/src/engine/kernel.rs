@@ -255,6 +255,7 @@ impl Engine for Kernel {
         let ticks = (earliest.wrapping_add(ahead), latest.wrapping_add(ahead));
         Ok(Observed {
             ret,
+            verdict: None,
             frame,
             counted,
             flows: rows.flows,

@@ -10,7 +10,7 @@ use datapath_common::{Counter, Frontend, Hook, Reason};
 
 use crate::model::{
     AffinityId, AffinityRow, BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId,
-    World,
+    Verdict, World,
 };
 
 pub use in_process::{Fault, InProcess};
@@ -51,6 +51,8 @@ pub struct Counted {
 pub struct Observed {
     /// The program's return value.
     pub ret: i32,
+    /// Where the packet went, if the engine can tell.
+    pub verdict: Option<Verdict>,
     /// The frame after it.
     pub frame: Vec<u8>,
     /// Counters that grew.

@@ -7,12 +7,14 @@
 mod configs;
 mod history;
 mod packets;
+mod places;
 mod worlds;
 
 pub use configs::{CONFIGS, config};
 pub use history::{Event, ServiceEdit, event, history};
 pub use packets::{Aim, PacketPlan, packet};
-pub use worlds::{WorldPlan, host_via, local_via, vxlan_via, world};
+pub use places::{external_ip, host_via, local_via, outside_ip, own_ip, vxlan_via};
+pub use worlds::{WorldPlan, world};
 
 /// How much of the rules worlds and packets are about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::Reach;
-use super::worlds::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
+use super::places::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
 use crate::model::flow::reply_of;
 use crate::model::{FlowId, FlowRow, Tuple, World};
 use crate::packet::{Piece, Spec, Sum, Tunnel, Upper, tcp_flag, tunnel};

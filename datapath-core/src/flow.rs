@@ -127,10 +127,7 @@ pub(crate) fn reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
 ) -> Option<Rewrite<A>> {
-    match translation(tables, headers, Some(false)) {
-        Some((rewrite, _)) => Some(rewrite),
-        None => None,
-    }
+    translation(tables, headers, Some(false)).map(|(rewrite, _)| rewrite)
 }
 
 /// The translation of any reply, and whether its client is its own backend.
@@ -148,10 +145,7 @@ pub(crate) fn hairpin_reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
 ) -> Option<Rewrite<A>> {
-    match translation(tables, headers, Some(true)) {
-        Some((rewrite, _)) => Some(rewrite),
-        None => None,
-    }
+    translation(tables, headers, Some(true)).map(|(rewrite, _)| rewrite)
 }
 
 #[inline(always)]

@@ -19,10 +19,8 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
 ) -> Decision<'t, F::Addr> {
     let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
         && flow::recall_ports(tables, headers);
-    if has_ports {
-        if let Some(front) = tables.frontend(&front_key(headers)) {
-            return service::decide::<F, P, T>(packet, tables, headers, front, Client::Pod);
-        }
+    if has_ports && let Some(front) = tables.frontend(&front_key(headers)) {
+        return service::decide::<F, P, T>(packet, tables, headers, front, Client::Pod);
     }
     if F::is_own_pod(tables.config(), headers.dst) {
         if let Some(via) = tables.pod(&headers.dst) {

@@ -290,6 +290,9 @@ fn holds<F: Family, T: Tables<F::Addr>>(tables: &T, offer: &Offer, id: u32) -> b
     false
 }
 
+/// A backend with the translated source and its port, as a flow's row names them.
+type Pinned<'t, A> = (&'t Backend<A>, A, u16);
+
 /// The backend that the flow table names for this packet, if it may have it,
 /// and its translated source.
 /// `lost`: the reply's row may be missing, however fresh this one is.
@@ -298,7 +301,7 @@ fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     tables: &'t T,
     h: &Headers<F::Addr>,
     lost: bool,
-) -> Option<(&'t Backend<F::Addr>, F::Addr, u16)> {
+) -> Option<Pinned<'t, F::Addr>> {
     let row = tables.flow(flow::key(h, Direction::Forward))?;
     let flow = row.get();
     let now = tables.now();

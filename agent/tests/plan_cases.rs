@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use datapath_common::{Address, Ip4, ViaKind};
+use datapath_common::{Address, Frontend, FrontendFlags, Ip4, ViaKind};
+use ipnet::IpNet;
 use support::{CAPACITIES, Clock, Sim, batch, facts, run};
-use tulle_agent::plan::{Applied, Planner};
+use tulle_agent::plan::{Applied, Here, Planner};
 use tulle_agent::source::{Change, parse};
 
 macro_rules! cases {
@@ -80,7 +81,9 @@ cases! {
     kp23_ports_fail_alone
     kp24_shared_pods
     kp25_collision
+    kp45_source_ranges
     kp53_no_endpoints
+    kp71_external_local
     kp76_only_ready
     kp77_terminating_fallback
     kp80_no_mixing
@@ -119,6 +122,11 @@ fn case(name: &str) {
     batch.warnings = warnings.into();
     let mut planner = Planner::new("n0", Applied::new(CAPACITIES));
     planner.ingest(batch);
+    planner.set_here(Here {
+        node: "n0".to_owned(),
+        node_port_addresses: vec![[192, 168, 0, 1].into()],
+        ..Here::default()
+    });
     planner.set_facts(facts(&["10.244.0.5"]));
     let mut sim = Sim::default();
     let outcome = run(&mut planner, &mut sim, &Clock::new());
@@ -166,28 +174,49 @@ fn rows(sim: &Sim) -> Vec<String> {
             132 => "SCTP",
             other => panic!("protocol {other}"),
         };
-        let backends: Vec<String> = (row.start..row.start + row.len)
-            .map(|slot| {
-                let back = sim.backs[&(addr.is_ipv4(), sim.slots[&slot])];
+        let list = |ids: Vec<u32>| {
+            let backend = |id: u32| {
+                let back = sim.backs[&(addr.is_ipv4(), id)];
                 let at = SocketAddr::new(back.key.0, back.key.1);
                 match back.via.kind {
                     k if k == ViaKind::Local as u8 => format!("{at} local"),
                     k if k == ViaKind::Vxlan as u8 => format!("{at} vxlan"),
+                    k if k == ViaKind::Host as u8 => format!("{at} host"),
                     _ => at.to_string(),
                 }
-            })
-            .collect();
-        let to = if backends.is_empty() {
-            "refused".to_owned()
+            };
+            let backends: Vec<String> = ids.into_iter().map(backend).collect();
+            if backends.is_empty() {
+                "refused".to_owned()
+            } else {
+                backends.join(", ")
+            }
+        };
+        let (inside, outside) = (list(sim.inside(row)), list(sim.outside(row)));
+        let to = if inside == outside {
+            inside
         } else {
-            backends.join(", ")
+            format!("inside {inside}; outside {outside}")
         };
         rows.push(format!("{addr} {port}/{protocol} -> {to}"));
     }
-    assert!(
-        marked.values().all(|m| *m),
-        "every service address is marked: {marked:?}"
-    );
+    let service_range = |addr: &IpAddr| {
+        let nets = ["10.96.0.0/16", "fd00:96::/64"].map(|net| net.parse::<IpNet>().unwrap());
+        nets.iter().any(|net| net.contains(addr))
+    };
+    for (addr, marked) in marked {
+        assert_eq!(
+            marked,
+            service_range(&addr),
+            "{addr}: only ClusterIPs are marked"
+        );
+    }
+    for (service, len, net) in &sim.sources {
+        let ranges = FrontendFlags::SOURCE_RANGES;
+        let uses = |row: &&Frontend| row.service == *service && row.flags & ranges != 0;
+        let users = sim.fronts.values().filter(uses).count();
+        rows.push(format!("{users} frontends for {net}/{}", len - 32));
+    }
     for ((addr, len), via) in &sim.peers {
         let node: Ip4 = via.node;
         rows.push(format!(

@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use datapath_common::{FrontendFlags, Ip4, PeerKey, SourceKey, SourceNet};
+use ipnet::IpNet;
 use proptest::prelude::*;
 use support::{CAPACITIES, Clock, Meaning, Sim, batch, facts, run};
 use tulle_agent::model::{
-    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, ObjectKey, Protocol,
-    Service, ServicePort, SlicePort,
+    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, ObjectKey, Policy,
+    Protocol, Service, ServicePort, SlicePort,
 };
-use tulle_agent::plan::{Applied, FrontKey, GRACE, NodeFacts, Planner};
+use tulle_agent::plan::{Applied, FrontKey, GRACE, Here, NodeFacts, Planner};
 use tulle_agent::source::Change;
 
 #[derive(Clone, Debug)]
@@ -23,6 +25,7 @@ enum Step {
     Put(Object),
     Delete(Object),
     Facts(u8),
+    Here(u8),
     Wait(u64),
     Release,
     Restart,
@@ -42,36 +45,81 @@ fn protocol() -> impl Strategy<Value = Protocol> {
     ]
 }
 
+/// Ports by name: number, protocol, node port. Few numbers, so that they collide.
+fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
+    let port = (1..4_u16, protocol(), prop::option::weighted(0.3, 1..4_u16));
+    prop::collection::btree_map(0..2_u8, port, 0..3).prop_map(|ports| {
+        let mut used = BTreeSet::new();
+        let ports = ports.into_iter();
+        let ports = ports.filter(|(_, (port, protocol, _))| used.insert((*port, *protocol)));
+        let port = |(n, (port, protocol, node_port))| ServicePort {
+            name: format!("p{n}"),
+            port,
+            protocol,
+            node_port,
+        };
+        ports.map(port).collect()
+    })
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![Just(Policy::Cluster), Just(Policy::Local)]
+}
+
+/// Addresses of load balancers and the node, and cluster IPs of others.
+fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
+    let pool: Vec<IpAddr> = ["10.96.0.1", "192.168.0.1", "203.0.113.1", "203.0.113.2"]
+        .into_iter()
+        .chain(["fd00:96::1", "2001:db8::1"])
+        .map(|addr| addr.parse().unwrap())
+        .collect();
+    let some = prop::sample::subsequence(pool, 0..3);
+    prop_oneof![2 => Just(Vec::new()), 1 => some]
+}
+
+fn source_ranges() -> impl Strategy<Value = Vec<IpNet>> {
+    let pool = ["10.0.0.0/8", "10.1.0.0/16", "192.168.0.0/24", "fd00::/8"];
+    let pool: Vec<IpNet> = pool.iter().map(|net| net.parse().unwrap()).collect();
+    let some = prop::sample::subsequence(pool, 0..4);
+    prop_oneof![1 => Just(Vec::new()), 1 => some]
+}
+
 fn service() -> impl Strategy<Value = Object> {
     let exposure = prop_oneof![6 => Just(Exposure::Served), 1 => Just(Exposure::Headless)];
-    let ports = prop::collection::btree_map(0..2_u8, (1..4_u16, protocol()), 0..3);
+    let policies = (policy(), policy());
+    let affinity = prop::option::weighted(0.2, 1..3_u32);
+    let outside = (
+        addresses(),
+        addresses(),
+        policies,
+        affinity,
+        source_ranges(),
+    );
     (
         0..4_u8,
         exposure,
         0..3_u8,
         any::<bool>(),
         any::<bool>(),
-        ports,
+        ports(),
+        outside,
     )
-        .prop_map(|(i, exposure, addr, v4, v6, ports)| {
+        .prop_map(|(i, exposure, addr, v4, v6, ports, outside)| {
+            let (external_ips, vips, policies, affinity_secs, source_ranges) = outside;
+            let (internal_policy, external_policy) = policies;
             let mut cluster_ips: Vec<IpAddr> = Vec::new();
             cluster_ips.extend(v4.then(|| IpAddr::from([10, 96, 0, addr])));
             cluster_ips.extend(v6.then(|| format!("fd00:96::{addr}").parse::<IpAddr>().unwrap()));
-            let mut used = BTreeSet::new();
-            let ports = ports
-                .into_iter()
-                .filter(|(_, port)| used.insert(*port))
-                .map(|(n, (port, protocol))| ServicePort {
-                    name: format!("p{n}"),
-                    port,
-                    protocol,
-                    node_port: None,
-                })
-                .collect();
             Object::Service(
                 Service {
                     cluster_ips,
                     ports,
+                    external_ips,
+                    vips,
+                    internal_policy,
+                    external_policy,
+                    affinity_secs,
+                    source_ranges,
                     ..Service::new(name("s", i), exposure)
                 }
                 .into(),
@@ -117,6 +165,8 @@ fn slice() -> impl Strategy<Value = Object> {
                         ready,
                         serving,
                         terminating,
+                        node: (host != 4).then(|| format!("n{node}")),
+                        zone_hints: (host == 2).then(|| "a".to_owned()).into_iter().collect(),
                         ..Endpoint::new(addr(node, host))
                     })
                     .collect(),
@@ -150,6 +200,7 @@ fn calm_step() -> impl Strategy<Value = Step> {
         12 => object().prop_map(Step::Put),
         4 => object().prop_map(Step::Delete),
         1 => any::<u8>().prop_map(Step::Facts),
+        1 => any::<u8>().prop_map(Step::Here),
         3 => (0..300_u64).prop_map(Step::Wait),
         3 => Just(Step::Release),
     ]
@@ -167,6 +218,7 @@ fn rough_step() -> impl Strategy<Value = Step> {
 struct World {
     objects: BTreeMap<ObjectKey, Object>,
     facts: NodeFacts,
+    here: Here,
     planner: Planner,
     sim: Sim,
     clock: Clock,
@@ -182,10 +234,29 @@ fn facts_of(bits: u8) -> NodeFacts {
         .collect();
     let mut facts = facts(&local);
     facts.overlay = bits & 16 == 0;
+    facts
+        .direct
+        .extend((bits & 64 != 0).then(|| "10.244.1.0/24".parse::<IpNet>().unwrap()));
+    if bits & 128 != 0 {
+        facts.own_addresses.insert([10, 244, 2, 1].into());
+    }
     if bits & 32 != 0 {
         facts.next_hops.remove(&[192, 168, 0, 2].into());
     }
     facts
+}
+
+fn here_of(bits: u8) -> Here {
+    let on = |bit: u8| bits >> bit & 1 == 1;
+    let v4 = on(0).then(|| IpAddr::from([192, 168, 0, 1]));
+    let v6 = on(1).then(|| "2001:db8::1".parse::<IpAddr>().unwrap());
+    Here {
+        node: "n0".to_owned(),
+        zone: on(2).then(|| "a".to_owned()),
+        node_port_addresses: v4.into_iter().chain(v6).collect(),
+        node_ips: on(3).then(|| [192, 168, 0, 1].into()).into_iter().collect(),
+        masquerade_all: on(4),
+    }
 }
 
 impl World {
@@ -194,6 +265,7 @@ impl World {
         let mut world = Self {
             objects: BTreeMap::new(),
             facts: facts_of(3),
+            here: here_of(1),
             planner,
             sim: Sim::default(),
             clock: Clock::new(),
@@ -207,6 +279,7 @@ impl World {
         let mut changes: Vec<Change> = self.objects.values().cloned().map(Change::Apply).collect();
         changes.push(Change::Synced);
         self.planner.ingest(batch(changes));
+        self.planner.set_here(self.here.clone());
         self.planner.set_facts(self.facts.clone());
     }
 
@@ -232,6 +305,10 @@ impl World {
             Step::Facts(bits) => {
                 self.facts = facts_of(bits);
                 self.planner.set_facts(self.facts.clone());
+            }
+            Step::Here(bits) => {
+                self.here = here_of(bits);
+                self.planner.set_here(self.here.clone());
             }
             Step::Wait(millis) => self.clock.advance(Duration::from_millis(millis)),
             Step::Release => {
@@ -271,6 +348,7 @@ impl World {
         let mut fresh = Self {
             objects: self.objects.clone(),
             facts: self.facts.clone(),
+            here: self.here.clone(),
             ..Self::new()
         };
         fresh.feed();
@@ -351,13 +429,15 @@ proptest! {
             prop_assert_eq!(applied.backends(family).rows().count(), 0);
         }
         prop_assert!(world.sim.fronts.is_empty());
+        prop_assert_eq!(applied.sources().count(), 0);
+        prop_assert!(world.sim.sources.is_empty());
         prop_assert!(world.sim.backs.values().all(|b| b.state == 0));
     }
 
     #[test]
     fn any_rows_are_adopted_without_harm(
         seed in prop::collection::vec(object(), 5..30),
-        damage in prop::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<u32>()), 1..6),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), 0..11_u8, any::<u32>()), 1..6),
     ) {
         let mut world = World::new();
         for object in seed {
@@ -387,6 +467,30 @@ proptest! {
                     let i = index.index(rows.back_v4.len());
                     rows.back_v4[i].1.port = 80;
                 }
+                5 if !rows.front_v4.is_empty() => {
+                    let i = index.index(rows.front_v4.len());
+                    rows.front_v4[i].1.out_start = value;
+                }
+                6 if !rows.front_v4.is_empty() => {
+                    let i = index.index(rows.front_v4.len());
+                    rows.front_v4[i].1.out_len = value;
+                }
+                7 if !rows.front_v4.is_empty() => {
+                    let i = index.index(rows.front_v4.len());
+                    rows.front_v4[i].1.flags ^= FrontendFlags::SOURCE_RANGES;
+                }
+                8 if !rows.front_v4.is_empty() => {
+                    let i = index.index(rows.front_v4.len());
+                    rows.front_v4[i].1.service = value % 8;
+                }
+                9 => rows.srcs_v4.push(SourceKey {
+                    prefix_len: value % 65,
+                    net: SourceNet::new(value % 8, Ip4::new([10, 244, 1, 0])),
+                }),
+                10 => rows.direct_v4.push(PeerKey {
+                    prefix_len: value % 33,
+                    addr: Ip4::new([10, 244, 1, 1]),
+                }),
                 _ => rows.segments.truncate(value as usize % 64),
             }
         }

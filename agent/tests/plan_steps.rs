@@ -7,6 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use datapath_common::{BackendState, FrontendFlags, ViaKind};
+use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
 use tulle_agent::model::{
     Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Object, Protocol, Service,
@@ -59,45 +60,7 @@ fn slice(i: u32, hosts: &[u8]) -> Object {
     )
 }
 
-struct World {
-    planner: Planner,
-    sim: Sim,
-    clock: Clock,
-}
-
 impl World {
-    fn new(objects: impl IntoIterator<Item = Object>) -> Self {
-        let planner = Planner::new("n0", Applied::new(CAPACITIES));
-        let mut world = Self {
-            planner,
-            sim: Sim::default(),
-            clock: Clock::new(),
-        };
-        let mut changes = apply(objects);
-        changes.push(Change::Synced);
-        world.planner.ingest(batch(changes));
-        world.planner.set_facts(facts(&["10.244.0.1"]));
-        world.run();
-        world
-    }
-
-    fn run(&mut self) -> Vec<MapOp> {
-        self.sim.log.clear();
-        run(&mut self.planner, &mut self.sim, &self.clock);
-        std::mem::take(&mut self.sim.log)
-    }
-
-    fn put(&mut self, object: Object) -> Vec<MapOp> {
-        self.planner.ingest(batch(vec![Change::Apply(object)]));
-        self.run()
-    }
-
-    fn delete(&mut self, object: &Object) -> Vec<MapOp> {
-        self.planner
-            .ingest(batch(vec![Change::Delete(object.key())]));
-        self.run()
-    }
-
     /// What the planner says about the flows of a frontend.
     fn flags(&self, i: u32) -> u16 {
         self.sim.fronts[&(front(i).addr, 80, 6)].flags & (DECIDE | LOST)
@@ -125,24 +88,6 @@ fn front(i: u32) -> FrontKey {
         port: 80,
         proto: 6,
     }
-}
-
-/// The maps of the writes, without repetitions, and what happens to rows of them.
-fn outline(ops: &[MapOp]) -> Vec<&'static str> {
-    let what = |op: &MapOp| match op {
-        MapOp::PutFront4 { key, .. } if key.proto == 0 => "mark",
-        MapOp::PutFront4 { .. } => "front",
-        MapOp::DeleteFront4 { key } if key.proto == 0 => "unmark",
-        MapOp::DeleteFront4 { .. } => "delete",
-        MapOp::WriteSlots { .. } => "slots",
-        MapOp::PutBackend4 { row, .. } if row.state == BackendState::Active as u8 => "active",
-        MapOp::PutBackend4 { row, .. } if row.state == BackendState::Draining as u8 => "draining",
-        MapOp::PutBackend4 { .. } => "free",
-        other => panic!("{other:?}"),
-    };
-    let mut outline: Vec<&str> = ops.iter().map(what).collect();
-    outline.dedup();
-    outline
 }
 
 #[test]
@@ -367,7 +312,7 @@ fn kp24_a_shared_backend_is_one_row_and_outlives_one_of_its_services() {
 #[test]
 fn a_full_map_stops_its_service_and_no_other() {
     let mut world = World::new([service(1), slice(1, &[1]), service(2), slice(2, &[2])]);
-    let many: Vec<u8> = (1..=70).collect();
+    let many: Vec<u8> = (1..=140).collect();
     world
         .planner
         .ingest(batch(apply([slice(1, &many), slice(2, &[3])])));

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod world;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,6 +14,7 @@ use datapath_common::{
     Address, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Ip4, Ip6, Mac, Node,
     PeerKey, SourceKey, SourceNet, Via,
 };
+use ipnet::IpNet;
 use tulle_agent::model::Object;
 use tulle_agent::plan::{
     Capacities, GRACE, LocalPod, MapOp, MapWriter, NodeFacts, Planner, Rows, WriteError,
@@ -19,10 +22,10 @@ use tulle_agent::plan::{
 use tulle_agent::source::{Batch, Change};
 
 pub const CAPACITIES: Capacities = Capacities {
-    frontends: 64,
-    backends: 64,
-    segments: 256,
-    sources: 32,
+    frontends: 256,
+    backends: 128,
+    segments: 4096,
+    sources: 64,
 };
 
 /// Both families' rows in one form: address, port, protocol.
@@ -45,10 +48,12 @@ pub struct Sim {
     pub pods: BTreeMap<IpAddr, Via>,
     pub peers: BTreeMap<(IpAddr, u32), Via>,
     pub nodes: BTreeMap<IpAddr, Node>,
-    /// Service number, prefix length without it, network.
+    /// Service number, prefix length with it, network.
     pub sources: BTreeSet<(u32, u32, IpAddr)>,
     pub direct: BTreeSet<(IpAddr, u32)>,
     pub log: Vec<MapOp>,
+    /// Service numbers whose source ranges a frontend put in this run looks at.
+    restricted: BTreeSet<u32>,
     /// Slots and when a frontend last named them.
     left: BTreeMap<u32, Instant>,
     now: Option<Instant>,
@@ -70,6 +75,8 @@ impl Sim {
     }
 
     fn put_front(&mut self, key: Key, row: Option<Frontend>) {
+        self.restricted
+            .extend(row.filter(has_ranges).map(|row| row.service));
         let old = match row {
             Some(row) => self.fronts.insert(key, row),
             None => self.fronts.remove(&key),
@@ -79,6 +86,12 @@ impl Sim {
         if let Some(old) = old.filter(|old| Some(lists(old)) != row.as_ref().map(lists)) {
             self.left.extend(slots(&old).map(|slot| (slot, now)));
         }
+    }
+
+    fn put_source(&mut self, row: (u32, u32, IpAddr)) {
+        let late = self.restricted.contains(&row.0);
+        assert!(!late, "{row:?} comes after a frontend that looks at it");
+        self.sources.insert(row);
     }
 
     fn put_back(&mut self, v4: bool, id: u32, row: BackRow) {
@@ -130,6 +143,10 @@ impl Sim {
                     assert_eq!(back.key.2, key.2, "{key:?}: protocol of {back:?}");
                 }
             }
+        }
+        for (key, row) in self.fronts.iter().filter(|(_, row)| has_ranges(row)) {
+            let sources = self.sources_of(row.service);
+            assert!(!sources.is_empty(), "{key:?}: nobody may use {row:?}");
         }
         let v4 = |v4| move |row: &&(u32, u32, IpAddr)| row.2.is_ipv4() == v4;
         for family in [true, false] {
@@ -287,6 +304,10 @@ impl Sim {
     }
 }
 
+fn has_ranges(row: &Frontend) -> bool {
+    row.flags & FrontendFlags::SOURCE_RANGES != 0
+}
+
 /// All slots that a row names.
 pub fn slots(row: &Frontend) -> std::ops::Range<u32> {
     let (start, len) = row.slots();
@@ -302,16 +323,25 @@ pub struct FrontMeaning {
     pub sources: BTreeSet<(u32, IpAddr)>,
 }
 
-fn source_key<A: Address>(service: u32, len: u32, addr: A) -> SourceKey<A> {
+const fn source_key<A: Address>(service: u32, prefix_len: u32, addr: A) -> SourceKey<A> {
     SourceKey {
-        prefix_len: len + SourceNet::<A>::SERVICE_BITS,
+        prefix_len,
         net: SourceNet::new(service, addr),
     }
 }
 
+/// A row as the trie compares it.
 fn source<A: Address>(key: &SourceKey<A>) -> (u32, u32, IpAddr) {
-    let len = key.prefix_len - SourceNet::<A>::SERVICE_BITS;
-    (u32::from_be(key.net.service), len, key.net.addr.to_ip())
+    let addr = match key.prefix_len.checked_sub(SourceNet::<A>::SERVICE_BITS) {
+        Some(len) => net(key.net.addr, len).0,
+        None => A::UNSPECIFIED.to_ip(),
+    };
+    (u32::from_be(key.net.service), key.prefix_len, addr)
+}
+
+fn net<A: Address>(addr: A, len: u32) -> (IpAddr, u32) {
+    let net = IpNet::new(addr.to_ip(), u8::try_from(len).unwrap()).unwrap();
+    (net.network(), len)
 }
 
 #[derive(PartialEq, Debug)]
@@ -390,34 +420,34 @@ impl MapWriter for Sim {
             MapOp::DeletePod4 { addr } => drop(self.pods.remove(&addr.to_ip())),
             MapOp::DeletePod6 { addr } => drop(self.pods.remove(&addr.to_ip())),
             MapOp::PutPeer4 { key, via } => {
-                self.peers.insert((key.addr.to_ip(), key.prefix_len), *via);
+                self.peers.insert(net(key.addr, key.prefix_len), *via);
             }
             MapOp::PutPeer6 { key, via } => {
-                self.peers.insert((key.addr.to_ip(), key.prefix_len), *via);
+                self.peers.insert(net(key.addr, key.prefix_len), *via);
             }
             MapOp::DeletePeer4 { key } => {
-                self.peers.remove(&(key.addr.to_ip(), key.prefix_len));
+                self.peers.remove(&net(key.addr, key.prefix_len));
             }
             MapOp::DeletePeer6 { key } => {
-                self.peers.remove(&(key.addr.to_ip(), key.prefix_len));
+                self.peers.remove(&net(key.addr, key.prefix_len));
             }
             MapOp::PutNode { addr, node } => drop(self.nodes.insert(addr.to_ip(), *node)),
             MapOp::DeleteNode { addr } => drop(self.nodes.remove(&addr.to_ip())),
-            MapOp::PutSource4 { key } => drop(self.sources.insert(source(key))),
-            MapOp::PutSource6 { key } => drop(self.sources.insert(source(key))),
+            MapOp::PutSource4 { key } => self.put_source(source(key)),
+            MapOp::PutSource6 { key } => self.put_source(source(key)),
             MapOp::DeleteSource4 { key } => drop(self.sources.remove(&source(key))),
             MapOp::DeleteSource6 { key } => drop(self.sources.remove(&source(key))),
             MapOp::PutDirect4 { key } => {
-                self.direct.insert((key.addr.to_ip(), key.prefix_len));
+                self.direct.insert(net(key.addr, key.prefix_len));
             }
             MapOp::PutDirect6 { key } => {
-                self.direct.insert((key.addr.to_ip(), key.prefix_len));
+                self.direct.insert(net(key.addr, key.prefix_len));
             }
             MapOp::DeleteDirect4 { key } => {
-                self.direct.remove(&(key.addr.to_ip(), key.prefix_len));
+                self.direct.remove(&net(key.addr, key.prefix_len));
             }
             MapOp::DeleteDirect6 { key } => {
-                self.direct.remove(&(key.addr.to_ip(), key.prefix_len));
+                self.direct.remove(&net(key.addr, key.prefix_len));
             }
         }
         self.check();
@@ -443,6 +473,7 @@ impl Clock {
 
 pub fn run(planner: &mut Planner, sim: &mut Sim, clock: &Clock) -> tulle_agent::plan::Outcome {
     sim.now = Some(clock.now());
+    sim.restricted.clear();
     planner.run(sim, || clock.now())
 }
 
@@ -516,12 +547,12 @@ impl Unchecked {
         let peers = rows
             .peers_v4
             .iter()
-            .map(|(k, via)| ((k.addr.to_ip(), k.prefix_len), *via));
+            .map(|(k, via)| (net(k.addr, k.prefix_len), *via));
         sim.peers.extend(peers);
         let peers = rows
             .peers_v6
             .iter()
-            .map(|(k, via)| ((k.addr.to_ip(), k.prefix_len), *via));
+            .map(|(k, via)| (net(k.addr, k.prefix_len), *via));
         sim.peers.extend(peers);
         sim.nodes.extend(
             rows.nodes_v4
@@ -530,15 +561,9 @@ impl Unchecked {
         );
         sim.sources.extend(rows.srcs_v4.iter().map(source));
         sim.sources.extend(rows.srcs_v6.iter().map(source));
-        let direct = rows
-            .direct_v4
-            .iter()
-            .map(|k| (k.addr.to_ip(), k.prefix_len));
+        let direct = rows.direct_v4.iter().map(|k| net(k.addr, k.prefix_len));
         sim.direct.extend(direct);
-        let direct = rows
-            .direct_v6
-            .iter()
-            .map(|k| (k.addr.to_ip(), k.prefix_len));
+        let direct = rows.direct_v6.iter().map(|k| net(k.addr, k.prefix_len));
         sim.direct.extend(direct);
         Self { sim }
     }
@@ -562,10 +587,16 @@ impl MapWriter for Unchecked {
             MapOp::DeleteSource4 { key } => drop(sim.sources.remove(&source(key))),
             MapOp::DeleteSource6 { key } => drop(sim.sources.remove(&source(key))),
             MapOp::PutDirect4 { key } => {
-                sim.direct.insert((key.addr.to_ip(), key.prefix_len));
+                sim.direct.insert(net(key.addr, key.prefix_len));
             }
             MapOp::DeleteDirect4 { key } => {
-                sim.direct.remove(&(key.addr.to_ip(), key.prefix_len));
+                sim.direct.remove(&net(key.addr, key.prefix_len));
+            }
+            MapOp::PutDirect6 { key } => {
+                sim.direct.insert(net(key.addr, key.prefix_len));
+            }
+            MapOp::DeleteDirect6 { key } => {
+                sim.direct.remove(&net(key.addr, key.prefix_len));
             }
             _ => {}
         }

@@ -4,11 +4,13 @@
 pub mod address;
 pub mod convert;
 mod endpoints;
+mod pod;
 mod service;
 mod state;
 mod warning;
 
 pub use endpoints::{EndpointSets, ready_here, select};
+pub use pod::{HostPort, Pod};
 pub use service::{Exposure, Policy, Service, ServicePort};
 pub use state::{Dirty, Model};
 pub use warning::{Fault, Warning};
@@ -220,6 +222,8 @@ pub enum Object {
     Slice(Arc<EndpointSlice>),
     /// A Node.
     Node(Arc<Node>),
+    /// A Pod.
+    Pod(Arc<Pod>),
 }
 
 /// Kind of an [`Object`].
@@ -231,6 +235,8 @@ pub enum Kind {
     EndpointSlice,
     /// v1/Node.
     Node,
+    /// v1/Pod.
+    Pod,
 }
 
 impl Kind {
@@ -240,6 +246,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::Pod => "Pod",
         }
     }
 }
@@ -257,7 +264,9 @@ impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             Kind::Node => write!(f, "Node {}", self.name.name),
-            Kind::Service | Kind::EndpointSlice => write!(f, "{} {}", self.kind.name(), self.name),
+            Kind::Service | Kind::EndpointSlice | Kind::Pod => {
+                write!(f, "{} {}", self.kind.name(), self.name)
+            }
         }
     }
 }
@@ -277,6 +286,10 @@ impl Object {
             Self::Node(n) => ObjectKey {
                 kind: Kind::Node,
                 name: NamespacedName::new("", n.name.as_str()),
+            },
+            Self::Pod(p) => ObjectKey {
+                kind: Kind::Pod,
+                name: p.name.clone(),
             },
         }
     }

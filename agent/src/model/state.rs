@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::pod::{self, Pod};
 use super::{EndpointSlice, Kind, NamespacedName, Node, Object, ObjectKey, Service};
 use crate::source::Change;
 
 /// What has to be compiled anew.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Dirty {
-    /// Services whose frontends or endpoints may have changed.
+    /// Services whose frontends or endpoints may have changed, and Pods whose
+    /// host ports may have, as [`Pod::owner`].
     pub services: BTreeSet<NamespacedName>,
     /// A Node changed.
     pub nodes: bool,
@@ -23,6 +25,8 @@ pub struct Model {
     /// Service → its slices, also while the Service itself is unknown (KP-11).
     slices_of: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     nodes: BTreeMap<String, Arc<Node>>,
+    /// Pods with host ports by [`Pod::owner`]; no other Pod decides anything.
+    pods: HashMap<NamespacedName, Arc<Pod>>,
     synced: bool,
 }
 
@@ -39,6 +43,7 @@ impl Model {
                 dirty.nodes = true;
                 self.nodes.insert(node.name.clone(), node);
             }
+            Change::Apply(Object::Pod(pod)) => self.put_pod(pod, dirty),
             Change::Delete(key) => self.delete(&key, dirty),
             Change::Synced => self.synced = true,
         }
@@ -57,6 +62,17 @@ impl Model {
     /// All Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values().map(AsRef::as_ref)
+    }
+
+    /// The Pod with host ports of which `owner` is the [`Pod::owner`].
+    pub fn pod(&self, owner: &NamespacedName) -> Option<&Pod> {
+        self.pods.get(owner).map(AsRef::as_ref)
+    }
+
+    /// All that may have frontends, in no order: Services by name, and Pods
+    /// with host ports by [`Pod::owner`].
+    pub fn owners(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.services.keys().chain(self.pods.keys())
     }
 
     /// The slices of a Service, by name.
@@ -82,6 +98,19 @@ impl Model {
     /// Numbers of Services, `EndpointSlices` and Nodes.
     pub fn sizes(&self) -> [usize; 3] {
         [self.services.len(), self.slices.len(), self.nodes.len()]
+    }
+
+    fn put_pod(&mut self, pod: Arc<Pod>, dirty: &mut Dirty) {
+        let owner = pod.owner();
+        let has = !pod.host_ports.is_empty();
+        let had = if has {
+            self.pods.insert(owner.clone(), pod).is_some()
+        } else {
+            self.pods.remove(&owner).is_some()
+        };
+        if has || had {
+            dirty.services.insert(owner);
+        }
     }
 
     fn put_slice(&mut self, slice: Arc<EndpointSlice>, dirty: &mut Dirty) {
@@ -120,6 +149,12 @@ impl Model {
             }
             Kind::EndpointSlice => self.forget_slice(&key.name, dirty),
             Kind::Node => dirty.nodes |= self.nodes.remove(&key.name.name).is_some(),
+            Kind::Pod => {
+                let owner = pod::owner(&key.name);
+                if self.pods.remove(&owner).is_some() {
+                    dirty.services.insert(owner);
+                }
+            }
         }
     }
 }

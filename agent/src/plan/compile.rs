@@ -1,5 +1,5 @@
-//! A Service → the frontends that this node should have of it: where it is
-//! reached, by whom, and where its clients go (pure).
+//! A Service, or a Pod's host ports → the frontends that this node should have
+//! of it: where it is reached, by whom, and where its clients go (pure).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,8 @@ use super::backends::BackendKey;
 use super::desired::{PortKey, Wanted};
 use super::ops::FrontKey;
 use crate::model::{
-    EndpointSets, Exposure, Family, Model, NamespacedName, Policy, Service, ServicePort, select,
+    EndpointSets, Exposure, Family, Model, NamespacedName, Pod, Policy, Service, ServicePort,
+    select,
 };
 
 /// What of this node decides frontends.
@@ -42,11 +43,17 @@ enum Kind {
     ExternalIp,
     /// An address of the node, at the node port (KP-33).
     NodePort,
+    /// An address of the node, at a Pod's host port.
+    HostPort,
 }
 
-/// The frontends of one Service on this node. None for a Service that is not
-/// served; in each family only beside a ClusterIP (KP-05).
+/// The frontends of one Service on this node, or of the Pod of which `name` is the
+/// [`Pod::owner`]. None for a Service that is not served; in each family only
+/// beside a ClusterIP (KP-05).
 pub fn compile(model: &Model, name: &NamespacedName, here: &Here) -> Vec<Wanted> {
+    if let Some(pod) = model.pod(name) {
+        return host_ports(pod, here);
+    }
     let mut wanted = Vec::new();
     let served = model.service(name);
     let Some(service) = served.filter(|s| s.exposure == Exposure::Served) else {
@@ -71,6 +78,57 @@ pub fn compile(model: &Model, name: &NamespacedName, here: &Here) -> Vec<Wanted>
                 };
                 wanted.push(frontend(service, front, key.clone(), kind, &sets, here));
             }
+        }
+    }
+    wanted
+}
+
+/// What this node answers on for a Pod of its own: on all addresses that are
+/// known to be the node's, unless one is named. Nobody is masqueraded, for the
+/// answer comes back here.
+fn host_ports(pod: &Pod, here: &Here) -> Vec<Wanted> {
+    let mut wanted: Vec<Wanted> = Vec::new();
+    if pod.node.as_deref() != Some(here.node.as_str()) {
+        return wanted;
+    }
+    for (host_port, ip) in pod
+        .host_ports
+        .iter()
+        .flat_map(|host_port| pod.ips.iter().map(move |ip| (host_port, ip)))
+    {
+        let all = here.node_ips.iter().chain(&here.node_port_addresses);
+        let addrs: Vec<IpAddr> = match host_port.addr {
+            Some(addr) => vec![addr],
+            None => all.copied().collect(),
+        };
+        let proto = host_port.protocol.number();
+        for addr in of_family(&addrs, Family::of(*ip)) {
+            let front = FrontKey {
+                addr,
+                port: host_port.port,
+                proto,
+            };
+            if wanted.iter().any(|held| held.front == front) {
+                continue;
+            }
+            let at = SocketAddr::new(*ip, host_port.container_port);
+            let backends = backends(&[at], proto);
+            wanted.push(Wanted {
+                front,
+                port: PortKey {
+                    service: pod.owner(),
+                    port: host_port.port.to_string(),
+                    protocol: host_port.protocol,
+                    family: Family::of(*ip),
+                },
+                outside: backends.clone(),
+                inside: backends,
+                flags: 0,
+                affinity_secs: 0,
+                sources: Vec::new(),
+                marks_address: false,
+                rank: Kind::HostPort as u8,
+            });
         }
     }
     wanted

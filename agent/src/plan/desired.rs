@@ -132,9 +132,9 @@ impl Desired {
     pub fn whole(model: &Model, here: &Here) -> Self {
         let mut desired = Self::default();
         let mut touched = BTreeSet::new();
-        for service in model.services() {
-            let wanted = compile(model, &service.name, here);
-            desired.update(&service.name, wanted, &mut touched);
+        for owner in model.owners() {
+            let wanted = compile(model, owner, here);
+            desired.update(owner, wanted, &mut touched);
         }
         desired
     }

@@ -97,7 +97,7 @@ impl Planner {
         self.ways_stale |= self.here.node != here.node;
         self.here = here;
         let dirty = &mut self.dirty.services;
-        dirty.extend(self.model.services().map(|service| service.name.clone()));
+        dirty.extend(self.model.owners().cloned());
         dirty.extend(self.desired.names().cloned());
     }
 

@@ -139,6 +139,7 @@ fn object(value: &Value, items: &mut Vec<Item>, depth: usize) {
         "List" if version == "v1" => return list(value, items, depth),
         "Service" => (Kind::Service, "v1"),
         "Node" => (Kind::Node, "v1"),
+        "Pod" => (Kind::Pod, "v1"),
         "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
         other => {
             tracing::debug!(kind = other, version, "object of another kind ignored");
@@ -207,7 +208,7 @@ fn key(kind: Kind, value: &Value) -> Result<ObjectKey, Fault> {
     };
     let namespace = match kind {
         Kind::Node => "",
-        Kind::Service | Kind::EndpointSlice => meta("namespace").unwrap_or("default"),
+        Kind::Service | Kind::EndpointSlice | Kind::Pod => meta("namespace").unwrap_or("default"),
     };
     Ok(ObjectKey {
         kind,
@@ -236,6 +237,13 @@ fn convert(kind: Kind, value: &Value) -> Result<Converted<Object>, Fault> {
             let Converted { object, notes } = convert::node(&decode::<core::Node>(value)?)?;
             Ok(Converted {
                 object: Object::Node(object.into()),
+                notes,
+            })
+        }
+        Kind::Pod => {
+            let Converted { object, notes } = convert::pod(&decode::<core::Pod>(value)?)?;
+            Ok(Converted {
+                object: Object::Pod(object.into()),
                 notes,
             })
         }

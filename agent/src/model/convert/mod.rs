@@ -4,10 +4,12 @@
 
 mod exposed;
 mod node;
+mod pod;
 mod service;
 mod slice;
 
 pub use node::node;
+pub use pod::pod;
 pub use service::service;
 pub use slice::slice;
 

@@ -1,0 +1,45 @@
+//! Pods, as far as their host ports are concerned.
+
+use std::net::IpAddr;
+
+use super::{NamespacedName, Protocol};
+
+/// A Pod. One that is done, or that uses the node's own network, has no host
+/// ports: nobody answers, or its processes do so themselves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// Name of its node, once it has one.
+    pub node: Option<String>,
+    /// At most one address of each family.
+    pub ips: Vec<IpAddr>,
+    /// What of it is reached at the node's addresses.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A container's port that the node answers on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HostPort {
+    /// The node's address; `None` for all of them.
+    pub addr: Option<IpAddr>,
+    /// Port on the node.
+    pub port: u16,
+    /// Port of the container.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl Pod {
+    /// The name under which its frontends are planned, among those of Services:
+    /// no object's name holds a `/`.
+    pub fn owner(&self) -> NamespacedName {
+        owner(&self.name)
+    }
+}
+
+/// [`Pod::owner`] of the Pod of this name.
+pub(super) fn owner(pod: &NamespacedName) -> NamespacedName {
+    NamespacedName::new(pod.namespace.as_str(), format!("pod/{}", pod.name))
+}

@@ -154,7 +154,7 @@ fn translation<A: Address, T: Tables<A>>(
     headers: &Headers<A>,
     wanted: Option<bool>,
 ) -> Option<(Rewrite<A>, bool)> {
-    if !matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP) {
+    if !headers.has_flow() {
         return None;
     }
     let row = tables.flow(key(headers, Direction::Reply))?;
@@ -166,9 +166,11 @@ fn translation<A: Address, T: Tables<A>>(
     let now = tables.now();
     let state = live_state(&tables.config().idle, &flow, headers.proto, now)?;
     // A row outlives its backend; whoever has the address now is another.
-    let backend = tables.backend(flow.backend)?;
-    if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
-        return None;
+    if flow.backend != 0 {
+        let backend = tables.backend(flow.backend)?;
+        if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
+            return None;
+        }
     }
     let next = step(state, Direction::Reply, headers.signal);
     if is_stale(&flow, next, now) {
@@ -237,9 +239,8 @@ pub fn mate<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
 
 /// Refreshes a flow's row, which `headers` met, and the other row, unless the
 /// client's next flow has it by now. Gives the reply's row back if it was
-/// evicted: without it answers would go out untranslated. A function of its own:
-/// it is seldom needed, and needs much of the stack.
-#[inline(never)]
+/// evicted: without it answers would go out untranslated.
+#[inline(always)]
 pub(crate) fn refresh<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
@@ -247,30 +248,55 @@ pub(crate) fn refresh<A: Address, T: Tables<A>>(
     direction: Direction,
     state: FlowState,
 ) {
-    let now = tables.now();
-    row.touch(state, now);
-    // The row is read again at each step: kept, it would take much of the stack.
-    if let Some(other) = tables.flow(mate(&key(headers, direction), &row.get())) {
-        let own = row.get();
-        if other.names(own.backend, own.generation) {
-            other.touch(state, now);
-        }
-    } else if direction == Direction::Forward {
-        // Best effort: the next refresh tries again.
-        let _ = tables.fill_flow(false, |key, reply| {
-            let own = row.get();
-            *key = mate(&self::key(headers, direction), &own);
-            (reply.addr, reply.port) = (headers.dst, headers.dport);
-            (reply.nat_addr, reply.nat_port) = if own.nat_port == 0 {
-                (A::UNSPECIFIED, 0)
-            } else {
-                (headers.src, headers.sport)
-            };
-            (reply.state, reply.hairpin, reply.reserved) = (state as u8, own.hairpin, 0);
-            (reply.backend, reply.generation) = (own.backend, own.generation);
-            (reply.service, reply.opened, reply.seen) = (own.service, own.opened, now);
-        });
+    if !touch_both(tables, headers, row, direction, state) && direction == Direction::Forward {
+        give_back_reply(tables, headers, row, state);
     }
+}
+
+// Functions of their own: they are seldom needed, and need much of the stack. The
+// row is read again at each step for the same reason.
+
+/// Refreshes both rows. False if the other one is not there.
+#[inline(never)]
+fn touch_both<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    row: T::Row,
+    direction: Direction,
+    state: FlowState,
+) -> bool {
+    row.touch(state, tables.now());
+    let Some(other) = tables.flow(mate(&key(headers, direction), &row.get())) else {
+        return false;
+    };
+    let own = row.get();
+    if other.names(own.backend, own.generation) {
+        other.touch(state, tables.now());
+    }
+    true
+}
+
+/// Writes the reply row of a forward row. Best effort: the next refresh tries again.
+#[inline(never)]
+fn give_back_reply<A: Address, T: Tables<A>>(
+    tables: &T,
+    headers: &Headers<A>,
+    row: T::Row,
+    state: FlowState,
+) {
+    let _ = tables.fill_flow(false, |key, reply| {
+        let own = row.get();
+        *key = mate(&self::key(headers, Direction::Forward), &own);
+        (reply.addr, reply.port) = (headers.dst, headers.dport);
+        (reply.nat_addr, reply.nat_port) = if own.nat_port == 0 {
+            (A::UNSPECIFIED, 0)
+        } else {
+            (headers.src, headers.sport)
+        };
+        (reply.state, reply.hairpin, reply.reserved) = (state as u8, own.hairpin, 0);
+        (reply.backend, reply.generation) = (own.backend, own.generation);
+        (reply.service, reply.opened, reply.seen) = (own.service, own.opened, tables.now());
+    });
 }
 
 #[cfg(test)]

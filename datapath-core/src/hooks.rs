@@ -5,6 +5,7 @@ use datapath_common::{Address, Config, Feature, FrontendKey, Reason, Scope, Via,
 use crate::{
     Decision, ETH_LEN, Family, Fragment, Headers, Packet, Rewrite, Tables, flow, flow_hash,
     icmp::IcmpError,
+    masquerade::{leaves, masquerade},
     reduce,
     reply::to_client,
     service::{self, Client},
@@ -60,9 +61,8 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     tunneled: bool,
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
-    let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
-        && flow::recall_ports(tables, headers);
-    if has_ports
+    let known = flow::recall_ports(tables, headers);
+    if known
         && (headers.dst == F::node(config) || headers.dst == F::vtep(config))
         && let Some(rewrite) = flow::reply(tables, headers)
     {
@@ -71,7 +71,7 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if tunneled {
         return Decision::to_vtep(headers);
     }
-    serve::<F, P, T>(packet, tables, headers, has_ports, Client::Outside)
+    serve::<F, P, T>(packet, tables, headers, known, Client::Outside)
 }
 
 /// Decides about a packet that leaves by the uplink.
@@ -86,9 +86,8 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if from_node && headers.proto == proto::UDP && headers.dport == config.vxlan_port {
         return Decision::kernel(Reason::NotOurs, headers);
     }
-    let has_ports = matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
-        && flow::recall_ports(tables, headers);
-    if has_ports && let Some((rewrite, hairpin)) = flow::any_reply(tables, headers) {
+    let known = flow::recall_ports(tables, headers);
+    if known && let Some((rewrite, hairpin)) = flow::any_reply(tables, headers) {
         return if hairpin {
             Decision::turn_back(Reason::ReplyTranslated, headers)
         } else {
@@ -96,10 +95,17 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         }
         .translated(rewrite);
     }
-    if !from_node || !serves_uplink(config) {
-        return Decision::kernel(Reason::NotOurs, headers);
+    if from_node && serves_uplink(config) {
+        return serve::<F, P, T>(packet, tables, headers, known, Client::Node);
     }
-    serve::<F, P, T>(packet, tables, headers, has_ports, Client::Node)
+    if config.features & Feature::MASQUERADE != 0
+        && known
+        && headers.has_flow()
+        && leaves::<F, T>(tables, headers)
+    {
+        return masquerade::<F, T>(tables, headers);
+    }
+    Decision::kernel(Reason::NotOurs, headers)
 }
 
 /// A packet for a frontend or a service address, or the kernel's.
@@ -108,10 +114,13 @@ fn serve<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
     tables: &'t T,
     headers: &Headers<F::Addr>,
-    has_ports: bool,
+    known_ports: bool,
     client: Client,
 ) -> Decision<'t, F::Addr> {
-    if has_ports && let Some(front) = tables.frontend(&front_key(headers)) {
+    if known_ports
+        && matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
+        && let Some(front) = tables.frontend(&front_key(headers))
+    {
         return service::decide::<F, P, T>(packet, tables, headers, front, client);
     }
     if tables

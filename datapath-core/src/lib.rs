@@ -14,6 +14,7 @@ pub mod flow;
 mod hash;
 mod hooks;
 pub mod icmp;
+mod masquerade;
 mod open;
 pub mod overlay;
 mod packet;

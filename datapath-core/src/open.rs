@@ -42,8 +42,20 @@ impl Manner {
     }
 
     #[inline(always)]
-    const fn has(self, bit: u64) -> bool {
-        self.0 & bit != 0
+    const fn has(self, bits: u64) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// The address that the source gets; unspecified if it stays.
+    #[inline(always)]
+    fn address<F: Family>(self, config: &Config) -> F::Addr {
+        if self.has(Self::AS_NODE) {
+            F::node(config)
+        } else if self.has(Self::AS_VTEP) {
+            F::vtep(config)
+        } else {
+            F::Addr::UNSPECIFIED
+        }
     }
 }
 
@@ -95,17 +107,28 @@ impl Source {
     }
 }
 
-/// A flow that is to be opened.
-struct Opening<'a, A> {
-    front: &'a Frontend,
-    id: u32,
-    backend: &'a Backend<A>,
-    hairpin: bool,
+/// A flow that is to be opened. References, not copies: those would take much
+/// of the stack.
+pub(crate) struct Opening<'a, A> {
+    /// The frontend, and the backend with its id; `None` for a packet that goes
+    /// where it wants.
+    pub through: Option<(&'a Frontend, u32, &'a Backend<A>)>,
+    /// The client is its own backend.
+    pub hairpin: bool,
     /// The address that the source gets, unspecified if it stays.
-    nat: A,
+    pub nat: A,
 }
 
 impl<A: Address> Opening<'_, A> {
+    /// Where the packets go.
+    #[inline(always)]
+    fn target(&self, h: &Headers<A>) -> (A, u16) {
+        match self.through {
+            Some((_, _, backend)) => (backend.addr, backend.port),
+            None => (h.dst, h.dport),
+        }
+    }
+
     /// Writes key and value of the row for packets from the client, whose
     /// source becomes `nat` (with port 0: stays).
     #[inline(always)]
@@ -120,7 +143,7 @@ impl<A: Address> Opening<'_, A> {
             (key.src, key.dst) = (h.src, h.dst);
             (key.sport, key.dport) = (h.sport, h.dport);
             (key.proto, key.direction, key.reserved) = (h.proto, Direction::Forward as u8, 0);
-            (row.addr, row.port) = (self.backend.addr, self.backend.port);
+            (row.addr, row.port) = self.target(h);
             (row.nat_addr, row.nat_port) = (self.nat, nat_port);
             self.fill(row, state, now);
         }
@@ -137,7 +160,7 @@ impl<A: Address> Opening<'_, A> {
         nat_port: u16,
     ) -> impl FnOnce(&mut FlowKey<A>, &mut Flow<A>) {
         move |key, row| {
-            (key.src, key.sport) = (self.backend.addr, self.backend.port);
+            (key.src, key.sport) = self.target(h);
             (key.dst, key.dport) = if nat_port != 0 {
                 (self.nat, nat_port)
             } else if self.hairpin {
@@ -162,41 +185,43 @@ impl<A: Address> Opening<'_, A> {
         row.state = state as u8;
         row.hairpin = self.hairpin as u8;
         row.reserved = 0;
-        row.backend = self.id;
-        row.generation = self.backend.generation;
-        row.service = self.front.service;
+        (row.backend, row.generation, row.service) = match self.through {
+            Some((front, id, backend)) => (id, backend.generation, front.service),
+            None => (0, 0, 0),
+        };
         row.opened = now;
         row.seen = now;
     }
 
-    /// Writes the forward row, and what is remembered of the client. Returns
-    /// `nat_port`, or [`FAILED`] and a reason.
+    /// Writes the forward row, and what is remembered of the client.
     #[inline(always)]
-    fn finish<T: Tables<A>>(
-        &self,
-        tables: &T,
-        h: &Headers<A>,
-        state: FlowState,
-        now: u32,
-        nat_port: u16,
-    ) -> u32 {
-        if !tables.fill_flow(false, self.forward(h, state, now, nat_port)) {
-            return FAILED + Reason::FlowTableFull as u32;
+    pub(crate) fn finish<T: Tables<A>>(&self, tables: &T, h: &Headers<A>, told: u32) -> u32 {
+        let state = if told & HEARD == 0 {
+            FlowState::Opening
+        } else {
+            FlowState::Established
+        };
+        let forward = self.forward(h, state, tables.now(), told as u16);
+        if !tables.fill_flow(false, forward) {
+            return FAILED | Reason::FlowTableFull as u32;
         }
-        if self.front.affinity_secs != 0 {
+        if let Some((front, id, backend)) = self.through
+            && front.affinity_secs != 0
+        {
             let key = AffinityKey {
                 client: h.src,
-                service: self.front.service,
+                service: front.service,
             };
             let affinity = Affinity {
-                backend: self.id,
-                generation: self.backend.generation,
-                seen: now,
+                backend: id,
+                generation: backend.generation,
+                seen: tables.now(),
             };
             tables.remember_affinity(key, affinity);
         }
-        tables.flow_opened(h, self.backend);
-        nat_port as u32
+        let (addr, port) = self.target(h);
+        tables.flow_opened(h, addr, port);
+        told
     }
 }
 
@@ -210,24 +235,39 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
     manner: Manner,
     hash: u32,
 ) -> Result<u16, Reason> {
-    // What is told fits a register: a port, or [`FAILED`] and a reason.
-    let told = if manner.has(Manner::AS_NODE | Manner::AS_VTEP) {
+    let mut told = if manner.has(Manner::AS_NODE | Manner::AS_VTEP) {
         translate_source::<F, T>(tables, h, front, manner.0, hash)
     } else {
         keep_source::<F, T>(tables, h, front, manner.0)
     };
-    match told.checked_sub(FAILED) {
-        None => Ok(told as u16),
-        Some(number) => Err(Reason::from_u8(number as u8).unwrap_or(Reason::FlowTableFull)),
+    if told & FAILED == 0 {
+        told = finish_apart::<F, T>(tables, h, front, manner.0, told);
+    }
+    port_of(told)
+}
+
+// What an opening tells fits a register: the port of the translated source (0 if
+// it stays), and these.
+
+/// No flow was opened; instead of a port there is a reason's number.
+pub(crate) const FAILED: u32 = 1 << 16;
+/// The backend has been heard already.
+const HEARD: u32 = 1 << 17;
+
+/// What an opening told.
+#[inline(always)]
+pub(crate) fn port_of(told: u32) -> Result<u16, Reason> {
+    if told & FAILED == 0 {
+        Ok(told as u16)
+    } else {
+        Err(Reason::from_u8(told as u8).unwrap_or(Reason::FlowTableFull))
     }
 }
 
-/// Added to the number of a reason for which no flow was opened.
-const FAILED: u32 = 0x1_0000;
-
 // Functions of their own: each needs as much of the stack as a whole program.
 
-/// Opens a flow whose client keeps its address, or is its own backend.
+/// Writes the reply row of a flow whose client keeps its address, or is its own
+/// backend.
 #[inline(never)]
 fn keep_source<F: Family, T: Tables<F::Addr>>(
     tables: &T,
@@ -236,43 +276,61 @@ fn keep_source<F: Family, T: Tables<F::Addr>>(
     manner: u64,
 ) -> u32 {
     if !tables.grant(Grant::Flow) {
-        return FAILED + Reason::NewFlowLimit as u32;
+        return FAILED | Reason::NewFlowLimit as u32;
     }
     let Some(backend) = tables.backend(manner as u32) else {
-        return FAILED + Reason::BackendGone as u32;
+        return FAILED | Reason::BackendGone as u32;
     };
     let new = &Opening {
-        front,
-        id: manner as u32,
-        backend,
+        through: Some((front, manner as u32, backend)),
         hairpin: Manner(manner).has(Manner::HAIRPIN),
         nat: F::Addr::UNSPECIFIED,
     };
-    let now = tables.now();
     // Data whose reply row is still there: a connection that lost its forward
     // row. The backend has spoken; it need not do so again soon.
-    let state = if h.signal == Signal::Data
+    let heard = h.signal == Signal::Data
         && h.proto != proto::UDP
         && tables
             .flow(FlowKey {
-                src: new.backend.addr,
+                src: backend.addr,
                 dst: if new.hairpin { h.dst } else { h.src },
-                sport: new.backend.port,
+                sport: backend.port,
                 dport: h.sport,
                 proto: h.proto,
                 direction: Direction::Reply as u8,
                 reserved: 0,
             })
-            .is_some_and(|reply| reply.names(new.id, new.backend.generation))
-    {
-        FlowState::Established
+            .is_some_and(|reply| reply.names(manner as u32, backend.generation));
+    let (state, told) = if heard {
+        (FlowState::Established, HEARD)
     } else {
-        FlowState::Opening
+        (FlowState::Opening, 0)
     };
-    if !tables.fill_flow(false, new.reply(h, state, now, 0)) {
-        return FAILED + Reason::FlowTableFull as u32;
+    if tables.fill_flow(false, new.reply(h, state, tables.now(), 0)) {
+        told
+    } else {
+        FAILED | Reason::FlowTableFull as u32
     }
-    new.finish(tables, h, state, now, 0)
+}
+
+/// Writes the forward row of a flow whose reply row is written, as `told`.
+#[inline(never)]
+fn finish_apart<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    manner: u64,
+    told: u32,
+) -> u32 {
+    let Some(backend) = tables.backend(manner as u32) else {
+        return FAILED | Reason::BackendGone as u32;
+    };
+    let new = &Opening {
+        through: Some((front, manner as u32, backend)),
+        hairpin: Manner(manner).has(Manner::HAIRPIN),
+        nat: Manner(manner).address::<F>(tables.config()),
+    };
+    new.finish(tables, h, told)
 }
 
 /// How many ports are tried.
@@ -286,8 +344,8 @@ fn scatter(hash: u32, attempt: u32) -> u32 {
     x ^ (x >> 13)
 }
 
-/// Opens a flow whose source gets another address, with a port of its own: the
-/// reply's row, which nobody else may have, claims it.
+/// Writes the reply row of a flow whose source gets another address, with a port
+/// of its own: the row, which nobody else may have, claims it.
 #[inline(never)]
 fn translate_source<F: Family, T: Tables<F::Addr>>(
     tables: &T,
@@ -297,32 +355,38 @@ fn translate_source<F: Family, T: Tables<F::Addr>>(
     hash: u32,
 ) -> u32 {
     if !tables.grant(Grant::Flow) {
-        return FAILED + Reason::NewFlowLimit as u32;
+        return FAILED | Reason::NewFlowLimit as u32;
     }
     let Some(backend) = tables.backend(manner as u32) else {
-        return FAILED + Reason::BackendGone as u32;
+        return FAILED | Reason::BackendGone as u32;
     };
-    let config = tables.config();
     let new = &Opening {
-        front,
-        id: manner as u32,
-        backend,
+        through: Some((front, manner as u32, backend)),
         hairpin: false,
-        nat: if Manner(manner).has(Manner::AS_NODE) {
-            F::node(config)
-        } else {
-            F::vtep(config)
-        },
+        nat: Manner(manner).address::<F>(tables.config()),
     };
+    claim_port(tables, h, new, hash)
+}
+
+/// Writes the reply row of a flow with a translated source. Returns its port, or
+/// [`FAILED`] and a reason.
+#[inline(always)]
+pub(crate) fn claim_port<A: Address, T: Tables<A>>(
+    tables: &T,
+    h: &Headers<A>,
+    new: &Opening<'_, A>,
+    hash: u32,
+) -> u32 {
+    let config = tables.config();
     let (first, ports) = (config.snat_first, config.snat_ports as u32);
     let (state, now) = (FlowState::Opening, tables.now());
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let port = first.wrapping_add(reduce(scatter(hash, attempt), ports) as u16);
         if tables.fill_flow(true, new.reply(h, state, now, port)) {
-            return new.finish(tables, h, state, now, port);
+            return port as u32;
         }
         attempt += 1;
     }
-    FAILED + Reason::SnatPortsExhausted as u32
+    FAILED | Reason::SnatPortsExhausted as u32
 }

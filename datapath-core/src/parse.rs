@@ -61,9 +61,11 @@ pub struct Headers<A> {
     pub signal: Signal,
     /// Identification of a fragmented datagram as on the wire.
     pub fragment_id: u32,
-    /// Source port, host order; 0 where there is none.
+    /// Source port, host order; 0 where there is none. The identifier of an
+    /// ICMP echo request.
     pub sport: u16,
-    /// Destination port, host order; 0 where there is none.
+    /// Destination port, host order; 0 where there is none. The identifier of
+    /// an ICMP echo reply.
     pub dport: u16,
     /// Octets of the TCP header; 8 for everything else.
     pub l4_len: u16,
@@ -92,6 +94,17 @@ impl<A: Address> Headers<A> {
         l4: 0,
         l4_total: 0,
     };
+
+    /// Whether the protocol is one whose flows are tracked: TCP, UDP, SCTP, and
+    /// ICMP's echoes.
+    #[inline(always)]
+    pub(crate) const fn has_flow(&self) -> bool {
+        match self.proto {
+            proto::TCP | proto::UDP | proto::SCTP => true,
+            proto::ICMP | proto::ICMPV6 => self.sport != 0 || self.dport != 0,
+            _ => false,
+        }
+    }
 
     #[inline(always)]
     fn set_ports(&mut self, ports: wire::Ports) {
@@ -356,6 +369,15 @@ fn transport<P: Packet, A: Address>(packet: &P, headers: &mut Headers<A>) -> Res
             } else {
                 kind < 128
             };
+            let (request, reply) = if A::VERSION == 4 { (8, 0) } else { (128, 129) };
+            if kind == request || kind == reply {
+                let id: wire::Be16 = packet.read(at + 4)?;
+                if kind == request {
+                    headers.sport = id.get();
+                } else {
+                    headers.dport = id.get();
+                }
+            }
         }
         _ => {}
     }

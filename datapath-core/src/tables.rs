@@ -73,6 +73,8 @@ pub trait Tables<A> {
     fn pod(&self, addr: &A) -> Option<&Via>;
     /// Longest match in `tulle_peers_*`.
     fn peer(&self, addr: &A) -> Option<&Via>;
-    /// Tells watchers of a flow that was opened; never fails.
-    fn flow_opened(&self, headers: &Headers<A>, backend: &Backend<A>);
+    /// Whether pods reach `addr` with their own address (`tulle_direct_*`).
+    fn is_direct(&self, addr: &A) -> bool;
+    /// Tells watchers of a flow to `addr` and `port` that was opened; never fails.
+    fn flow_opened(&self, headers: &Headers<A>, addr: A, port: u16);
 }

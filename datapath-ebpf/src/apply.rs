@@ -12,7 +12,7 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-        bpf_skb_adjust_room,
+        bpf_skb_adjust_room, bpf_skb_store_bytes,
     },
 };
 use datapath_common::{Mac, Reason, Via, counter_index, proto};
@@ -142,6 +142,24 @@ pub fn translate<F: Shape>(
     if !rewrite.any || headers.fragment == Fragment::Later {
         return Ok(());
     }
+    if matches!(headers.proto, proto::ICMP | proto::ICMPV6) {
+        let (old, new) = if headers.sport != 0 {
+            (headers.sport, rewrite.sport)
+        } else {
+            (headers.dport, rewrite.dport)
+        };
+        let ids = (old as u32) << 16 | new as u32;
+        // The checksum covers the addresses in ICMPv6 only.
+        let addresses = if headers.proto == proto::ICMPV6 {
+            change.fold32()
+        } else {
+            0
+        };
+        return match echo_apart(skb.raw(), headers.l4 as u32, ids, addresses) {
+            0 => Ok(()),
+            _ => Err(Reason::RewriteFailed),
+        };
+    }
     let old_ports = words(headers.sport, headers.dport);
     let new_ports = words(rewrite.sport, rewrite.dport);
     let at = headers.l4;
@@ -199,6 +217,28 @@ pub fn translate<F: Shape>(
     } else {
         Ok(())
     }
+}
+
+/// Gives the ICMP echo at `at` another identifier: `ids` has the old one and the
+/// new one. `addresses` is the change of a pseudo header. 0 if it is done. A
+/// function of its own: it is seldom needed.
+#[inline(never)]
+fn echo_apart(raw: *mut __sk_buff, at: u32, ids: u32, addresses: u32) -> u32 {
+    let (old, new) = ((ids >> 16) as u16, ids as u16);
+    if old == 0 {
+        return 0;
+    }
+    let change = Sum::ZERO.sub(old.to_be() as u32).add(new.to_be() as u32);
+    let id = new.to_be();
+    // SAFETY: the context is the program's own; the kernel checks the offsets.
+    let failed = unsafe {
+        bpf_l4_csum_replace(raw, at + 2, 0, change.fold32() as u64, 0) != 0
+            || bpf_skb_store_bytes(raw, at + 4, (&raw const id).cast(), 2, 0) != 0
+            || (addresses != 0
+                && bpf_l4_csum_replace(raw, at + 2, 0, addresses as u64, BPF_F_PSEUDO_HDR as u64)
+                    != 0)
+    };
+    failed as u32
 }
 
 /// Both ports as they lie in the packet, as a native word.

@@ -183,7 +183,7 @@ pub fn is_watched(kind: EventKind) -> bool {
 }
 
 macro_rules! tables {
-    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident) => {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident) => {
         impl Tables<$addr> for Maps {
             type Row = Row<$addr>;
 
@@ -305,7 +305,11 @@ macro_rules! tables {
                 maps::$peers.get(&key)
             }
             #[inline(always)]
-            fn flow_opened(&self, h: &Headers<$addr>, backend: &Backend<$addr>) {
+            fn is_direct(&self, addr: &$addr) -> bool {
+                maps::$direct.get(&Key::new(<$addr>::BITS, *addr)).is_some()
+            }
+            #[inline(always)]
+            fn flow_opened(&self, h: &Headers<$addr>, addr: $addr, port: u16) {
                 if is_watched(EventKind::FlowOpened) {
                     self.origin
                         .emit(EventKind::FlowOpened, Reason::NotOurs, |event| {
@@ -315,8 +319,8 @@ macro_rules! tables {
                             event.sport = h.sport;
                             event.dport = h.dport;
                             event.proto = h.proto;
-                            event.backend = backend.addr.to_16();
-                            event.backend_port = backend.port;
+                            event.backend = addr.to_16();
+                            event.backend_port = port;
                         });
                 }
             }
@@ -325,10 +329,12 @@ macro_rules! tables {
 }
 
 tables!(
-    Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4, AFFIN_V4, SRCS_V4
+    Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4, AFFIN_V4, SRCS_V4,
+    DIRECT_V4
 );
 tables!(
-    Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6, AFFIN_V6, SRCS_V6
+    Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6, AFFIN_V6, SRCS_V6,
+    DIRECT_V6
 );
 
 impl OverlayTables for Maps {

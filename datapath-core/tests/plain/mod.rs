@@ -58,6 +58,7 @@ pub struct Plain<A: 'static> {
     pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
     pub sources: HashSet<(u32, A)>,
+    pub direct: HashSet<A>,
     pub pods: HashMap<A, Via>,
     pub peers: Vec<(A, u32, Via)>,
 }
@@ -76,6 +77,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             fragments: RefCell::default(),
             affinities: RefCell::default(),
             sources: HashSet::new(),
+            direct: HashSet::new(),
             pods: HashMap::new(),
             peers: Vec::new(),
         }
@@ -259,5 +261,8 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             .max_by_key(|(_, bits, _)| *bits)
             .map(|(_, _, via)| via)
     }
-    fn flow_opened(&self, _: &Headers<A>, _: &Backend<A>) {}
+    fn is_direct(&self, addr: &A) -> bool {
+        self.direct.contains(addr)
+    }
+    fn flow_opened(&self, _: &Headers<A>, _: A, _: u16) {}
 }

@@ -1,0 +1,99 @@
+//! Pods that leave the cluster with the node's address.
+
+use datapath_common::{Address, Config, Direction, Reason};
+
+use crate::{
+    Decision, Family, Grant, Headers, Rewrite, Tables,
+    flow::{self, is_stale, live_state, refresh, step},
+    flow_hash,
+    open::{FAILED, Opening, claim_port, port_of},
+    tables::FlowRow,
+};
+
+/// Whether the packet comes from a pod of this node and leaves the cluster.
+#[inline(always)]
+pub(crate) fn leaves<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> bool {
+    let config = tables.config();
+    F::is_own_pod(config, h.src)
+        && h.src != F::vtep(config)
+        && !F::is_own_pod(config, h.dst)
+        && tables.peer(&h.dst).is_none()
+        && !tables.is_direct(&h.dst)
+}
+
+/// Gives a packet that leaves the cluster the node's address. `headers` has its ports.
+#[inline(always)]
+pub(crate) fn masquerade<'t, F: Family, T: Tables<F::Addr>>(
+    tables: &'t T,
+    h: &Headers<F::Addr>,
+) -> Decision<'t, F::Addr> {
+    let nat = F::node(tables.config());
+    // Without a port to tell its flow by, or an address to give: as it is.
+    if h.sport == 0 || tables.config().snat_ports == 0 || nat == F::Addr::UNSPECIFIED {
+        return Decision::kernel(Reason::NotOurs, h);
+    }
+    let port = if let Some(port) = known_port(tables, h) {
+        port
+    } else {
+        let mut told = claim_apart::<F, T>(tables, h);
+        if told & FAILED == 0 {
+            told = finish_apart::<F, T>(tables, h, told);
+        }
+        match port_of(told) {
+            Ok(port) => port,
+            Err(reason) => return Decision::drop(reason, h),
+        }
+    };
+    flow::remember_ports(tables, h);
+    Decision::kernel(Reason::Masqueraded, h).translated(Rewrite {
+        any: true,
+        src: nat,
+        sport: port,
+        dst: h.dst,
+        dport: h.dport,
+    })
+}
+
+/// The port that the flow has already.
+#[inline(always)]
+fn known_port<A: Address, T: Tables<A>>(tables: &T, h: &Headers<A>) -> Option<u16> {
+    let row = tables.flow(flow::key(h, Direction::Forward))?;
+    let own = row.get();
+    let now = tables.now();
+    let state = live_state(&tables.config().idle, &own, h.proto, now)?;
+    if own.backend != 0 || own.nat_port == 0 {
+        return None;
+    }
+    let port = own.nat_port;
+    let next = step(state, Direction::Forward, h.signal);
+    if is_stale(&own, next, now) {
+        refresh(tables, h, row, Direction::Forward, next);
+    }
+    Some(port)
+}
+
+// Functions of their own: each needs much of the stack.
+
+#[inline(never)]
+fn claim_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> u32 {
+    if !tables.grant(Grant::Flow) {
+        return FAILED | Reason::NewFlowLimit as u32;
+    }
+    let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
+    claim_port(tables, h, &leaving::<F>(tables.config()), hash)
+}
+
+#[inline(never)]
+fn finish_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>, told: u32) -> u32 {
+    leaving::<F>(tables.config()).finish(tables, h, told)
+}
+
+/// A flow that leaves the cluster.
+#[inline(always)]
+fn leaving<F: Family>(config: &Config) -> Opening<'static, F::Addr> {
+    Opening {
+        through: None,
+        hairpin: false,
+        nat: F::node(config),
+    }
+}

@@ -8,7 +8,7 @@
 
 mod kernel_support;
 
-use datapath_common::{Ip4, PeerKey, Via, maps};
+use datapath_common::{Ip4, PeerKey, SourceKey, SourceNet, Via, maps};
 use kernel_support::{front, on_node};
 use tulle_agent::plan::{MapOp, MapWriter};
 
@@ -67,6 +67,42 @@ fn a_full_table_names_itself_and_its_flag() {
         );
         assert!(peers.into_iter().all(|r| r.is_ok()));
 
+        let source = |n: u32, bits| SourceKey {
+            prefix_len: SourceNet::<Ip4>::SERVICE_BITS + bits,
+            net: SourceNet::new(n, Ip4::new([10, 0, 0, 0])),
+        };
+        for n in 0..16 {
+            let key = source(n, 8);
+            datapath.maps.write(&MapOp::PutSource4 { key }).unwrap();
+        }
+        let key = source(16, 8);
+        let refused = datapath.maps.write(&MapOp::PutSource4 { key });
+        let said = refused.unwrap_err().to_string();
+        for word in [
+            "tulle_srcs_v4 is full (16 entries)",
+            "10.0.0.0/8 of service 16",
+            "--max-sources",
+        ] {
+            assert!(said.contains(word), "{said}");
+        }
+        let key = source(15, 8);
+        datapath.maps.write(&MapOp::DeleteSource4 { key }).unwrap();
+        datapath
+            .maps
+            .write(&MapOp::DeleteSource4 { key })
+            .expect("deleting twice is no error");
+        let key = PeerKey {
+            prefix_len: 12,
+            addr: Ip4::new([172, 16, 0, 0]),
+        };
+        datapath.maps.write(&MapOp::PutDirect4 { key }).unwrap();
+        let rows = datapath.maps.read_back().unwrap();
+        assert_eq!(rows.direct_v4, [key]);
+        let mut services: Vec<u32> = rows.srcs_v4.iter().map(|k| k.net.service).collect();
+        services.sort_by_key(|n| u32::from_be(*n));
+        let first: Vec<u32> = (0..15).map(u32::to_be).collect();
+        assert_eq!(services, first, "in network order");
+
         for (start, len, fits) in [(1020, 4, true), (1021, 4, false), (u32::MAX, 2, false)] {
             let write = MapOp::WriteSlots {
                 start,
@@ -88,6 +124,7 @@ fn a_full_table_names_itself_and_its_flag() {
             (of(maps::FRONT_V4).used, of(maps::FRONT_V4).limit),
             (63, 64)
         );
+        assert_eq!((of(maps::SRCS_V4).used, of(maps::DIRECT_V4).used), (15, 1));
         assert_eq!(
             (of(maps::PEERS_V4).used, of(maps::SEGMENTS).used),
             (16, 1024)
@@ -102,5 +139,34 @@ fn a_full_table_names_itself_and_its_flag() {
         ] {
             assert!(of(name).bytes >= 1024, "{:?}", of(name));
         }
+    });
+}
+
+#[test]
+fn the_programs_trie_finds_a_source_by_service_and_prefix() {
+    on_node(|node| {
+        let mut datapath = node.open();
+        let key = |service, bits, addr: [u8; 4]| SourceKey {
+            prefix_len: SourceNet::<Ip4>::SERVICE_BITS + bits,
+            net: SourceNet::new(service, Ip4::new(addr)),
+        };
+        for put in [
+            key(0x0102_0304, 9, [10, 128, 0, 0]),
+            key(7, 32, [192, 0, 2, 1]),
+        ] {
+            datapath
+                .maps
+                .write(&MapOp::PutSource4 { key: put })
+                .unwrap();
+        }
+        let found = |service, addr| {
+            let asked = key(service, 32, addr);
+            let asked = aya::maps::lpm_trie::Key::new(asked.prefix_len, asked.net);
+            datapath.maps.srcs_v4.get(&asked, 0).is_ok()
+        };
+        assert!(found(0x0102_0304, [10, 200, 0, 1]));
+        assert!(!found(0x0102_0304, [10, 127, 0, 1]));
+        assert!(!found(0x0102_0305, [10, 200, 0, 1]), "another service");
+        assert!(found(7, [192, 0, 2, 1]) && !found(7, [192, 0, 2, 2]));
     });
 }

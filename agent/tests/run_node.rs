@@ -198,6 +198,27 @@ fn drift_is_repaired_and_counted() {
     assert_eq!(agent.status().unwrap().faults, [""; 0]);
 }
 
+#[test]
+fn the_programs_follow_the_vtep_device() {
+    let world = small("vtep");
+    let mut agent = started(&world, &["--snat-ports", "31000-31999"]);
+    let node = first(&world);
+    let replaced = |agent: &Agent| agent.log().unwrap().matches("programs replaced").count();
+    assert_eq!(replaced(&agent), 1, "the slow path made the device");
+    let log = agent.log().unwrap();
+    assert!(log.contains("overlap node ports 30000-32767"), "{log}");
+    ip(node.ns(), &["link", "del", "flannel.1"]).unwrap();
+    let there = || ip(node.ns(), &["link", "show", "flannel.1"]).is_ok();
+    agent
+        .wait_until("told", LIMIT, |agent| Ok(there() && replaced(agent) > 1))
+        .unwrap();
+    agent.terminate(LIMIT).unwrap();
+    let before = replaced(&agent);
+    agent.spawn().unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    assert_eq!(replaced(&agent), before, "it was there at the start");
+}
+
 /// Detaches a program at a pod as `bpftool link detach` does.
 fn detach_a_link(node: &Node) {
     let links = std::fs::read_dir(node.bpffs().join("links")).unwrap();

@@ -8,14 +8,7 @@ use datapath_common::Hook;
 /// All cases.
 fn every() -> Vec<Case> {
     let cases = cases::all();
-    assert!(cases.len() > 200, "only {} cases", cases.len());
-    cases
-}
-
-/// Those that the programs do not have yet.
-fn pending() -> Vec<Case> {
-    let cases = cases::uplink();
-    assert!(cases.len() > 500, "only {} cases", cases.len());
+    assert!(cases.len() > 1000, "only {} cases", cases.len());
     cases
 }
 
@@ -63,9 +56,6 @@ fn takes_6_out_of_4() -> bool {
 fn the_model_passes_every_case() {
     run(&mut InProcess::new(None), &every());
     run(&mut InProcess::new(None), &every_without_decap());
-    run(&mut InProcess::new(None), &pending());
-    let without = pending().into_iter().map(Case::without_decap_6_in_4);
-    run(&mut InProcess::new(None), &without.collect::<Vec<_>>());
 }
 
 #[test]

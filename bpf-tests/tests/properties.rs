@@ -13,7 +13,7 @@ use proptest::test_runner::{
 };
 
 /// What the programs have of the rules.
-const PROGRAMS: Reach = Reach::Pods;
+const PROGRAMS: Reach = Reach::Everything;
 
 /// What a history met, over all its packets.
 #[derive(Default)]

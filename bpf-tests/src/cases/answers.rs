@@ -20,14 +20,12 @@ pub fn cases(u: &Uplink) -> Vec<Case> {
 /// The same case, but the packet is the kernel's as it came.
 fn untouched(case: Case, why: &str, reason: Reason) -> Case {
     let name = format!("{}, {why}", case.name);
-    let flows = Vec::new();
     let (verdict, out) = (Verdict::Kernel, Out::Same);
     Case {
         name,
         reason,
         verdict,
         out,
-        flows,
         ..case
     }
 }
@@ -93,6 +91,7 @@ fn plain(u: &Uplink) -> Vec<Case> {
     }
     let off = |mut case: Case| {
         case.world.config.features &= !Feature::UPLINK_SERVICES;
+        case.flows.clear();
         untouched(case, "services off", Reason::NotOurs)
     };
     let local = masqueraded(u, u.outside_flow(SYN, LOCAL_ID));

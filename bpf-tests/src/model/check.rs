@@ -44,17 +44,23 @@ pub fn sent_packet(world: &World, frame: &[u8], ctx: &Ctx) -> Option<Packet> {
     Some(packet)
 }
 
-/// The frame that became the outcome's: the inner one, if it was taken out of
-/// the overlay.
-pub fn met_frame<'a>(hook: Hook, frame: &'a [u8], outcome: &Outcome) -> &'a [u8] {
-    let added = match outcome.verdict {
+/// Whether a program took the frame that left as `out` out of the overlay.
+pub fn is_taken_out(hook: Hook, frame: &[u8], verdict: Verdict, out: &[u8]) -> bool {
+    let added = match verdict {
         Verdict::RedirectNeigh { .. } => OUTER,
         _ => 0,
     };
-    let taken_out = hook == Hook::NicIn
-        && !outcome.verdict.is_answer()
-        && outcome.frame.len() + OUTER == frame.len() + added;
-    if taken_out { &frame[OUTER..] } else { frame }
+    hook == Hook::NicIn && !verdict.is_answer() && out.len() + OUTER == frame.len() + added
+}
+
+/// The frame that became the outcome's: the inner one, if it was taken out of
+/// the overlay.
+pub fn met_frame<'a>(hook: Hook, frame: &'a [u8], outcome: &Outcome) -> &'a [u8] {
+    if is_taken_out(hook, frame, outcome.verdict, &outcome.frame) {
+        &frame[OUTER..]
+    } else {
+        frame
+    }
 }
 
 impl Memory {
@@ -216,8 +222,10 @@ fn differences(
     if outcome.verdict != Verdict::Drop {
         let (mut want, mut got) = (outcome.frame.clone(), observed.frame.clone());
         found.extend(faults(outcome.verdict, &observed.frame));
-        mask_free(&mut want, outcome.reason, outcome.verdict, sent);
-        mask_free(&mut got, outcome.reason, outcome.verdict, sent);
+        let taken_out = is_taken_out(hook, frame, outcome.verdict, &outcome.frame);
+        for one in [&mut want, &mut got] {
+            mask_free(one, taken_out, outcome.reason, outcome.verdict, sent);
+        }
         if want != got {
             found.push(format!(
                 "frame out (what is free masked), rules:\n{}  observed:\n{}",
@@ -287,7 +295,13 @@ pub fn faults(verdict: Verdict, frame: &[u8]) -> Vec<String> {
 
 /// Masks what the program may choose, and writes both zeros of the Internet
 /// checksum as one.
-pub fn mask_free(frame: &mut [u8], reason: Reason, verdict: Verdict, sent: Option<&Packet>) {
+pub fn mask_free(
+    frame: &mut [u8],
+    taken_out: bool,
+    reason: Reason,
+    verdict: Verdict,
+    sent: Option<&Packet>,
+) {
     let mut mask = |from: usize, to: usize| {
         if let Some(bytes) = frame.get_mut(from..to) {
             bytes.fill(0);
@@ -316,8 +330,11 @@ pub fn mask_free(frame: &mut [u8], reason: Reason, verdict: Verdict, sent: Optio
             }
             return;
         }
+        // The rules name the destination, and nothing for the kernel.
+        Verdict::RedirectIngress { .. } if taken_out => mask(6, 12),
+        Verdict::Kernel if taken_out => mask(0, 12),
         _ if reason == Reason::Decapsulated && verdict == Verdict::Pass => {
-            mask(6, 12); // the rules name the destination only
+            mask(6, 12);
             return;
         }
         _ => {}

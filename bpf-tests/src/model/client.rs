@@ -29,6 +29,22 @@ pub fn row_to_client(world: &World, packet: &Packet) -> Option<FlowRow> {
         .filter(|row| !row.hairpin)
 }
 
+/// What a reply becomes: from the frontend, to whoever the flow's client is.
+pub fn as_reply(packet: &Packet, row: &FlowRow) -> Tuple {
+    let (dst, dport) = match row.translated_source() {
+        Some(client) => client,
+        None if row.hairpin => (packet.ip.src, packet.dport),
+        None => (packet.ip.dst, packet.dport),
+    };
+    Tuple {
+        src: row.addr,
+        sport: row.port,
+        dst,
+        dport,
+        ..packet.tuple()
+    }
+}
+
 /// "To the client" of a reply row.
 pub fn to_client(
     world: &mut World,
@@ -38,40 +54,32 @@ pub fn to_client(
     row: &FlowRow,
     ctx: &Ctx,
 ) -> Outcome {
+    // Whatever becomes of it, the backend was heard, and its fragments follow.
+    world.note_reply(packet, row);
+    world.leave_fragment_ports(packet);
     let untranslated = Outcome::kernel(Reason::SlowPath, frame);
     if packet.ip.ttl <= 1 {
         return untranslated;
     }
-    let (dst, dport) = row
-        .translated_source()
-        .unwrap_or((packet.ip.dst, packet.dport));
-    let to = Tuple {
-        src: row.addr,
-        sport: row.port,
-        dst,
-        dport,
-        ..packet.tuple()
-    };
+    let to = as_reply(packet, row);
+    let dst = to.dst;
     let mut out = frame.to_vec();
     if let Err(fault) = translate(&mut out, packet, &to) {
         return Outcome::drop(fault, frame);
     }
     let reason = Reason::ReplyTranslated;
-    let outcome = if let Some(via) = world.local_pod(dst) {
+    if let Some(via) = world.local_pod(dst) {
         deliver(out, packet, &via, Client::Pod, reason)
     } else if let Some(via) = world.peer(dst) {
         if !fits(world, frame, packet, ctx) {
             return untranslated;
         }
         encapsulated(world, &out, packet, &via, reason)
-    } else if world.node_address(dst) != Some(dst) {
+    } else if world.node_address(dst) != dst {
         route(world, out, packet, reason)
     } else if hook == Hook::PodFrom {
         turn_back(world, out, reason)
     } else {
         Outcome::kernel(reason, &out)
-    };
-    world.note_reply(packet, row);
-    world.leave_fragment_ports(packet);
-    outcome
+    }
 }

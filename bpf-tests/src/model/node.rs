@@ -2,12 +2,12 @@
 
 use datapath_common::{Feature, Ip4, Reason, proto};
 
-use super::client::Client;
+use super::client::{Client, as_reply};
 use super::forward::turn_back;
 use super::parse::{Packet, parse};
 use super::rewrite::translate;
 use super::service::{frontend_of, service, service_address};
-use super::{Ctx, FlowRow, Outcome, Tuple, World};
+use super::{Ctx, FlowRow, Outcome, World};
 
 /// What leaves by the uplink.
 pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
@@ -23,7 +23,7 @@ pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     if let Some(row) = world.live_reply(packet.tuple().reply()) {
         return reply(world, frame, &packet, &row);
     }
-    let own = world.node_address(packet.ip.src) == Some(packet.ip.src);
+    let own = world.node_address(packet.ip.src) == packet.ip.src;
     if !own || !world.has(Feature::UPLINK_SERVICES) {
         return untouched;
     }
@@ -49,19 +49,8 @@ fn reply(world: &mut World, frame: &[u8], packet: &Packet, row: &FlowRow) -> Out
     if row.hairpin && !world.has(Feature::UPLINK_SERVICES) {
         return Outcome::kernel(Reason::NotOurs, frame);
     }
-    let dst = if row.hairpin {
-        packet.ip.src
-    } else {
-        packet.ip.dst
-    };
-    let to = Tuple {
-        src: row.addr,
-        sport: row.port,
-        dst,
-        ..packet.tuple()
-    };
     let mut out = frame.to_vec();
-    if translate(&mut out, packet, &to).is_err() {
+    if translate(&mut out, packet, &as_reply(packet, row)).is_err() {
         return Outcome::kernel(Reason::NotOurs, frame);
     }
     world.note_reply(packet, row);

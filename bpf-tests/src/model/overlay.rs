@@ -99,6 +99,8 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     }
     let mut packet = match parse::parse(frame, ctx) {
         Ok(packet) => packet,
+        // What is broken and for no pod is the kernel's to count.
+        Err(_) if via.is_none() => return Outcome::kernel(Reason::NotOurs, frame),
         Err(reason) => return Outcome::leave(reason, frame),
     };
     if let Some(via) = via {
@@ -110,7 +112,7 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     }
     world.add_fragment_ports(&mut packet);
     let (dst, client) = (packet.ip.dst, Client::Outside);
-    let own = [world.node_address(dst), world.vtep_address(dst)].contains(&Some(dst));
+    let own = [world.node_address(dst), world.vtep_address(dst)].contains(&dst);
     if own && let Some(row) = row_to_client(world, &packet) {
         return to_client(world, Hook::NicIn, frame, &packet, &row, ctx);
     }
@@ -190,7 +192,7 @@ fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Ov
     let reaches_vtep = world.has(Feature::UPLINK_SERVICES) && world.config.vtep != 0;
     let target = match world.local_pod(dst) {
         Some(via) => Overlay::Pod(via),
-        None if reaches_vtep && world.vtep_address(dst) == Some(dst) => Overlay::Vtep,
+        None if reaches_vtep && world.vtep_address(dst) == dst => Overlay::Vtep,
         None => return Err(Reason::OverlayToKernel),
     };
     let protocol_changes = ether_type == IPV6 && hook == Hook::NicIn;

@@ -2,13 +2,13 @@
 
 use datapath_common::{Hook, Reason, Via};
 
-use super::client::{Client, row_to_client, to_client};
+use super::client::{Client, as_reply, row_to_client, to_client};
 use super::forward::{deliver, to_peer};
 use super::icmp::refuse;
 use super::parse::{Packet, parse};
 use super::rewrite::translate;
 use super::service::{frontend_of, service, service_address};
-use super::{Ctx, Outcome, Tuple, World};
+use super::{Ctx, Outcome, World};
 
 /// A packet from a local pod.
 pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
@@ -34,7 +34,7 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         }
         return to_peer(world, frame, frame, &packet, &via, false, client, ctx);
     }
-    let own = world.vtep_address(dst) == Some(dst);
+    let own = world.vtep_address(dst) == dst;
     if (own || !world.in_pod_network(dst))
         && let Some(row) = row_to_client(world, &packet)
     {
@@ -60,12 +60,7 @@ pub fn pod_to(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return untouched;
     };
     let mut frame = frame.to_vec();
-    let to = Tuple {
-        src: row.addr,
-        sport: row.port,
-        ..packet.tuple()
-    };
-    if translate(&mut frame, &packet, &to).is_err() {
+    if translate(&mut frame, &packet, &as_reply(&packet, &row)).is_err() {
         return untouched;
     }
     world.note_reply(&packet, &row);
@@ -90,12 +85,7 @@ pub fn to_pod(
         && let Some(row) = world.live_reply(packet.tuple().reply())
         && !row.hairpin
     {
-        let to = Tuple {
-            src: row.addr,
-            sport: row.port,
-            ..packet.tuple()
-        };
-        if let Err(fault) = translate(&mut out, packet, &to) {
+        if let Err(fault) = translate(&mut out, packet, &as_reply(packet, &row)) {
             return Outcome::drop(fault, frame);
         }
         world.note_reply(packet, &row);

@@ -2,7 +2,7 @@
 
 use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Reason, Via, ViaKind};
 
-use super::client::Client;
+use super::client::{Client, as_reply};
 use super::flow::{NewFlow, granted};
 use super::forward::{deliver, fits, route, to_peer, turn_back};
 use super::icmp::{is_martian, refuse};
@@ -35,14 +35,8 @@ pub fn service_address(
         && row.hairpin
         && let Some(via) = world.local_pod(packet.ip.src)
     {
-        let to = Tuple {
-            src: row.addr,
-            sport: row.port,
-            dst: packet.ip.src,
-            ..packet.tuple()
-        };
         let mut out = frame.to_vec();
-        if let Err(fault) = translate(&mut out, packet, &to) {
+        if let Err(fault) = translate(&mut out, packet, &as_reply(packet, &row)) {
             return Outcome::drop(fault, frame);
         }
         world.note_reply(packet, &row);
@@ -295,11 +289,12 @@ impl Way<'_> {
             return None;
         }
         let src = self.packet.ip.src;
-        if goes(via, ViaKind::Kernel) {
+        let addr = if goes(via, ViaKind::Kernel) {
             world.node_address(src)
         } else {
             world.vtep_address(src)
-        }
+        };
+        (!addr.is_unspecified()).then_some(addr)
     }
 
     /// Notes where the client's new flow went, if that is to count.

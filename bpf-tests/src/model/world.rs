@@ -158,14 +158,13 @@ pub struct World {
     pub error_grants: Limit,
 }
 
-/// The address of the same family as `family`, unless it is unspecified.
-fn of_family(family: IpAddr, v4: [u8; 4], v6: [u8; 16]) -> Option<IpAddr> {
-    let addr = if family.is_ipv4() {
+/// The address of the same family as `family`.
+fn of_family(family: IpAddr, v4: [u8; 4], v6: [u8; 16]) -> IpAddr {
+    if family.is_ipv4() {
         IpAddr::from(v4)
     } else {
         IpAddr::from(v6)
-    };
-    (!addr.is_unspecified()).then_some(addr)
+    }
 }
 
 /// Whole ticks in so many seconds.
@@ -258,14 +257,15 @@ impl World {
         }
     }
 
-    /// This node's address of the other address's family, if it has one.
-    pub fn node_address(&self, family: IpAddr) -> Option<IpAddr> {
+    /// This node's address of the other address's family; unspecified without.
+    pub fn node_address(&self, family: IpAddr) -> IpAddr {
         let (v4, v6) = (self.config.node_ip4.octets(), self.config.node_ip6.octets());
         of_family(family, v4, v6)
     }
 
-    /// The VTEP device's address of the other address's family, if there is one.
-    pub fn vtep_address(&self, family: IpAddr) -> Option<IpAddr> {
+    /// The VTEP device's address of the other address's family; unspecified
+    /// without.
+    pub fn vtep_address(&self, family: IpAddr) -> IpAddr {
         let (v4, v6) = (self.config.pod_net4.octets(), self.config.pod_net6.octets());
         of_family(family, v4, v6)
     }

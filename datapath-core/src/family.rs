@@ -2,7 +2,7 @@
 
 use datapath_common::{Address, Config, Ip4, Ip6, Reason};
 
-use crate::{Headers, Packet, parse};
+use crate::{Headers, Packet, parse, wire};
 
 /// IPv4 or IPv6.
 pub trait Family: Copy {
@@ -20,6 +20,11 @@ pub trait Family: Copy {
     ) -> Result<(), Reason>;
     /// The destination address in the IP header at `at`, and nothing else.
     fn destination<P: Packet>(packet: &P, at: usize) -> Result<Self::Addr, Reason>;
+    /// Where the transport header of the packet at `ip`, which an ICMP error
+    /// quotes, starts, and its protocol. `None` if it is not known or not there.
+    fn quoted_upper<P: Packet>(packet: &P, ip: usize) -> Option<(usize, u8)>;
+    /// The addresses in the IP header at `ip`.
+    fn quoted_addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Self::Addr, Self::Addr)>;
     /// Multicast, broadcast or link-local: the kernel's business.
     fn is_control(dst: Self::Addr) -> bool;
     /// No sender may have it: unspecified, loopback, multicast, broadcast.
@@ -53,6 +58,24 @@ impl Family for V4 {
     #[inline(always)]
     fn destination<P: Packet>(packet: &P, at: usize) -> Result<Ip4, Reason> {
         packet.read(at + 16)
+    }
+
+    #[inline(always)]
+    fn quoted_upper<P: Packet>(packet: &P, ip: usize) -> Option<(usize, u8)> {
+        let [version_ihl, _]: [u8; 2] = packet.read(ip).ok()?;
+        let fragment: wire::Be16 = packet.read(ip + 6).ok()?;
+        let [_, proto]: [u8; 2] = packet.read(ip + 8).ok()?;
+        let length = ((version_ihl & 0x0f) as usize) << 2;
+        if version_ihl >> 4 != 4 || length < Self::HEADER || fragment.get() & 0x1fff != 0 {
+            return None;
+        }
+        Some((ip + length, proto))
+    }
+
+    #[inline(always)]
+    fn quoted_addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Ip4, Ip4)> {
+        let [src, dst]: [Ip4; 2] = packet.read(ip + 12).ok()?;
+        Some((src, dst))
     }
 
     #[inline(always)]
@@ -95,6 +118,21 @@ impl Family for V6 {
     #[inline(always)]
     fn destination<P: Packet>(packet: &P, at: usize) -> Result<Ip6, Reason> {
         packet.read(at + 24)
+    }
+
+    #[inline(always)]
+    fn quoted_upper<P: Packet>(packet: &P, ip: usize) -> Option<(usize, u8)> {
+        let [version, _]: [u8; 2] = packet.read(ip).ok()?;
+        let [next, _]: [u8; 2] = packet.read(ip + 6).ok()?;
+        // Extension headers are not looked through.
+        (version >> 4 == 6).then_some((ip + Self::HEADER, next))
+    }
+
+    #[inline(always)]
+    fn quoted_addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Ip6, Ip6)> {
+        let src: Ip6 = packet.read(ip + 8).ok()?;
+        let dst: Ip6 = packet.read(ip + 24).ok()?;
+        Some((src, dst))
     }
 
     #[inline(always)]

@@ -51,6 +51,18 @@ fn serves_uplink(config: &Config) -> bool {
     config.features & Feature::UPLINK_SERVICES != 0
 }
 
+/// Decides about an ICMP error that was translated already, at a hook of `from`.
+#[inline(always)]
+pub fn error_on_its_way<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
+    packet: &P,
+    tables: &'t T,
+    headers: &Headers<F::Addr>,
+    from: Client,
+) -> Decision<'t, F::Addr> {
+    to_client::<F, P, T>(packet, tables, headers, Rewrite::none(headers), from)
+        .counted(Reason::ErrorTranslated)
+}
+
 /// Decides about a packet from the uplink that is for no pod. `tunneled`: it
 /// came out of the overlay, addressed to the VTEP device.
 #[inline(always)]

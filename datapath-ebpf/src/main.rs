@@ -5,7 +5,9 @@
 
 mod apply;
 mod ctx;
+mod errors;
 mod exit;
+mod loaded;
 mod maps;
 mod prog;
 mod shape;

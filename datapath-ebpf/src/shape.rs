@@ -8,10 +8,11 @@ use datapath_core::{
     ETH_LEN, Family, Headers, Packet as _, Rewrite, V4, V6,
     checksum::Sum,
     icmp::{self, IcmpError},
+    quoted::Quoted,
     reset, wire,
 };
 
-use crate::{apply::write_macs, ctx::Skb};
+use crate::{apply::write_macs, ctx::Skb, loaded::Loaded};
 
 /// A family's part of carrying out: where its header has what.
 pub trait Shape: Family {
@@ -22,6 +23,14 @@ pub trait Shape: Family {
         old: &Headers<Self::Addr>,
         new: &Rewrite<Self::Addr>,
         ttl: u8,
+    ) -> Result<Sum, Reason>;
+    /// Writes the addresses of the packet that an ICMP error quotes (and IPv4's
+    /// own checksum). Returns the change of the sum over all that.
+    fn write_quoted(
+        packet: &Loaded,
+        q: &Quoted<Self::Addr>,
+        src: Self::Addr,
+        dst: Self::Addr,
     ) -> Result<Sum, Reason>;
     /// Where ICMP errors come from.
     fn router(config: &Config) -> Self::Addr;
@@ -92,6 +101,21 @@ impl Shape for V4 {
     }
 
     #[inline(always)]
+    fn write_quoted(packet: &Loaded, q: &Quoted<Ip4>, src: Ip4, dst: Ip4) -> Result<Sum, Reason> {
+        let at = q.ip + 10;
+        let old: u16 = packet.read(at)?;
+        let addresses = Sum::ZERO
+            .sub(q.src.word())
+            .sub(q.dst.word())
+            .add(src.word())
+            .add(dst.word());
+        let checksum = Sum::from_field(old).add(addresses.fold32()).to_field();
+        packet.write(at, checksum)?;
+        packet.write(q.ip + 12, [src, dst])?;
+        Ok(addresses.sub(old as u32).add(checksum as u32))
+    }
+
+    #[inline(always)]
     fn router(config: &Config) -> Ip4 {
         config.router_ip4
     }
@@ -136,6 +160,13 @@ impl Shape for V6 {
         let packet = reset::packet_v6(h, refused);
         turn_round(skb, packet.len())?;
         skb.write(ETH_LEN, packet)
+    }
+
+    #[inline(always)]
+    fn write_quoted(packet: &Loaded, q: &Quoted<Ip6>, src: Ip6, dst: Ip6) -> Result<Sum, Reason> {
+        packet.write(q.ip + 8, src)?;
+        packet.write(q.ip + 24, dst)?;
+        Ok(replaced(replaced(Sum::ZERO, q.src, src), q.dst, dst))
     }
 
     #[inline(always)]

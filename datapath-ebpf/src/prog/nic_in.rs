@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Feature, Hook, Ip4, Reason};
 use datapath_core::{
-    ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_in,
+    Client, ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_in,
     overlay::{Arrival, OVERHEAD, arrival},
     to_pod,
 };
@@ -11,6 +11,7 @@ use datapath_core::{
 use crate::{
     apply::{Side, carry_out, decapsulate},
     ctx::Skb,
+    errors::{self, UNTOUCHED},
     exit::{Origin, TcExit, leave_unparsed},
     shape::Shape,
     tables::{Maps, config},
@@ -20,12 +21,27 @@ use crate::{
 #[classifier]
 pub fn tulle_nic_in(ctx: TcContext) -> i32 {
     let raw = Skb::new(ctx).raw();
-    match arrive(raw) {
-        PLAIN_V4 => v4(raw, false),
-        PLAIN_V6 => v6(raw, false),
-        TUNNELED_V4 => v4(raw, true),
-        TUNNELED_V6 => v6(raw, true),
-        code => code,
+    let (frame, tunneled) = match arrive(raw) {
+        PLAIN_V4 => (Frame::V4, false),
+        PLAIN_V6 => (Frame::V6, false),
+        TUNNELED_V4 => (Frame::V4, true),
+        TUNNELED_V6 => (Frame::V6, true),
+        code => return code,
+    };
+    let mut skb = Skb::new(TcContext::new(raw));
+    skb.look();
+    if errors::is_icmp(&skb, frame) {
+        let code = match frame {
+            Frame::V4 => error_v4(raw),
+            Frame::V6 => error_v6(raw),
+        };
+        if code != UNTOUCHED {
+            return code;
+        }
+    }
+    match frame {
+        Frame::V4 => v4(raw, tunneled),
+        Frame::V6 => v6(raw, tunneled),
     }
 }
 
@@ -77,6 +93,16 @@ fn v4(raw: *mut __sk_buff, tunneled: bool) -> i32 {
 #[inline(never)]
 fn v6(raw: *mut __sk_buff, tunneled: bool) -> i32 {
     hand_over::<V6>(raw, tunneled)
+}
+
+#[inline(never)]
+fn error_v4(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V4>(raw, Hook::NicIn, Client::Outside)
+}
+
+#[inline(never)]
+fn error_v6(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V6>(raw, Hook::NicIn, Client::Outside)
 }
 
 /// Hands the packet to the local pod or service that it is for, or to the

@@ -2,11 +2,12 @@
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4, Reason};
-use datapath_core::{ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_out};
+use datapath_core::{Client, ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_out};
 
 use crate::{
     apply::{Side, carry_out},
     ctx::Skb,
+    errors::{self, UNTOUCHED},
     exit::{Origin, TcExit},
     shape::Shape,
     tables::Maps,
@@ -16,11 +17,31 @@ use crate::{
 /// of endpoints on the node itself.
 #[classifier]
 pub fn tulle_nic_out(ctx: TcContext) -> i32 {
-    let skb = Skb::new(ctx);
-    match frame(&skb) {
-        Ok(Frame::V4) => v4(skb.raw()),
-        Ok(Frame::V6) => v6(skb.raw()),
-        Err(_) => Origin::of(Hook::NicOut, &skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None),
+    let mut skb = Skb::new(ctx);
+    let frame = match frame(&skb) {
+        Ok(frame) => frame,
+        Err(_) => {
+            return Origin::of(Hook::NicOut, &skb).leave::<Ip4>(
+                TcExit::NEXT,
+                Reason::NotOurs,
+                None,
+            );
+        }
+    };
+    let raw = skb.raw();
+    skb.look();
+    if errors::is_icmp(&skb, frame) {
+        let code = match frame {
+            Frame::V4 => error_v4(raw),
+            Frame::V6 => error_v6(raw),
+        };
+        if code != UNTOUCHED {
+            return code;
+        }
+    }
+    match frame {
+        Frame::V4 => v4(raw),
+        Frame::V6 => v6(raw),
     }
 }
 
@@ -34,6 +55,16 @@ fn v4(raw: *mut __sk_buff) -> i32 {
 #[inline(never)]
 fn v6(raw: *mut __sk_buff) -> i32 {
     run::<V6>(raw)
+}
+
+#[inline(never)]
+fn error_v4(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V4>(raw, Hook::NicOut, Client::Node)
+}
+
+#[inline(never)]
+fn error_v6(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V6>(raw, Hook::NicOut, Client::Node)
 }
 
 #[inline(always)]

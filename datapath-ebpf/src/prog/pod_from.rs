@@ -2,11 +2,12 @@
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4};
-use datapath_core::{ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_from};
+use datapath_core::{Client, ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_from};
 
 use crate::{
     apply::{Side, carry_out},
     ctx::Skb,
+    errors::{self, UNTOUCHED},
     exit::{Origin, leave_unparsed},
     shape::Shape,
     tables::Maps,
@@ -15,11 +16,25 @@ use crate::{
 /// TC ingress of the host side of a pod's veth.
 #[classifier]
 pub fn tulle_pod_from(ctx: TcContext) -> i32 {
-    let skb = Skb::new(ctx);
-    match frame(&skb) {
-        Ok(Frame::V4) => v4(skb.raw()),
-        Ok(Frame::V6) => v6(skb.raw()),
-        Err(reason) => leave_unparsed::<Ip4>(Origin::of(Hook::PodFrom, &skb), reason),
+    let mut skb = Skb::new(ctx);
+    let frame = match frame(&skb) {
+        Ok(frame) => frame,
+        Err(reason) => return leave_unparsed::<Ip4>(Origin::of(Hook::PodFrom, &skb), reason),
+    };
+    let raw = skb.raw();
+    skb.look();
+    if errors::is_icmp(&skb, frame) {
+        let code = match frame {
+            Frame::V4 => error_v4(raw),
+            Frame::V6 => error_v6(raw),
+        };
+        if code != UNTOUCHED {
+            return code;
+        }
+    }
+    match frame {
+        Frame::V4 => v4(raw),
+        Frame::V6 => v6(raw),
     }
 }
 
@@ -33,6 +48,16 @@ fn v4(raw: *mut __sk_buff) -> i32 {
 #[inline(never)]
 fn v6(raw: *mut __sk_buff) -> i32 {
     run::<V6>(raw)
+}
+
+#[inline(never)]
+fn error_v4(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V4>(raw, Hook::PodFrom, Client::Pod)
+}
+
+#[inline(never)]
+fn error_v6(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V6>(raw, Hook::PodFrom, Client::Pod)
 }
 
 #[inline(always)]

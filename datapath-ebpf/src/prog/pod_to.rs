@@ -2,11 +2,12 @@
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4, Reason};
-use datapath_core::{ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_to};
+use datapath_core::{Client, ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_to};
 
 use crate::{
     apply::translate,
     ctx::Skb,
+    errors::{self, UNTOUCHED},
     exit::{Origin, TcExit},
     shape::Shape,
     tables::Maps,
@@ -15,12 +16,47 @@ use crate::{
 /// TC egress of the host side of a pod's veth. Never drops what it does not translate.
 #[classifier]
 pub fn tulle_pod_to(ctx: TcContext) -> i32 {
-    let skb = Skb::new(ctx);
-    match frame(&skb) {
-        Ok(Frame::V4) => run::<V4>(skb.raw()),
-        Ok(Frame::V6) => run::<V6>(skb.raw()),
-        Err(_) => Origin::of(Hook::PodTo, &skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None),
+    let mut skb = Skb::new(ctx);
+    let Ok(frame) = frame(&skb) else {
+        return Origin::of(Hook::PodTo, &skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None);
+    };
+    let raw = skb.raw();
+    skb.look();
+    if errors::is_icmp(&skb, frame) {
+        let code = match frame {
+            Frame::V4 => error_v4(raw),
+            Frame::V6 => error_v6(raw),
+        };
+        if code != UNTOUCHED {
+            return code;
+        }
     }
+    match frame {
+        Frame::V4 => v4(raw),
+        Frame::V6 => v6(raw),
+    }
+}
+
+// A function for each way, so that each has a stack frame of its own.
+
+#[inline(never)]
+fn v4(raw: *mut __sk_buff) -> i32 {
+    run::<V4>(raw)
+}
+
+#[inline(never)]
+fn v6(raw: *mut __sk_buff) -> i32 {
+    run::<V6>(raw)
+}
+
+#[inline(never)]
+fn error_v4(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V4>(raw, Hook::PodTo, Client::Outside)
+}
+
+#[inline(never)]
+fn error_v6(raw: *mut __sk_buff) -> i32 {
+    errors::handle::<V6>(raw, Hook::PodTo, Client::Outside)
 }
 
 #[inline(always)]

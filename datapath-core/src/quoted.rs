@@ -1,0 +1,161 @@
+//! ICMP errors about packets that were translated: the packet that an error
+//! quotes is translated back, and the error goes to whoever sent it (RFC 5508 §4).
+
+use datapath_common::{Address, BackendState, Direction, Flow, FlowKey, proto};
+
+use crate::{
+    Family, Headers, Packet, Tables,
+    flow::live_state,
+    tables::FlowRow,
+    wire::{Be16, Ports},
+};
+
+/// The beginning of the packet that an ICMP error quotes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quoted<A> {
+    /// Where its IP header starts, from the Ethernet header.
+    pub ip: usize,
+    /// Where its transport header starts.
+    pub l4: usize,
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Upper protocol.
+    pub proto: u8,
+    /// Source port, host order; the identifier of an ICMP echo request.
+    pub sport: u16,
+    /// Destination port, host order.
+    pub dport: u16,
+}
+
+/// What becomes of an error and of what it quotes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ErrorRewrite<A> {
+    /// Who reports.
+    pub src: A,
+    /// To whom.
+    pub dst: A,
+    /// The quoted source.
+    pub quoted_src: A,
+    /// Its port.
+    pub quoted_sport: u16,
+    /// The quoted destination.
+    pub quoted_dst: A,
+    /// Its port.
+    pub quoted_dport: u16,
+}
+
+/// Octets of an ICMP error before what it quotes.
+const QUOTE_AT: usize = 8;
+/// Transport headers start before this: a mask that the verifier understands.
+const MAX_L4: usize = 0x3fff;
+
+/// Reads what an ICMP error quotes. `None` where that has no ports.
+#[inline(always)]
+pub fn quoted<F: Family, P: Packet>(packet: &P, h: &Headers<F::Addr>) -> Option<Quoted<F::Addr>> {
+    if !h.icmp_error {
+        return None;
+    }
+    let ip = (h.l4 & MAX_L4) + QUOTE_AT;
+    let (l4, proto) = F::quoted_upper(packet, ip)?;
+    let l4 = l4 & MAX_L4;
+    let (sport, dport) = match proto {
+        proto::TCP | proto::UDP | proto::SCTP => {
+            let ports: Ports = packet.read(l4).ok()?;
+            (ports.src.get(), ports.dst.get())
+        }
+        proto::ICMP | proto::ICMPV6 => {
+            let [kind, _]: [u8; 2] = packet.read(l4).ok()?;
+            let request = if F::Addr::VERSION == 4 { 8 } else { 128 };
+            if kind != request {
+                return None;
+            }
+            let id: Be16 = packet.read(l4 + 4).ok()?;
+            (id.get(), 0)
+        }
+        _ => return None,
+    };
+    let (src, dst) = F::quoted_addresses(packet, ip)?;
+    Some(Quoted {
+        ip,
+        l4,
+        src,
+        dst,
+        proto,
+        sport,
+        dport,
+    })
+}
+
+/// How an error is translated, if the flow of what it quotes is known.
+#[inline(always)]
+pub fn translation<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    q: &Quoted<F::Addr>,
+) -> Option<ErrorRewrite<F::Addr>> {
+    // About a packet to a backend, as it was after its translation.
+    if let Some(row) = known(tables, q, Direction::Reply) {
+        let (client, port) = if row.nat_port == 0 {
+            (q.src, q.sport)
+        } else {
+            (row.nat_addr, row.nat_port)
+        };
+        return Some(ErrorRewrite {
+            // The backend itself is known as the frontend only.
+            src: if h.src == q.dst { row.addr } else { h.src },
+            dst: client,
+            quoted_src: client,
+            quoted_sport: port,
+            quoted_dst: row.addr,
+            quoted_dport: row.port,
+        });
+    }
+    // About a reply, as it was after its translation.
+    let row = known(tables, q, Direction::Forward)?;
+    let (client, port) = if row.nat_port == 0 {
+        (q.dst, q.dport)
+    } else {
+        (row.nat_addr, row.nat_port)
+    };
+    Some(ErrorRewrite {
+        src: if h.src == q.dst { client } else { h.src },
+        dst: row.addr,
+        quoted_src: row.addr,
+        quoted_sport: row.port,
+        quoted_dst: client,
+        quoted_dport: port,
+    })
+}
+
+/// The living row of packets that answer the quoted one.
+#[inline(always)]
+fn known<A: Address, T: Tables<A>>(
+    tables: &T,
+    q: &Quoted<A>,
+    direction: Direction,
+) -> Option<Flow<A>> {
+    let row = tables.flow(FlowKey {
+        src: q.dst,
+        dst: q.src,
+        sport: q.dport,
+        dport: q.sport,
+        proto: q.proto,
+        direction: direction as u8,
+        reserved: 0,
+    })?;
+    let flow = row.get();
+    live_state(&tables.config().idle, &flow, q.proto, tables.now())?;
+    // Who talks to himself through a service has nobody between to report errors.
+    if flow.hairpin != 0 {
+        return None;
+    }
+    if flow.backend != 0 {
+        let backend = tables.backend(flow.backend)?;
+        if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
+            return None;
+        }
+    }
+    Some(row.get())
+}

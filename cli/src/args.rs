@@ -29,6 +29,7 @@ Examples:
   tulle drops                           what was lost, why, and what to do about it
   tulle monitor --drops                 watch losses as they happen
   tulle flows --addr 10.244.1.0/24      flows that touch a pod network
+  tulle snat                            whose source is translated, and how many ports are used
   tulle -o json services | jq -r '.services[].frontend'
 
 Needs root: sudo tulle …";
@@ -78,6 +79,16 @@ pub enum Verb {
     /// Flows through services: list, sum up, flush
     #[command(args_conflicts_with_subcommands = true, after_help = FLOWS_EXAMPLES)]
     Flows(FlowsArgs),
+    /// Masqueraded flows, and the ports that they use
+    ///
+    /// Lists the flows whose source is translated: client, what the backend sees instead, backend.
+    /// A translated address has a number of ports for each backend; the summary tells which backends
+    /// use the most of theirs.
+    #[command(after_help = SNAT_EXAMPLES)]
+    Snat(SnatArgs),
+    /// Session affinity: which client goes to which backend, and for how long; flush
+    #[command(args_conflicts_with_subcommands = true, after_help = AFFINITY_EXAMPLES)]
+    Affinity(AffinityArgs),
     /// Pod networks of other nodes, and the way there
     Overlay,
     /// Packets lost, why, and what to do about it
@@ -103,14 +114,33 @@ Examples:
   tulle flows --summary                         by service and by client
   tulle flows flush --addr 10.244.1.5 --yes     forget the flows of a pod";
 
+const SNAT_EXAMPLES: &str = "\
+Examples:
+  tulle snat --addr 203.0.113.7         what became of a client outside
+  tulle snat --port 8080 -n 0           all flows to port 8080, and the ports that they use";
+
+const AFFINITY_EXAMPLES: &str = "\
+Examples:
+  tulle affinity --service default/web          clients that stick to backends of a service
+  tulle affinity flush --client 10.244.1.5 --yes    let a pod's next connections choose anew";
+
 /// Arguments of `services`.
 #[derive(clap::Args, Debug, Default)]
 pub struct ServicesArgs {
     /// Only what contains this in its name or one of its addresses
     pub filter: Option<String>,
-    /// Every backend, and number, slots and affinity of the service
+    /// Only Services of this namespace; needs the agent
+    #[arg(long)]
+    pub namespace: Option<String>,
+    /// Only Services of this very name; needs the agent
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Every backend and source range, and number and slots of the service
     #[arg(short, long)]
     pub wide: bool,
+    /// Flows, packets and bytes, of each service port at all its frontends together
+    #[arg(short, long)]
+    pub stats: bool,
 }
 
 /// Arguments of `backends`.
@@ -118,6 +148,9 @@ pub struct ServicesArgs {
 pub struct BackendsArgs {
     /// Only what contains this in its address, its service's or its node's name
     pub filter: Option<String>,
+    /// Flows, packets and bytes
+    #[arg(short, long)]
+    pub stats: bool,
 }
 
 /// Arguments of `flows`.
@@ -143,8 +176,8 @@ pub enum FlowsAction {
     /// Forget flows
     ///
     /// The client's next packet chooses a backend anew. A connection goes on if that is the same one,
-    /// as it is while the service's backends have not changed; otherwise it breaks. What the backend
-    /// says meanwhile still arrives.
+    /// as it is while the service's backends have not changed; otherwise it breaks, and so does one whose
+    /// source is translated. What the backend says meanwhile still arrives.
     Flush {
         /// Which flows.
         #[command(flatten)]
@@ -158,13 +191,13 @@ pub enum FlowsAction {
 /// Which flows; all of them if nothing is given.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct FlowFilter {
-    /// Client, service or backend has this address, or is in this network
+    /// Client (also as translated), service or backend has this address, or is in this network
     #[arg(short, long, value_name = "ADDRESS[/LEN]", value_parser = network)]
     pub addr: Option<IpNet>,
-    /// Client, service or backend has this port
+    /// Client (also as translated), service or backend has this port
     #[arg(short, long)]
     pub port: Option<u16>,
-    /// The transport protocol
+    /// The protocol
     #[arg(long, value_enum)]
     pub proto: Option<Protocol>,
     /// The flow's state
@@ -172,7 +205,59 @@ pub struct FlowFilter {
     pub state: Option<State>,
 }
 
-/// Transport protocols of services.
+/// Arguments of `snat`.
+#[derive(clap::Args, Debug, Default)]
+pub struct SnatArgs {
+    /// Which flows.
+    #[command(flatten)]
+    pub filter: FlowFilter,
+    /// At most this many, the latest first; 0 for all [default: 100 in tables]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// Arguments of `affinity`.
+#[derive(clap::Args, Debug, Default)]
+pub struct AffinityArgs {
+    /// What else to do with rows.
+    #[command(subcommand)]
+    pub action: Option<AffinityAction>,
+    /// Which rows.
+    #[command(flatten)]
+    pub filter: AffinityFilter,
+    /// At most this many, the latest first; 0 for all [default: 100 in tables]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// What else to do with affinity rows.
+#[derive(Subcommand, Debug)]
+pub enum AffinityAction {
+    /// Forget where clients went
+    ///
+    /// The client's next new flow chooses a backend anew. Flows that are open go on.
+    Flush {
+        /// Which rows.
+        #[command(flatten)]
+        filter: AffinityFilter,
+        /// Do it, without this only the number of rows is shown
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+/// Which affinity rows; all of them if nothing is given.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct AffinityFilter {
+    /// The client has this address, or is in this network
+    #[arg(short, long, value_name = "ADDRESS[/LEN]", value_parser = network)]
+    pub client: Option<IpNet>,
+    /// The service has this number, or contains this in its name
+    #[arg(short, long, value_name = "NUMBER|NAME")]
+    pub service: Option<String>,
+}
+
+/// Protocols of flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Protocol {
     /// TCP.
@@ -181,15 +266,18 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+    /// ICMP and ICMPv6: echoes that are masqueraded.
+    Icmp,
 }
 
 impl Protocol {
-    /// IP protocol number.
-    pub const fn number(self) -> u8 {
+    /// Whether it has this IP protocol number.
+    pub const fn is(self, number: u8) -> bool {
         match self {
-            Self::Tcp => proto::TCP,
-            Self::Udp => proto::UDP,
-            Self::Sctp => proto::SCTP,
+            Self::Tcp => number == proto::TCP,
+            Self::Udp => number == proto::UDP,
+            Self::Sctp => number == proto::SCTP,
+            Self::Icmp => number == proto::ICMP || number == proto::ICMPV6,
         }
     }
 }
@@ -281,6 +369,22 @@ mod tests {
         };
         assert!(yes);
         assert_eq!(filter.addr.unwrap().to_string(), "fd00::1/128");
+    }
+
+    #[test]
+    fn affinity_is_flushed_by_client_and_service() {
+        let line = "tulle affinity flush --client 10.0.0.0/8 --service #7";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let Verb::Affinity(AffinityArgs {
+            action: Some(AffinityAction::Flush { filter, yes }),
+            ..
+        }) = args.verb
+        else {
+            panic!("not a flush");
+        };
+        assert!(!yes);
+        assert_eq!(filter.client.unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(filter.service.as_deref(), Some("#7"));
     }
 
     #[test]

@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::BackendsArgs;
 use crate::context::Context;
+use crate::datapath::TrafficById;
 use crate::format;
 use crate::links::{interface_name, interface_text};
 use crate::names::{Names, Wanted, service_text};
 use crate::output::{Style, left, right, text};
-use crate::services::slots_of;
+use crate::services::ids_of;
 use crate::tables::{BackendRow, FrontendRow, family, via_kind};
+use crate::traffic::{self, Traffic};
 
 /// What `tulle backends` tells.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -43,6 +45,10 @@ pub struct Row {
     pub via: Way,
     /// Services that it belongs to: names, or `#number` without an agent.
     pub services: Vec<String>,
+    /// Traffic since the row's number was first used; absent unless asked for,
+    /// or if it is not counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic: Option<Traffic>,
 }
 
 /// How an address is reached.
@@ -134,7 +140,7 @@ pub fn rows(
     for frontend in frontends.iter().filter(|frontend| !frontend.is_address()) {
         let number = frontend.value.service;
         let service = service_text(names.service(number), number);
-        for (id, _) in slots_of(frontend, segments) {
+        for id in ids_of(frontend, segments) {
             let key = (family(frontend.addr.ip()), id);
             users.entry(key).or_default().insert(service.clone());
         }
@@ -155,6 +161,7 @@ pub fn rows(
                 state: backend.state_name().into(),
                 via: Way::new(&backend.via, names, interfaces),
                 services: services.into_iter().collect(),
+                traffic: None,
             }
         })
         .filter(|row| filter.is_none_or(|filter| matches(row, filter)))
@@ -175,34 +182,49 @@ fn matches(row: &Row, filter: &str) -> bool {
         || row.services.iter().any(|service| has(service))
 }
 
-/// The report as a table.
-pub fn render(report: &Report, style: Style) -> String {
+/// Adds the traffic of the backends of a family.
+pub fn add_traffic(report: &mut Report, family: u8, traffic: &TrafficById) {
+    let rows = report.backends.iter_mut();
+    for row in rows.filter(|row| row.family == family) {
+        row.traffic = traffic.get(&row.id).copied().map(Traffic::from);
+    }
+}
+
+/// The report as a table, with traffic if `stats`.
+pub fn render(report: &Report, style: Style, stats: bool) -> String {
     if report.backends.is_empty() {
         return "no backends\n".into();
     }
-    let columns = [
+    let mut columns = vec![
         right("ID"),
         right("GEN"),
         left("ADDRESS"),
         left("PROTO"),
         left("STATE"),
         left("VIA"),
-        text("SERVICES"),
     ];
+    if stats {
+        columns.extend(traffic::COLUMNS);
+    }
+    columns.push(text("SERVICES"));
     let rows = report.backends.iter().map(|row| {
-        vec![
+        let mut cells = vec![
             row.id.to_string(),
             row.generation.to_string(),
             row.address.to_string(),
             row.protocol.clone(),
             row.state.clone(),
             row.via.text(),
-            if row.services.is_empty() {
-                "-".into()
-            } else {
-                row.services.join(" ")
-            },
-        ]
+        ];
+        if stats {
+            cells.extend(traffic::cells(row.traffic.as_ref()));
+        }
+        cells.push(if row.services.is_empty() {
+            "-".into()
+        } else {
+            row.services.join(" ")
+        });
+        cells
     });
     style.table(&columns, rows.collect())
 }
@@ -222,7 +244,7 @@ pub fn run(context: &Context, args: &BackendsArgs) -> anyhow::Result<()> {
         &[Wanted::Services, Wanted::Backends, Wanted::Nodes],
     );
     let filter = args.filter.as_deref();
-    let report = rows(
+    let mut report = rows(
         &backends,
         &frontends,
         &segments,
@@ -230,7 +252,20 @@ pub fn run(context: &Context, args: &BackendsArgs) -> anyhow::Result<()> {
         &interface_name,
         filter,
     );
-    context.print("tulle.backends", &report, &report.notes, render)
+    if args.stats {
+        for family in [4, 6] {
+            let ours = report.backends.iter().filter(|row| row.family == family);
+            let ids = ours.map(|row| row.id).collect();
+            add_traffic(
+                &mut report,
+                family,
+                &datapath.backend_traffic(family, &ids)?,
+            );
+        }
+    }
+    context.print("tulle.backends", &report, &report.notes, |report, style| {
+        render(report, style, args.stats)
+    })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::datapath::Datapath;
 use crate::flows_summary;
 use crate::format;
-use crate::names::{Names, Wanted, service_text};
+use crate::names::{NO_SERVICE, Names, Wanted, service_text};
 use crate::output::{Style, left, right};
 use crate::tables::{FlowRow, FlowRowKey};
 
@@ -33,15 +33,18 @@ pub struct Report {
 /// A flow.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// `TCP`, `UDP` or `SCTP`.
+    /// `TCP`, `UDP`, `SCTP`, or `ICMP` or `ICMPv6` for echoes.
     pub protocol: String,
     /// Who opened it.
     pub client: SocketAddr,
-    /// What the client talks to.
-    pub frontend: SocketAddr,
+    /// What the backend sees as the client, if the flow is masqueraded.
+    pub translated: Option<SocketAddr>,
+    /// What the client talks to; absent for a flow through no service that is
+    /// only masqueraded.
+    pub frontend: Option<SocketAddr>,
     /// Who answers.
     pub backend: SocketAddr,
-    /// Backend id.
+    /// Backend id; 0 for a flow through no service.
     pub backend_id: u32,
     /// Generation of the backend when the flow opened.
     pub generation: u32,
@@ -68,8 +71,10 @@ pub struct FlowView {
     pub proto: u8,
     /// Who opened it.
     pub client: SocketAddr,
-    /// What the client talks to.
-    pub frontend: SocketAddr,
+    /// What the backend sees as the client, if the flow is masqueraded.
+    pub translated: Option<SocketAddr>,
+    /// What the client talks to; absent for a flow through no service.
+    pub frontend: Option<SocketAddr>,
     /// Who answers.
     pub backend: SocketAddr,
     /// The row that was seen last.
@@ -82,20 +87,27 @@ pub struct FlowView {
 
 impl FlowView {
     fn new(row: FlowRow) -> Self {
-        let (client, frontend, backend) = if row.reply {
+        let (client, translated, frontend, backend) = match (row.reply, row.nat) {
+            (false, nat) => (row.src, nat, row.dst, row.target),
+            (true, Some(client)) => (client, Some(row.dst), row.target, row.src),
             // A hairpin's replies go to the frontend, the client's port is theirs.
-            let client = if row.hairpin {
-                SocketAddr::new(row.src.ip(), row.dst.port())
-            } else {
-                row.dst
-            };
-            (client, row.target, row.src)
-        } else {
-            (row.src, row.dst, row.target)
+            (true, None) if row.hairpin => {
+                let client = SocketAddr::new(row.src.ip(), row.dst.port());
+                (client, None, row.target, row.src)
+            }
+            (true, None) => (row.dst, None, row.target, row.src),
         };
+        // Without a service the client talks to whoever answers.
+        let of_service = row.backend != 0;
+        let backend = match (of_service, row.reply) {
+            (true, _) | (false, true) => backend,
+            (false, false) => row.dst,
+        };
+        let frontend = of_service.then_some(frontend);
         Self {
             proto: row.proto,
             client,
+            translated,
             frontend,
             backend,
             latest: row,
@@ -120,16 +132,20 @@ impl FlowView {
 
     /// Whether the filter takes it.
     pub fn matches(&self, filter: &FlowFilter) -> bool {
-        let ends = [self.client, self.frontend, self.backend];
+        let known = [
+            Some(self.client),
+            self.translated,
+            self.frontend,
+            Some(self.backend),
+        ];
+        let mut ends = known.into_iter().flatten();
         filter
             .addr
-            .is_none_or(|net| ends.iter().any(|end| net.contains(&end.ip())))
+            .is_none_or(|net| ends.clone().any(|end| net.contains(&end.ip())))
             && filter
                 .port
-                .is_none_or(|port| ends.iter().any(|end| end.port() == port))
-            && filter
-                .proto
-                .is_none_or(|proto| proto.number() == self.proto)
+                .is_none_or(|port| ends.any(|end| end.port() == port))
+            && filter.proto.is_none_or(|proto| proto.is(self.proto))
             && filter
                 .state
                 .is_none_or(|state| self.latest.state == Some(state.into()))
@@ -142,7 +158,13 @@ pub fn join(rows: &[FlowRow]) -> Vec<FlowView> {
     let mut places = HashMap::new();
     for row in rows {
         let view = FlowView::new(*row);
-        let id = (view.proto, view.client, view.frontend, view.backend);
+        let id = (
+            view.proto,
+            view.client,
+            view.translated,
+            view.frontend,
+            view.backend,
+        );
         match places.entry(id).or_insert(views.len()) {
             place if *place == views.len() => views.push(view),
             place => {
@@ -162,14 +184,29 @@ pub fn join(rows: &[FlowRow]) -> Vec<FlowView> {
     views
 }
 
-/// Flows for people and programs; `now` in ticks, `limit` 0 for all.
+/// Flows for people and programs, at most `limit`; `now` in ticks.
 pub fn rows(views: &[FlowView], names: &Names, now: u32, limit: usize) -> Report {
-    let limit = if limit == 0 { usize::MAX } else { limit };
-    let flows = views.iter().take(limit).map(|view| {
+    let flows = views
+        .iter()
+        .take(limit)
+        .map(|view| Row::new(view, names, now));
+    let mut notes = names.notes.clone();
+    notes.extend(hidden(views.len(), limit, "flow"));
+    Report {
+        matching: views.len() as u64,
+        flows: flows.collect(),
+        notes,
+    }
+}
+
+impl Row {
+    /// For people and programs; `now` in ticks.
+    pub fn new(view: &FlowView, names: &Names, now: u32) -> Self {
         let row = &view.latest;
-        Row {
+        Self {
             protocol: format::protocol(view.proto).into_owned(),
             client: view.client,
+            translated: view.translated,
             frontend: view.frontend,
             backend: view.backend,
             backend_id: row.backend,
@@ -187,20 +224,42 @@ pub fn rows(views: &[FlowView], names: &Names, now: u32, limit: usize) -> Report
             }
             .into(),
         }
-    });
-    let mut notes = names.notes.clone();
-    if views.len() > limit {
-        notes.push(format!(
+    }
+
+    /// The state, with an asterisk if a row is missing.
+    pub fn state_text(&self) -> String {
+        let half = if self.rows == "both" { "" } else { "*" };
+        format!("{}{half}", self.state)
+    }
+
+    /// The service in a word.
+    pub fn service_text(&self) -> String {
+        if self.backend_id == 0 {
+            NO_SERVICE.into()
+        } else {
+            service_text(self.service.as_deref(), self.number)
+        }
+    }
+}
+
+/// The note that says how many are not shown.
+pub fn hidden(all: usize, limit: usize, noun: &str) -> Option<String> {
+    (all > limit).then(|| {
+        format!(
             "the latest {} of {}; all of them: --limit 0",
             format::count(limit as u64),
-            format::counted(views.len() as u64, "flow")
-        ));
-    }
-    Report {
-        matching: views.len() as u64,
-        flows: flows.collect(),
-        notes,
-    }
+            format::counted(all as u64, noun)
+        )
+    })
+}
+
+/// How many to show: all in JSON, unless told otherwise.
+pub fn limit(context: &Context, wanted: Option<usize>) -> usize {
+    let limit = wanted.unwrap_or(match context.format {
+        Format::Table => SHOWN,
+        Format::Json => 0,
+    });
+    if limit == 0 { usize::MAX } else { limit }
 }
 
 /// The report as a table.
@@ -208,34 +267,52 @@ pub fn render(report: &Report, style: Style) -> String {
     if report.flows.is_empty() {
         return "no flows\n".into();
     }
-    let columns = [
-        left("PROTO"),
-        left("CLIENT"),
+    // Where nothing is translated the column would only take room.
+    let translated = report.flows.iter().any(|flow| flow.translated.is_some());
+    let mut columns = vec![left("PROTO"), left("CLIENT")];
+    if translated {
+        columns.push(left("TRANSLATED"));
+    }
+    columns.extend([
         left("FRONTEND"),
         left("BACKEND"),
         left("STATE"),
         right("AGE"),
         right("IDLE"),
         left("SERVICE"),
-    ];
+    ]);
     let rows = report.flows.iter().map(|flow| {
-        let half = if flow.rows == "both" { "" } else { "*" };
-        vec![
-            flow.protocol.clone(),
-            flow.client.to_string(),
-            flow.frontend.to_string(),
+        let mut cells = vec![flow.protocol.clone(), flow.client.to_string()];
+        if translated {
+            cells.push(or_dash(flow.translated));
+        }
+        cells.extend([
+            or_dash(flow.frontend),
             flow.backend.to_string(),
-            format!("{}{half}", flow.state),
+            flow.state_text(),
             format::age(flow.age_secs),
             format::age(flow.idle_secs),
-            service_text(flow.service.as_deref(), flow.number),
-        ]
+            flow.service_text(),
+        ]);
+        cells
     });
     let mut out = style.table(&columns, rows.collect());
-    if report.flows.iter().any(|flow| flow.rows != "both") {
-        out.push_str("* only one of the two rows of the flow is in the table\n");
-    }
+    out.push_str(half_flows(&report.flows));
     out
+}
+
+/// An address, or a dash.
+pub fn or_dash(addr: Option<SocketAddr>) -> String {
+    addr.map_or_else(|| "-".into(), |addr| addr.to_string())
+}
+
+/// The line that explains the asterisks of [`Row::state_text`].
+pub fn half_flows(flows: &[Row]) -> &'static str {
+    if flows.iter().any(|flow| flow.rows != "both") {
+        "* only one of the two rows of the flow is in the table\n"
+    } else {
+        ""
+    }
 }
 
 /// What `tulle flows flush` tells.
@@ -269,10 +346,7 @@ pub fn run(context: &Context, args: &FlowsArgs) -> anyhow::Result<()> {
     if args.summary {
         return flows_summary::run(context, &datapath, &views, &names);
     }
-    let limit = args.limit.unwrap_or(match context.format {
-        Format::Table => SHOWN,
-        Format::Json => 0,
-    });
+    let limit = limit(context, args.limit);
     let report = rows(&views, &names, format::now_tick()?, limit);
     context.print("tulle.flows", &report, &report.notes, render)
 }
@@ -371,7 +445,10 @@ impl Forgotten {
         let mut all = Self::default();
         for view in views {
             all.removed.extend(view.forward);
-            if !agent && unasking.contains(&(view.frontend, view.proto)) {
+            // What is masqueraded asks the flow table in any case.
+            let front = view.frontend.filter(|_| view.translated.is_none());
+            let unasking = front.is_some_and(|front| unasking.contains(&(front, view.proto)));
+            if !agent && unasking {
                 all.kept += u64::from(view.reply.is_some());
             } else {
                 all.closing.extend(view.reply);

@@ -9,6 +9,7 @@
     reason = "reports are small; writing into a String would leave a result to discard"
 )]
 
+pub mod affinity;
 pub mod args;
 pub mod backends;
 pub mod context;
@@ -18,16 +19,20 @@ pub mod event;
 pub mod flows;
 pub mod flows_summary;
 pub mod format;
+pub mod frontend_kind;
 pub mod links;
 pub mod monitor;
 pub mod names;
 pub mod output;
 pub mod overlay;
 pub mod services;
+pub mod services_text;
+pub mod snat;
 pub mod status;
 pub mod status_text;
 mod sys;
 pub mod tables;
+pub mod traffic;
 
 use std::io;
 use std::process::ExitCode;
@@ -58,6 +63,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         Verb::Services(args) => services::run(&context, &args),
         Verb::Backends(args) => backends::run(&context, &args),
         Verb::Flows(args) => flows::run(&context, &args),
+        Verb::Snat(args) => snat::run(&context, &args),
+        Verb::Affinity(args) => affinity::run(&context, &args),
         Verb::Overlay => overlay::run(&context),
         Verb::Drops(args) => drops::run(&context, &args),
         Verb::Monitor(args) => monitor::run(&context, &args),

@@ -76,8 +76,40 @@ impl Names {
     }
 }
 
+/// The parts of a full name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FullName<'a> {
+    /// Namespace of the Service.
+    pub namespace: &'a str,
+    /// Name of the Service.
+    pub name: &'a str,
+    /// Name of its port; empty if it has none.
+    pub port: &'a str,
+}
+
+impl<'a> FullName<'a> {
+    /// From `namespace/name:port`. No part of it has either sign (RFC 1123).
+    pub fn of(full: &'a str) -> Self {
+        let (namespace, rest) = full.split_once('/').unwrap_or(("", full));
+        let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
+        Self {
+            namespace,
+            name,
+            port,
+        }
+    }
+}
+
+/// What flows are called that go through no service.
+pub const NO_SERVICE: &str = "(no service)";
+
 /// A service by name, or by number where the name is not known.
+///
+/// Number 0 is no service's.
 pub fn service_text(name: Option<&str>, number: u32) -> String {
+    if number == 0 && name.is_none() {
+        return NO_SERVICE.into();
+    }
     name.map_or_else(|| format!("#{number}"), str::to_owned)
 }
 

@@ -1,19 +1,21 @@
 //! `tulle services`: what clients reach, and what answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
+use datapath_common::FrontendFlags;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::args::ServicesArgs;
 use crate::context::Context;
+use crate::datapath::{Datapath, TrafficById};
 use crate::format;
-use crate::names::{Names, Wanted, service_text};
-use crate::output::{Style, left, right, text};
-use crate::tables::{BackendRow, FrontendRow, family};
-
-/// Backends of a service that a table shows unless it is wide.
-const SHORT_LIST: usize = 3;
+use crate::frontend_kind::{Kind, Kinds};
+use crate::names::{FullName, Names, Wanted, service_text};
+use crate::services_text::render;
+use crate::tables::{BackendRow, FrontendRow, SourceRow, family};
+use crate::traffic::Traffic;
 
 /// What `tulle services` tells.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -31,19 +33,64 @@ pub struct ServiceRow {
     pub service: Option<String>,
     /// Number of the service port.
     pub number: u32,
+    /// Namespace of the Service; absent without an agent, like the next two.
+    pub namespace: Option<String>,
+    /// Name of the Service.
+    pub name: Option<String>,
+    /// Name of its port; empty if it has none.
+    pub port_name: Option<String>,
     /// Address and port that clients use.
     pub frontend: SocketAddr,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
+    /// What kind of address that is.
+    pub kind: Kind,
     /// Whether flows may be alive that were opened before the backends changed:
     /// the flow table has the last word on where a flow goes.
     pub changed: bool,
+    /// Whether rows of living flows may be missing: every packet asks the flow table.
+    pub flows_may_be_lost: bool,
     /// Session affinity in seconds, 0 for none.
     pub affinity_secs: u32,
-    /// Slots of the segment.
+    /// Whether pods of this node get another source address.
+    pub masquerades_pods: bool,
+    /// Whether clients outside do.
+    pub masquerades_outside: bool,
+    /// Networks that may open flows; absent if all may.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// Slots of the segment for clients inside: pods of this node and the node itself.
+    pub slots: u32,
+    /// Their backends in the order of their first slot.
+    pub backends: Vec<ServiceBackend>,
+    /// What becomes of their packets if there is no backend for them.
+    pub when_empty: WhenEmpty,
+    /// Where clients outside go, if it is elsewhere.
+    pub outside: Option<Outside>,
+    /// Traffic of the service port at all its frontends; absent unless asked
+    /// for, or if it is not counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic: Option<Traffic>,
+}
+
+/// Where clients outside go.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Outside {
+    /// Slots of the segment for them.
     pub slots: u32,
     /// Backends in the order of their first slot.
     pub backends: Vec<ServiceBackend>,
+    /// What becomes of their packets if there is no backend for them.
+    pub when_empty: WhenEmpty,
+}
+
+/// What becomes of packets that no backend is there for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenEmpty {
+    /// They are answered with a TCP reset or an ICMP error.
+    Refuses,
+    /// They are dropped: there are endpoints, but none that these clients may use.
+    Drops,
 }
 
 /// A backend of a service.
@@ -57,43 +104,85 @@ pub struct ServiceBackend {
     pub slots: u32,
 }
 
+/// The rows that services are told from.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// All frontends, with the rows that mark addresses.
+    pub frontends: Vec<FrontendRow>,
+    /// Backend ids by slot.
+    pub segments: Vec<u32>,
+    /// All backends.
+    pub backends: Vec<BackendRow>,
+    /// All source ranges.
+    pub sources: Vec<SourceRow>,
+}
+
+impl Tables {
+    /// Reads them.
+    ///
+    /// # Errors
+    ///
+    /// If the maps cannot be read.
+    pub fn read(datapath: &Datapath) -> anyhow::Result<Self> {
+        // Frontends first: a segment and its backends are written before, and freed long after.
+        Ok(Self {
+            frontends: datapath.frontends()?,
+            segments: datapath.segments()?,
+            backends: datapath.backends()?,
+            sources: datapath.sources()?,
+        })
+    }
+}
+
+/// Which services.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filter<'a> {
+    /// Part of a name or an address.
+    pub text: Option<&'a str>,
+    /// The Service's namespace.
+    pub namespace: Option<&'a str>,
+    /// The Service's name.
+    pub name: Option<&'a str>,
+}
+
 /// Frontends joined with their segments and backends.
-pub fn rows(
-    frontends: &[FrontendRow],
-    segments: &[u32],
-    backends: &[BackendRow],
-    names: &Names,
-    filter: Option<&str>,
-) -> Report {
-    let addresses: HashMap<(u8, u32), SocketAddr> = backends
+pub fn rows(tables: &Tables, names: &Names, filter: Filter<'_>) -> Report {
+    let addresses: HashMap<(u8, u32), SocketAddr> = tables
+        .backends
         .iter()
         .map(|b| ((family(b.addr.ip()), b.id), b.addr))
         .collect();
-    let mut services: Vec<ServiceRow> = frontends
+    let mut sources: HashMap<(u32, u8), Vec<IpNet>> = HashMap::new();
+    for source in &tables.sources {
+        let key = (source.service, family(source.network.addr()));
+        sources.entry(key).or_default().push(source.network);
+    }
+    for networks in sources.values_mut() {
+        networks.sort_unstable();
+    }
+    let kinds = Kinds::new(&tables.frontends);
+    let mut services: Vec<ServiceRow> = tables
+        .frontends
         .iter()
         .filter(|frontend| !frontend.is_address())
         .map(|frontend| {
             let version = family(frontend.addr.ip());
-            let backends = slots_of(frontend, segments)
-                .into_iter()
-                .map(|(id, slots)| ServiceBackend {
-                    id,
-                    address: addresses.get(&(version, id)).copied(),
-                    slots,
-                })
-                .collect();
-            ServiceRow {
-                service: names.service(frontend.value.service).map(str::to_owned),
-                number: frontend.value.service,
-                frontend: frontend.addr,
-                protocol: format::protocol(frontend.proto).into_owned(),
-                changed: frontend.flows_decide(),
-                affinity_secs: frontend.value.affinity_secs,
-                slots: frontend.value.len,
-                backends,
-            }
+            let list = |(start, len)| {
+                slots_in(start, len, &tables.segments)
+                    .into_iter()
+                    .map(|(id, slots)| ServiceBackend {
+                        id,
+                        address: addresses.get(&(version, id)).copied(),
+                        slots,
+                    })
+                    .collect()
+            };
+            let sources = || sources.get(&(frontend.value.service, version));
+            let ranges = frontend.has(FrontendFlags::SOURCE_RANGES);
+            let source_ranges = ranges.then(|| sources().cloned().unwrap_or_default());
+            row(frontend, names, kinds.of(frontend), source_ranges, list)
         })
-        .filter(|row| filter.is_none_or(|filter| matches(row, filter)))
+        .filter(|row| matches(row, filter))
         .collect();
     services.sort_by(|a, b| {
         let key = |row: &ServiceRow| (row.service.is_none(), row.service.clone(), row.number);
@@ -107,13 +196,68 @@ pub fn rows(
     }
 }
 
+/// A frontend; `list` gives the backends of a segment by its start and length.
+fn row(
+    frontend: &FrontendRow,
+    names: &Names,
+    kind: Kind,
+    source_ranges: Option<Vec<IpNet>>,
+    list: impl Fn((u32, u32)) -> Vec<ServiceBackend>,
+) -> ServiceRow {
+    let value = &frontend.value;
+    let service = names.service(value.service);
+    let full_name = service.map(FullName::of);
+    let owned = |part: fn(&FullName<'_>) -> String| full_name.as_ref().map(part);
+    let when_empty = |flag| {
+        if frontend.has(flag) {
+            WhenEmpty::Drops
+        } else {
+            WhenEmpty::Refuses
+        }
+    };
+    let inside = when_empty(FrontendFlags::DROP_INSIDE);
+    let outside = when_empty(FrontendFlags::DROP_OUTSIDE);
+    let one = frontend.one_list() && (value.len > 0 || inside == outside);
+    ServiceRow {
+        namespace: owned(|name| name.namespace.into()),
+        name: owned(|name| name.name.into()),
+        port_name: owned(|name| name.port.into()),
+        service: service.map(str::to_owned),
+        number: value.service,
+        frontend: frontend.addr,
+        protocol: format::protocol(frontend.proto).into_owned(),
+        kind,
+        changed: frontend.has(FrontendFlags::FLOWS_DECIDE),
+        flows_may_be_lost: frontend.has(FrontendFlags::FLOWS_MAY_BE_LOST),
+        affinity_secs: value.affinity_secs,
+        masquerades_pods: frontend.has(FrontendFlags::MASQUERADE_PODS),
+        masquerades_outside: frontend.has(FrontendFlags::MASQUERADE_OUTSIDE),
+        source_ranges,
+        slots: value.len,
+        backends: list((value.start, value.len)),
+        when_empty: inside,
+        outside: (!one).then(|| Outside {
+            slots: value.out_len,
+            backends: list((value.out_start, value.out_len)),
+            when_empty: outside,
+        }),
+        traffic: None,
+    }
+}
+
+/// Backend ids that a frontend names for any client.
+pub fn ids_of(frontend: &FrontendRow, segments: &[u32]) -> BTreeSet<u32> {
+    let value = &frontend.value;
+    let lists = [(value.start, value.len), (value.out_start, value.out_len)];
+    let slots = lists.map(|(start, len)| slots_in(start, len, segments));
+    slots.into_iter().flatten().map(|(id, _)| id).collect()
+}
+
 /// Backend ids of a segment with the number of their slots, in the order of
 /// their first slot.
-pub fn slots_of(frontend: &FrontendRow, segments: &[u32]) -> Vec<(u32, u32)> {
-    let start = frontend.value.start as usize;
-    let end = start
-        .saturating_add(frontend.value.len as usize)
-        .min(segments.len());
+pub fn slots_in(start: u32, len: u32, segments: &[u32]) -> Vec<(u32, u32)> {
+    let start = start as usize;
+    let end = start.saturating_add(len as usize).min(segments.len());
     let mut found: BTreeMap<u32, (usize, u32)> = BTreeMap::new();
     for (place, id) in segments
         .get(start..end)
@@ -130,84 +274,37 @@ pub fn slots_of(frontend: &FrontendRow, segments: &[u32]) -> Vec<(u32, u32)> {
         .collect()
 }
 
-fn matches(row: &ServiceRow, filter: &str) -> bool {
-    let filter = filter.to_lowercase();
-    let backends = row
-        .backends
-        .iter()
-        .filter_map(|b| b.address)
-        .map(|a| a.to_string());
+fn matches(row: &ServiceRow, filter: Filter<'_>) -> bool {
+    let is = |wanted: Option<&str>, have: &Option<String>| {
+        wanted.is_none_or(|wanted| have.as_deref() == Some(wanted))
+    };
+    is(filter.namespace, &row.namespace)
+        && is(filter.name, &row.name)
+        && filter.text.is_none_or(|text| contains(row, text))
+}
+
+fn contains(row: &ServiceRow, text: &str) -> bool {
+    let text = text.to_lowercase();
+    let outside = row.outside.iter().flat_map(|outside| &outside.backends);
     service_text(row.service.as_deref(), row.number)
         .to_lowercase()
-        .contains(&filter)
-        || row.frontend.to_string().contains(&filter)
-        || row.protocol.to_lowercase() == filter
-        || backends
-            .into_iter()
-            .any(|address| address.contains(&filter))
+        .contains(&text)
+        || row.frontend.to_string().contains(&text)
+        || row.protocol.to_lowercase() == text
+        || row.kind.to_string().to_lowercase() == text
+        || row
+            .backends
+            .iter()
+            .chain(outside)
+            .filter_map(|backend| backend.address)
+            .any(|address| address.to_string().contains(&text))
 }
 
-/// The report as a table.
-pub fn render(report: &Report, style: Style, wide: bool) -> String {
-    if report.services.is_empty() {
-        return "no services\n".into();
+/// Adds the traffic of the service ports.
+pub fn add_traffic(report: &mut Report, traffic: &TrafficById) {
+    for row in &mut report.services {
+        row.traffic = traffic.get(&row.number).copied().map(Traffic::from);
     }
-    let mut columns = vec![
-        left("SERVICE"),
-        left("FRONTEND"),
-        left("PROTO"),
-        right("BACKENDS"),
-    ];
-    if wide {
-        columns.extend([right("NUMBER"), right("SLOTS"), right("AFFINITY")]);
-    }
-    columns.extend([left("FLOWS"), text("ENDPOINTS")]);
-    let rows = report.services.iter().map(|row| {
-        let mut cells = vec![
-            service_text(row.service.as_deref(), row.number),
-            row.frontend.to_string(),
-            row.protocol.clone(),
-            format::count(row.backends.len() as u64),
-        ];
-        if wide {
-            cells.push(row.number.to_string());
-            cells.push(format::count(u64::from(row.slots)));
-            cells.push(match row.affinity_secs {
-                0 => "-".into(),
-                secs => format::age(u64::from(secs)),
-            });
-        }
-        cells.push(if row.changed { "changed" } else { "-" }.into());
-        cells.push(endpoints(row, if wide { usize::MAX } else { SHORT_LIST }));
-        cells
-    });
-    style.table(&columns, rows.collect())
-}
-
-fn endpoints(row: &ServiceRow, most: usize) -> String {
-    if row.backends.is_empty() {
-        return "none: clients are refused".into();
-    }
-    let weighted = row
-        .backends
-        .iter()
-        .any(|b| b.slots != row.backends[0].slots);
-    let shown = row.backends.iter().take(most).map(|backend| {
-        let address = backend.address.map_or_else(
-            || format!("id {} (free!)", backend.id),
-            |address| address.to_string(),
-        );
-        if weighted {
-            format!("{address} ×{}", backend.slots)
-        } else {
-            address
-        }
-    });
-    let mut list = shown.collect::<Vec<_>>().join(" ");
-    if row.backends.len() > most {
-        list.push_str(&format!(" +{}", row.backends.len() - most));
-    }
-    list
 }
 
 /// Runs the verb.
@@ -217,20 +314,20 @@ fn endpoints(row: &ServiceRow, most: usize) -> String {
 /// If the maps cannot be read or the output not be written.
 pub fn run(context: &Context, args: &ServicesArgs) -> anyhow::Result<()> {
     let datapath = context.datapath()?;
-    // Frontends first: a segment and its backends are written before, and freed long after.
-    let frontends = datapath.frontends()?;
-    let segments = datapath.segments()?;
-    let backends = datapath.backends()?;
+    let tables = Tables::read(&datapath)?;
     let names = Names::load(context, &[Wanted::Services]);
-    let report = rows(
-        &frontends,
-        &segments,
-        &backends,
-        &names,
-        args.filter.as_deref(),
-    );
+    let filter = Filter {
+        text: args.filter.as_deref(),
+        namespace: args.namespace.as_deref(),
+        name: args.name.as_deref(),
+    };
+    let mut report = rows(&tables, &names, filter);
+    if args.stats {
+        let numbers = report.services.iter().map(|row| row.number).collect();
+        add_traffic(&mut report, &datapath.service_traffic(&numbers)?);
+    }
     context.print("tulle.services", &report, &report.notes, |report, style| {
-        render(report, style, args.wide)
+        render(report, style, args.wide, args.stats)
     })
 }
 

@@ -120,14 +120,19 @@ impl<'fd> BatchReader<'fd> {
     /// For a map whose keys and values have these sizes in bytes, as the
     /// kernel tells them; `fd` is a hash map, an LRU hash map or an array.
     pub fn new(fd: BorrowedFd<'fd>, key_size: usize, value_size: usize) -> Self {
+        Self::with_rows(fd, key_size, value_size, CHUNK)
+    }
+
+    /// The same, with `rows` asked for at once at first; for values that are large.
+    pub fn with_rows(fd: BorrowedFd<'fd>, key_size: usize, value_size: usize, rows: usize) -> Self {
         Self {
             fd,
             key_size,
             value_size,
-            keys: vec![0; CHUNK * key_size],
-            values: vec![0; CHUNK * value_size],
+            keys: vec![0; rows * key_size],
+            values: vec![0; rows * value_size],
             position: None,
-            chunk: CHUNK,
+            chunk: rows,
             done: false,
         }
     }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use datapath_common::{
-    Address, Backend, BackendState, Direction, Flow, FlowKey, FlowState, Frontend, FrontendFlags,
-    FrontendKey, Hook, Ip4, Ip6, Mac, Reason, Via, ViaKind,
+    Address, Affinity, AffinityKey, Backend, BackendState, Direction, Flow, FlowKey, FlowState,
+    Frontend, FrontendFlags, FrontendKey, Hook, Ip4, Ip6, Mac, Reason, SourceNet, Via, ViaKind,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -30,20 +30,34 @@ impl FrontendRow {
         }
     }
 
+    /// Whether the row has any of these [`FrontendFlags`].
+    pub const fn has(&self, flags: u16) -> bool {
+        self.value.flags & flags != 0
+    }
+
     /// Whether the row only marks a service address.
     pub const fn is_address(&self) -> bool {
-        self.value.flags & FrontendFlags::ADDRESS != 0
+        self.has(FrontendFlags::ADDRESS)
     }
 
-    /// Whether every packet asks the flow table.
+    /// Whether every packet asks the flow table, whoever the client is.
     pub const fn asks_flow_table(&self) -> bool {
-        let either = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
-        self.value.flags & either != 0
+        const ASK: u16 = FrontendFlags::FLOWS_DECIDE
+            | FrontendFlags::FLOWS_MAY_BE_LOST
+            | FrontendFlags::SOURCE_RANGES;
+        self.has(ASK) || self.value.affinity_secs != 0
     }
 
-    /// Whether the flow table has the last word on where a flow goes.
-    pub const fn flows_decide(&self) -> bool {
-        self.value.flags & FrontendFlags::FLOWS_DECIDE != 0
+    /// Whether clients inside and outside have the same list of backends.
+    pub const fn one_list(&self) -> bool {
+        let Frontend {
+            start,
+            len,
+            out_start,
+            out_len,
+            ..
+        } = self.value;
+        len == out_len && (start == out_start || len == 0)
     }
 }
 
@@ -75,6 +89,11 @@ impl BackendRow {
             generation: value.generation,
             via: value.via,
         })
+    }
+
+    /// Whether new flows may go here.
+    pub const fn is_active(&self) -> bool {
+        self.state == BackendState::Active as u8
     }
 
     /// The state's name.
@@ -133,6 +152,9 @@ pub struct FlowRow {
     pub reply: bool,
     /// Forward: the backend. Reply: the frontend.
     pub target: SocketAddr,
+    /// Where the source is translated too. Forward: what the backend sees.
+    /// Reply: the client's own.
+    pub nat: Option<SocketAddr>,
     /// The state, if the number is one.
     pub state: Option<FlowState>,
     /// Whether the client is its own backend.
@@ -162,6 +184,8 @@ impl FlowRow {
             proto: key.proto,
             reply: key.direction == Direction::Reply as u8,
             target: SocketAddr::new(flow.addr.to_ip(), flow.port),
+            nat: (flow.nat_port != 0)
+                .then(|| SocketAddr::new(flow.nat_addr.to_ip(), flow.nat_port)),
             state: FlowState::from_u8(flow.state),
             hairpin: flow.hairpin != 0,
             backend: flow.backend,
@@ -170,6 +194,76 @@ impl FlowRow {
             opened: flow.opened,
             seen: flow.seen,
         }
+    }
+}
+
+/// Key of an affinity row, to remove it by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AffinityRowKey {
+    /// In `tulle_affin_v4`.
+    V4(AffinityKey<Ip4>),
+    /// In `tulle_affin_v6`.
+    V6(AffinityKey<Ip6>),
+}
+
+impl From<AffinityKey<Ip4>> for AffinityRowKey {
+    fn from(key: AffinityKey<Ip4>) -> Self {
+        Self::V4(key)
+    }
+}
+
+impl From<AffinityKey<Ip6>> for AffinityRowKey {
+    fn from(key: AffinityKey<Ip6>) -> Self {
+        Self::V6(key)
+    }
+}
+
+/// A row of `tulle_affin_*`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AffinityRow {
+    /// The row's key.
+    pub key: AffinityRowKey,
+    /// The client, before any translation; tells the family.
+    pub client: IpAddr,
+    /// Number of the service port.
+    pub service: u32,
+    /// Where the client's last new flow went.
+    pub value: Affinity,
+}
+
+impl AffinityRow {
+    /// From the map's key and value.
+    pub fn new<A: Address>(key: AffinityKey<A>, value: Affinity) -> Self
+    where
+        AffinityKey<A>: Into<AffinityRowKey>,
+    {
+        Self {
+            key: key.into(),
+            client: key.client.to_ip(),
+            service: key.service,
+            value,
+        }
+    }
+}
+
+/// A row of `tulle_srcs_*`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SourceRow {
+    /// Number of the service port.
+    pub service: u32,
+    /// A network that may use it.
+    pub network: IpNet,
+}
+
+impl SourceRow {
+    /// From the map's key; `None` if the prefix is not one of an address.
+    pub fn new<A: Address>(prefix_len: u32, net: SourceNet<A>) -> Option<Self> {
+        let bits = prefix_len.checked_sub(SourceNet::<A>::SERVICE_BITS)?;
+        let network = IpNet::new(net.addr.to_ip(), u8::try_from(bits).ok()?).ok()?;
+        Some(Self {
+            service: u32::from_be(net.service),
+            network,
+        })
     }
 }
 

@@ -95,7 +95,7 @@ fn views() -> Vec<FlowView> {
 
 #[test]
 fn two_rows_are_one_flow_and_the_latest_comes_first() {
-    let report = rows(&views(), &Names::default(), 1100, 0);
+    let report = rows(&views(), &Names::default(), 1100, usize::MAX);
     assert_eq!(
         render(
             &report,
@@ -226,6 +226,12 @@ fn a_flush_keeps_the_reply_rows_that_nobody_would_write_anew() {
     assert_eq!(of(&[front], false), (2, 0, 2));
     assert_eq!(of(&[front], true), (2, 2, 0), "the agent will see them");
     assert_eq!(of(&[], false), (2, 2, 0), "the next packet sees them");
+    let masqueraded = rows.each_ref().map(|of| FlowRow {
+        nat: Some(([192, 0, 2, 1], 50_000).into()),
+        ..row(of)
+    });
+    let all = Forgotten::of(&join(&masqueraded), &[front].into(), false);
+    assert_eq!(all.kept, 0, "masqueraded packets ask the flow table");
     let other: Front = ((VIP, 81).into(), proto::TCP);
     assert_eq!(of(&[other], false), (2, 2, 0), "of another service");
 }

@@ -5,7 +5,9 @@
     reason = "a test; clippy sees tests only in functions marked as such"
 )]
 
+mod affinity;
 mod fixture;
+mod outside;
 mod pins;
 mod tulle;
 
@@ -36,10 +38,10 @@ fn services_and_backends_are_shown_without_an_agent() {
     assert_eq!(
         shown.stdout,
         "\
-SERVICE  FRONTEND       PROTO  BACKENDS  FLOWS    ENDPOINTS
-#7       10.96.0.10:80  TCP           2  changed  10.244.0.5:8080 ×1 10.244.1.7:8080 ×2
-#8       [fd00::10]:80  TCP           1  -        [fd00:0:0:1::5]:8080
-#9       10.96.0.10:53  UDP           0  -        none: clients are refused
+SERVICE  FRONTEND       PROTO  KIND       BACKENDS  FLAGS    ENDPOINTS
+#7       10.96.0.10:80  TCP    ClusterIP         2  changed  10.244.0.5:8080 ×1 10.244.1.7:8080 ×2
+#8       [fd00::10]:80  TCP    external          1  -        [fd00:0:0:1::5]:8080
+#9       10.96.0.10:53  UDP    ClusterIP         0  -        none: clients are refused
 "
     );
     assert_eq!(shown.stderr, "agent not running: names are not shown\n");
@@ -362,7 +364,8 @@ fn what_cannot_be_read_is_named() {
          directory: --bpffs DIR\n"
     );
     for verb in [
-        "status", "services", "backends", "flows", "overlay", "drops", "monitor",
+        "status", "services", "backends", "flows", "snat", "affinity", "overlay", "drops",
+        "monitor",
     ] {
         let run = tulle.run(&[verb]);
         assert!(!run.ok, "{verb}");

@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
 use datapath_common::maps::layout;
-use datapath_common::{COUNTERS, Event, maps};
+use datapath_common::{COUNTERS, Config, Event, maps};
 use nix::sched::{CloneFlags, unshare};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -93,6 +95,14 @@ impl Pins {
             .unwrap()
     }
 
+    /// Writes a row of a per-CPU array, the same on every CPU; returns how many there are.
+    pub fn set_per_cpu<V: aya::Pod>(&self, name: &str, row: u32, value: V) -> u64 {
+        let cpus = aya::util::nr_cpus().unwrap();
+        let values = PerCpuValues::try_from(vec![value; cpus]).unwrap();
+        self.per_cpu::<V>(name).set(row, values, 0).unwrap();
+        cpus as u64
+    }
+
     fn data(&self, name: &str) -> MapData {
         MapData::from_pin(self.dir.join(name)).unwrap()
     }
@@ -149,6 +159,28 @@ impl Pins {
         namespace
     }
 
+    /// Loads a program of the datapath that uses these maps, with this
+    /// configuration; it is gone with what is returned.
+    pub fn load(&self, config: &Config) -> Ebpf {
+        let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/tulle.bpf.o");
+        let path = std::env::var("TULLE_BPF_OBJECT").unwrap_or_else(|_| built.to_owned());
+        let object = fs::read(&path)
+            .unwrap_or_else(|e| panic!("{path}: {e}; build it with `cargo xtask build-ebpf`"));
+        let mut loader = EbpfLoader::new();
+        loader.override_global("CONFIG", config, true);
+        for map in maps::ALL {
+            loader.map_pin_path(map.name, self.dir.join(map.name));
+        }
+        let mut ebpf = loader.load(&object).unwrap();
+        let program: &mut SchedClassifier = ebpf
+            .program_mut("tulle_pod_to")
+            .unwrap()
+            .try_into()
+            .unwrap();
+        program.load().unwrap();
+        ebpf
+    }
+
     /// Puts an event into the ring, as the programs do.
     pub fn emit(&self, event: &Event) {
         let ring = self.data(maps::EVENTS);
@@ -177,10 +209,17 @@ fn kind(name: &str) -> (u32, u32, u32) {
         maps::SEGMENTS => (ARRAY, 8192, MMAPABLE),
         maps::BACK_V4 | maps::BACK_V6 => (ARRAY, 4096, 0),
         maps::FLOW_V4 | maps::FLOW_V6 => (LRU_HASH, 32_768, 0),
-        maps::FRAG_V4 | maps::FRAG_V6 => (LRU_HASH, 1024, 0),
-        maps::PEERS_V4 | maps::PEERS_V6 => (LPM_TRIE, 1024, NO_PREALLOC),
+        maps::FRAG_V4 | maps::FRAG_V6 | maps::AFFIN_V4 | maps::AFFIN_V6 => (LRU_HASH, 1024, 0),
+        maps::PEERS_V4
+        | maps::PEERS_V6
+        | maps::SRCS_V4
+        | maps::SRCS_V6
+        | maps::DIRECT_V4
+        | maps::DIRECT_V6 => (LPM_TRIE, 1024, NO_PREALLOC),
         maps::COUNTERS => (PERCPU_ARRAY, COUNTERS, 0),
+        maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => (PERCPU_ARRAY, 64, 0),
         maps::LIMITS => (PERCPU_ARRAY, 2, 0),
+        maps::WORK_V4 | maps::WORK_V6 => (PERCPU_ARRAY, 1, 0),
         maps::EVENTS => (RINGBUF, 65_536, 0),
         maps::MONITOR => (ARRAY, 1, 0),
         _ => (HASH, 16_384, NO_PREALLOC),

@@ -5,15 +5,12 @@ use std::cell::RefCell;
 
 use bpf_tests::engine::{Engine, Fault, InProcess, Kernel, Observed, object};
 use bpf_tests::model::{Ctx, Memory, Outcome, Verdict, World, met_frame, rewrite, sent_packet};
-use bpf_tests::strategies::{CONFIGS, Event, Reach, WorldPlan, config, history, world};
+use bpf_tests::strategies::{CONFIGS, Event, WorldPlan, config, history, world};
 use datapath_common::{Hook, Reason};
 use proptest::prelude::*;
 use proptest::test_runner::{
     Config as Runner, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
 };
-
-/// What the programs have of the rules.
-const PROGRAMS: Reach = Reach::Everything;
 
 /// What a history met, over all its packets.
 #[derive(Default)]
@@ -122,13 +119,9 @@ fn repeating(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
-fn run_all(
-    mut runner: TestRunner,
-    reach: Reach,
-    engine: impl Engine,
-) -> (Result<(), String>, Seen) {
+fn run_all(mut runner: TestRunner, engine: impl Engine) -> (Result<(), String>, Seen) {
     let state = RefCell::new((engine, Seen::default()));
-    let result = runner.run(&(world(reach), history(reach, 40)), |(plan, events)| {
+    let result = runner.run(&(world(), history(40)), |(plan, events)| {
         let (engine, seen) = &mut *state.borrow_mut();
         play(engine, &plan, &events, seen)
     });
@@ -140,7 +133,7 @@ fn run_all(
 
 #[test]
 fn the_model_agrees_with_itself_and_meets_every_branch() {
-    let (result, seen) = run_all(repeating(2000), Reach::Everything, InProcess::new(None));
+    let (result, seen) = run_all(repeating(2000), InProcess::new(None));
     if let Err(failure) = result {
         panic!("{failure}");
     }
@@ -242,7 +235,7 @@ fn the_model_agrees_with_itself_and_meets_every_branch() {
 
 #[test]
 fn faults_are_found() {
-    let faults: [(&str, Fault); 7] = [
+    let faults: [(&str, Fault); 9] = [
         ("a wrong TTL", |o| flip(o, 7, 22)),
         ("a wrong checksum", |o| flip(o, 7, 24)),
         ("a wrong MAC address in the pod", |o| flip(o, 7, 63)),
@@ -255,14 +248,14 @@ fn faults_are_found() {
             o.flows.values_mut().for_each(|row| row.seen = row.opened);
         }),
         ("a fragment's ports forgotten", |o| o.fragments.clear()),
+        ("an affinity forgotten", |o| o.affinities.clear()),
+        ("a translated source forgotten", |o| {
+            o.flows.values_mut().for_each(|row| row.nat = None);
+        }),
         ("bytes not counted", |o| o.counted[0].counter.bytes += 1),
     ];
     for (name, fault) in faults {
-        let (result, _) = run_all(
-            repeating(200),
-            Reach::Everything,
-            InProcess::new(Some(fault)),
-        );
+        let (result, _) = run_all(repeating(200), InProcess::new(Some(fault)));
         assert!(result.is_err(), "not found: {name}");
     }
 }
@@ -280,7 +273,7 @@ fn the_programs_follow_the_rules() {
     for number in 0..CONFIGS {
         engine.load(&World::new(config(number))).unwrap();
     }
-    let (result, seen) = run_all(searching(100), PROGRAMS, engine);
+    let (result, seen) = run_all(searching(100), engine);
     if let Err(failure) = result {
         panic!("{failure}");
     }

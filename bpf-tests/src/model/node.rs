@@ -45,10 +45,6 @@ fn is_overlay(world: &World, packet: &Packet) -> bool {
 }
 
 fn reply(world: &mut World, frame: &[u8], packet: &Packet, row: &FlowRow) -> Outcome {
-    // Nothing can be turned back without services on the uplink.
-    if row.hairpin && !world.has(Feature::UPLINK_SERVICES) {
-        return Outcome::kernel(Reason::NotOurs, frame);
-    }
     let mut out = frame.to_vec();
     if translate(&mut out, packet, &as_reply(packet, row)).is_err() {
         return Outcome::kernel(Reason::NotOurs, frame);

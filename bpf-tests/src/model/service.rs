@@ -193,16 +193,16 @@ impl Way<'_> {
             return Outcome::drop(Reason::BackendGone, frame);
         };
         let via = backend.via;
+        // What is refused opens no flow and leaves no ports.
+        if goes(&via, ViaKind::Vxlan) && !fits(world, frame, packet, self.ctx) {
+            return refuse(world, frame, packet, Reason::TooBig, client, self.ctx);
+        }
         let masquerade = match self.row {
             Some(_) => None,
             None => self.masquerade_address(world, &via),
         };
         if masquerade.is_some() && packet.closes() {
             return Outcome::drop(Reason::UnknownFlow, frame);
-        }
-        // What is refused opens no flow and leaves no ports.
-        if goes(&via, ViaKind::Vxlan) && !fits(world, frame, packet, self.ctx) {
-            return refuse(world, frame, packet, Reason::TooBig, client, self.ctx);
         }
         let is_own =
             backend.addr == tuple.src || (client == Client::Node && goes(&via, ViaKind::Host));

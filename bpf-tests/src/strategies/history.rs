@@ -5,7 +5,6 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::Reach;
 use super::packets::{PacketPlan, packet};
 use super::worlds::{MASQUERADE, affinity_secs, policy_flags};
 use crate::engine::Change;
@@ -46,20 +45,19 @@ pub enum Event {
 }
 
 /// One event; most are packets.
-pub fn event(reach: Reach) -> impl Strategy<Value = Event> {
-    let more = u32::from(reach != Reach::Pods);
+pub fn event() -> impl Strategy<Value = Event> {
     let picks = || vec(any::<Index>(), 0..8);
-    let outside = prop_oneof![1 => Just(None), more => picks().prop_map(Some)];
+    let outside = prop_oneof![1 => Just(None), 1 => picks().prop_map(Some)];
     let edit = prop_oneof![
         4 => (picks(), outside)
             .prop_map(|(inside, outside)| ServiceEdit::Replace(inside, outside)),
-        2 * more => (policy_flags(), affinity_secs())
+        2 => (policy_flags(), affinity_secs())
             .prop_map(|(flags, secs)| ServiceEdit::Policy(flags, secs)),
         1 => Just(ServiceEdit::Remove),
         1 => Just(ServiceEdit::Settle),
     ];
     prop_oneof![
-        24 => packet(reach).prop_map(Event::Packet),
+        24 => packet().prop_map(Event::Packet),
         2 => (any::<Index>(), edit).prop_map(|(which, edit)| Event::Service(which, edit)),
         1 => any::<Index>().prop_map(Event::Drain),
         1 => any::<Index>().prop_map(Event::Free),
@@ -71,8 +69,8 @@ pub fn event(reach: Reach) -> impl Strategy<Value = Event> {
 }
 
 /// A sequence of events.
-pub fn history(reach: Reach, length: usize) -> impl Strategy<Value = Vec<Event>> {
-    vec(event(reach), 1..=length)
+pub fn history(length: usize) -> impl Strategy<Value = Vec<Event>> {
+    vec(event(), 1..=length)
 }
 
 impl Event {

@@ -15,12 +15,3 @@ pub use history::{Event, ServiceEdit, event, history};
 pub use packets::{Aim, PacketPlan, packet};
 pub use places::{external_ip, host_via, local_via, outside_ip, own_ip, vxlan_via};
 pub use worlds::{WorldPlan, world};
-
-/// How much of the rules worlds and packets are about.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reach {
-    /// Services for pods, as plain as they can be.
-    Pods,
-    /// Every client, every policy.
-    Everything,
-}

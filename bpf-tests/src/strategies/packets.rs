@@ -8,7 +8,6 @@ use proptest::option::weighted;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::Reach;
 use super::places::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
 use crate::model::flow::reply_of;
 use crate::model::{FlowId, FlowRow, Tuple, World};
@@ -139,13 +138,11 @@ fn tunnel_plan() -> impl Strategy<Value = TunnelPlan> {
 }
 
 /// Any packet at any hook.
-pub fn packet(reach: Reach) -> impl Strategy<Value = PacketPlan> {
-    let more = u32::from(reach != Reach::Pods);
+pub fn packet() -> impl Strategy<Value = PacketPlan> {
     let hook = prop_oneof![
-        6 => Just(Hook::PodFrom), 1 => Just(Hook::PodTo), 3 + 3 * more => Just(Hook::NicIn),
-        2 => Just(Hook::Xdp), 4 * more => Just(Hook::NicOut),
+        6 => Just(Hook::PodFrom), 1 => Just(Hook::PodTo), 6 => Just(Hook::NicIn),
+        2 => Just(Hook::Xdp), 4 => Just(Hook::NicOut),
     ];
-    let tunnelled = if reach == Reach::Pods { 0.6 } else { 0.35 };
     let ttl =
         prop_oneof![12 => Just(64_u8), 1 => Just(0), 1 => Just(1), 2 => Just(2), 1 => any::<u8>()];
     let payload = prop_oneof![
@@ -191,14 +188,8 @@ pub fn packet(reach: Reach) -> impl Strategy<Value = PacketPlan> {
         ),
         prop_oneof![9 => Just(Vec::new()), 1 => vec((any::<Index>(), 1..=255_u8), 1..4)],
     );
-    (
-        hook,
-        ends,
-        shape,
-        weighted(tunnelled, tunnel_plan()),
-        damage,
-    )
-        .prop_map(|(hook, ends, shape, tunnel, damage)| PacketPlan {
+    (hook, ends, shape, weighted(0.35, tunnel_plan()), damage).prop_map(
+        |(hook, ends, shape, tunnel, damage)| PacketPlan {
             hook,
             aim: ends.0,
             v6: ends.1,
@@ -219,7 +210,8 @@ pub fn packet(reach: Reach) -> impl Strategy<Value = PacketPlan> {
             padding: damage.0,
             cut: damage.1,
             flips: damage.2,
-        })
+        },
+    )
 }
 
 impl PacketPlan {

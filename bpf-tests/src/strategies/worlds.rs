@@ -5,7 +5,6 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::Reach;
 use super::configs::config;
 use super::places::{
     SOURCES, external_ip, host_via, local_via, node_ip, outside_ip, own_ip, pod_ip, remote_ip,
@@ -111,18 +110,7 @@ pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
 pub(super) const MASQUERADE: u16 =
     FrontendFlags::MASQUERADE_PODS | FrontendFlags::MASQUERADE_OUTSIDE;
 
-fn policy(reach: Reach) -> BoxedStrategy<PolicyPlan> {
-    if reach == Reach::Pods {
-        return Just(PolicyPlan {
-            kind: Kind::Cluster,
-            inside: !0,
-            outside: None,
-            flags: 0,
-            affinity_secs: 0,
-            sources: 0,
-        })
-        .boxed();
-    }
+fn policy() -> impl Strategy<Value = PolicyPlan> {
     let mask = || prop_oneof![4 => Just(!0_u8), 2 => any::<u8>(), 1 => Just(0)];
     (
         prop_oneof![4 => Just(Kind::Cluster), 3 => Just(Kind::NodePort), 3 => Just(Kind::External)],
@@ -142,18 +130,16 @@ fn policy(reach: Reach) -> BoxedStrategy<PolicyPlan> {
                 sources,
             },
         )
-        .boxed()
 }
 
 /// Up to 20 services with up to 8 endpoints out of a shared stock.
-pub fn world(reach: Reach) -> impl Strategy<Value = WorldPlan> {
-    let pods = reach == Reach::Pods;
+pub fn world() -> impl Strategy<Value = WorldPlan> {
     let place = prop_oneof![
         8 => (0..6_u8).prop_map(Place::Local),
         8 => (0..40_u8).prop_map(Place::Remote),
         2 => (0..4_u8).prop_map(Place::Kernel),
         1 => (0..4_u8).prop_map(Place::Outside),
-        2 => Just(if pods { Place::Kernel(0) } else { Place::Host }),
+        2 => Just(Place::Host),
     ];
     let backend = (any::<bool>(), place, any::<Index>(), 0..3_u32).prop_map(
         |(v6, place, port, generation)| BackendPlan {
@@ -172,7 +158,7 @@ pub fn world(reach: Reach) -> impl Strategy<Value = WorldPlan> {
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.9),
         vec(any::<Index>(), 0..=8),
-        policy(reach),
+        policy(),
     )
         .prop_map(
             |(
@@ -199,11 +185,10 @@ pub fn world(reach: Reach) -> impl Strategy<Value = WorldPlan> {
                 }
             },
         );
-    let uplink = u32::from(!pods);
     (
         prop_oneof![
             5 => Just(0_u8), 2 => Just(1), 1 => Just(2), 1 => Just(3),
-            8 * uplink => Just(4), 3 * uplink => Just(5), 3 * uplink => Just(6),
+            8 => Just(4), 3 => Just(5), 3 => Just(6),
         ],
         1..6_u8,
         vec(

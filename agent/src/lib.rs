@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod args;
 pub mod clean;
+pub mod health;
 pub mod kernel;
 pub mod model;
 pub mod net;

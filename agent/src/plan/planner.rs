@@ -88,6 +88,11 @@ impl Planner {
         self.dirty.nodes = false;
     }
 
+    /// Services that [`Planner::run`] will compile anew: all that may have changed since it ran.
+    pub const fn stale_services(&self) -> &BTreeSet<NamespacedName> {
+        &self.dirty.services
+    }
+
     /// Takes in what of this node decides its frontends. If it is another than
     /// before, every Service is compiled anew (KP-91).
     pub fn set_here(&mut self, here: Here) {

@@ -14,6 +14,7 @@ use super::shared::Shared;
 use super::slow::{self, Ended, Slow};
 use super::status::{self, Names, Snapshot};
 use super::waiting::Waiting;
+use crate::health::Ports;
 use crate::net::{Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
 use crate::source::Batch;
 use crate::source::manifests::Manifests;
@@ -38,6 +39,7 @@ pub struct Agent {
     watch_again: Option<Instant>,
     slow: Slow,
     slow_passes: u64,
+    health: Ports,
     state: State,
     names: Option<Arc<Names>>,
     publish: watch::Sender<Arc<Snapshot>>,
@@ -47,6 +49,7 @@ enum Event {
     Objects(Option<Batch>),
     Net(Result<NetChanged, NetlinkError>),
     SlowPath(Ended),
+    HealthPorts(Vec<String>),
     Time,
 }
 
@@ -55,6 +58,7 @@ impl Agent {
     pub fn new(
         shared: Shared,
         manifests: Manifests,
+        health: Ports,
         publish: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
         let slow = Slow::new(shared.netlink.clone(), shared.args.places.sysctls());
@@ -65,6 +69,7 @@ impl Agent {
             watch_again: Some(Instant::now()),
             slow,
             slow_passes: 0,
+            health,
             state: State::Waiting(Box::default()),
             names: None,
             publish,
@@ -83,7 +88,9 @@ impl Agent {
     async fn go_on(&mut self) -> anyhow::Result<Infallible> {
         self.publish();
         loop {
-            match self.event().await {
+            let event = self.event().await;
+            self.health.set_busy(true);
+            match event {
                 Event::Objects(Some(batch)) => self.objects(batch).await?,
                 Event::Objects(None) => bail!(
                     "the thread that reads {} has ended; start the agent again",
@@ -97,10 +104,14 @@ impl Agent {
                     self.shared.faults.set(Part::Notifications, faults);
                 }
                 Event::SlowPath(ended) => self.slow_path(ended),
+                Event::HealthPorts(failed) => {
+                    self.shared.faults.set(Part::HealthPorts, failed);
+                }
                 Event::Time => {}
             }
             self.work().await;
             self.publish();
+            self.health.set_busy(false);
         }
     }
 
@@ -111,6 +122,7 @@ impl Agent {
             manifests,
             watcher,
             slow,
+            health,
             ..
         } = self;
         tokio::select! {
@@ -118,6 +130,7 @@ impl Agent {
             batch = manifests.recv() => Event::Objects(batch),
             changed = heard(watcher) => Event::Net(changed),
             ended = slow.ended() => Event::SlowPath(ended),
+            failed = health.failed() => Event::HealthPorts(failed),
             () = until(wake) => Event::Time,
         }
     }
@@ -269,6 +282,10 @@ impl Agent {
             shared.paces.links.done(now, Instant::now());
         }
         serving.walk(shared);
+        if serving.attached {
+            self.health
+                .take(serving.health_news(shared), Instant::now());
+        }
         if shared.paces.names.take(now) {
             let began = Instant::now();
             self.names = Some(Arc::new(status::names(&serving.planner)));

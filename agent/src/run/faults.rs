@@ -28,6 +28,8 @@ pub enum Part {
     Maps,
     /// Walks over the flow tables.
     Flows,
+    /// Ports where load balancers ask for ready endpoints.
+    HealthPorts,
     /// The kernel's notifications.
     Notifications,
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Part {
             Self::SlowPath => "slow path",
             Self::Maps => "maps",
             Self::Flows => "flow tables",
+            Self::HealthPorts => "health check ports",
             Self::Notifications => "notifications",
         })
     }

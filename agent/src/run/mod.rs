@@ -29,6 +29,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin;
 use crate::args::{RunArgs, absolute, port_range};
+use crate::health;
 use crate::kernel::InstanceLock;
 use crate::kernel::probe::{self, Kernel, Sources};
 use crate::net::{Netlink, Uplink};
@@ -92,9 +93,12 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
     let socket = admin::Server::bind(&args.places.socket())?;
     let manifests = Manifests::watch(&args.state, Timing::default())?;
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let health = health::Ports::start(&args.node, args.services.uplink_services)
+        .context("cannot answer on health check node ports")?;
     let mut agent = Agent::new(
         Shared::new(args, kernel, netlink, uplink),
         manifests,
+        health,
         publish,
     );
     let server = socket.start(snapshots)?;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use admin_api::{LinkAttachment, MapFault};
-use datapath_common::Config;
+use datapath_common::{Config, Hook};
 
 use super::faults::Part;
 use super::flows::{FlowWalk, lost_at_start};
@@ -14,8 +14,9 @@ use super::here::here;
 use super::node::NodeView;
 use super::shared::Shared;
 use super::status;
-use crate::kernel::{AttachKind, Datapath, Options, Report, XdpChoice, XdpMode};
-use crate::model::{Kind, Node, Object};
+use crate::health;
+use crate::kernel::{AttachKind, Datapath, Options, Place, Report, XdpChoice, XdpMode};
+use crate::model::{Kind, NamespacedName, Node, Object};
 use crate::net::{LocalPods, Overlay, device_name, next_hops, set_pod_mtu};
 use crate::plan::{Applied, Outcome, PlanError, Planner};
 use crate::source::{Batch, Change};
@@ -44,6 +45,10 @@ pub struct Serving {
     map_faults: BTreeMap<&'static str, (String, Instant)>,
     /// When the change of a Node was noticed whose rows are not yet written.
     node_change: Option<Instant>,
+    /// Services whose health check port may say something else now.
+    touched: BTreeSet<NamespacedName>,
+    /// Whether the uplink lacks a program that serves clients outside.
+    uplink_fails: bool,
     /// Whether the first plan was carried out and everything attached.
     pub attached: bool,
 }
@@ -71,6 +76,7 @@ impl Serving {
         let found = Found::new(uplink, applied.next_hops(uplink));
         let mut planner = Planner::new(args.node.as_str(), applied);
         planner.ingest(objects);
+        let touched = planner.stale_services().clone();
         planner.set_here(here(&node, &shared.uplink, &args.services));
         lost_at_start(&datapath, &mut planner, Instant::now());
         let interval = Duration::from_secs(u64::from(args.limits.gc_interval));
@@ -87,6 +93,8 @@ impl Serving {
             links: Vec::new(),
             map_faults: BTreeMap::new(),
             node_change: None,
+            touched,
+            uplink_fails: false,
             attached: false,
         })
     }
@@ -96,6 +104,8 @@ impl Serving {
         let (noticed, changes) = (batch.noticed, batch.changes.len());
         let nodes = batch.changes.iter().any(concerns_nodes);
         self.planner.ingest(batch);
+        self.touched
+            .extend(self.planner.stale_services().iter().cloned());
         let gone = nodes && !self.take_node(shared);
         let outcome = self.plan(shared);
         if changes > 0 && self.planner.is_ready() {
@@ -305,6 +315,8 @@ impl Serving {
             asked
         };
         let (report, choice) = self.datapath.sync_uplink(shared.uplink.index, mode);
+        let serves = [Hook::NicIn, Hook::NicOut].map(|hook| Place::new(hook, shared.uplink.index));
+        self.uplink_fails = report.failed.iter().any(|(at, _)| serves.contains(at));
         let mut failed = sentences(&report);
         if mode == asked {
             let news = self.xdp.as_ref() != Some(&choice);
@@ -389,6 +401,19 @@ impl Serving {
             Err(error) => {
                 shared.faults.set(Part::Flows, vec![error.to_string()]);
             }
+        }
+    }
+
+    /// What health check node ports go by.
+    pub fn health_news(&mut self, shared: &Shared) -> health::News<'_> {
+        let outdated = shared.faults.has(Part::Programs) && !self.is_configured(shared);
+        let asked = &shared.args.services.node_port_addresses;
+        health::News {
+            touched: std::mem::take(&mut self.touched),
+            failing: self.planner.failing_services(),
+            serves: !outdated && !self.uplink_fails,
+            addresses: health::addresses(asked, &self.planner.here().node_port_addresses),
+            model: self.planner.model(),
         }
     }
 

@@ -1,13 +1,27 @@
 //! Carrying out: units in their order, each by itself, and what failed again later.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::{ERRORS_KEPT, FIRST_RETRY, LAST_RETRY, Planner, Retry};
+use crate::model::NamespacedName;
 use crate::plan::diff::{self, Draft};
 use crate::plan::ops::{MapOp, MapWriter};
 use crate::plan::outcome::{Failure, Outcome, PlanError, Unit};
 
 impl Planner {
+    /// Services of which a frontend or a list of source ranges could not be
+    /// written the last time. Rows that mark an address are of no one Service.
+    pub fn failing_services(&self) -> BTreeSet<NamespacedName> {
+        let failed = self.pending.iter().filter(|(_, retry)| retry.failures > 0);
+        let ports = failed.filter_map(|(unit, _)| match unit {
+            Unit::Frontend(key) => self.desired.frontend(key).map(|(port, _)| port),
+            Unit::Sources(service) => self.numbers.name(*service),
+            _ => None,
+        });
+        ports.map(|port| port.service.clone()).collect()
+    }
+
     pub(super) fn run_units(
         &mut self,
         writer: &mut impl MapWriter,

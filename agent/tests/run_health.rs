@@ -417,3 +417,41 @@ fn kp154_a_thousand_ports() {
     assert_eq!(status.faults, [""; 0]);
     world.agents[0].terminate(LIMIT).unwrap();
 }
+
+#[test]
+fn kp153_a_service_that_cannot_be_written_is_not_healthy() {
+    // Room for the rows of one Service: two ports and one address in each family.
+    let mut world = world("hfull", &["--max-frontends", "3"]);
+    let ready = slices(&[(1, "ready: true", "node-1")]);
+    put(&world, "web.yaml", &(local("web", 10, PORT) + &ready));
+    wait_for(&world, PORT, 200, 1);
+    let more = ready.replace("web", "more");
+    put(&world, "more.yaml", &(local("more", 11, PORT + 1) + &more));
+    wait_faults(&mut world.agents[0], "aware of the full map", |faults| {
+        faults.iter().any(|fault| fault.contains("--max-frontends"))
+    });
+    // For a minute it may be a change that takes its time.
+    wait_for(&world, PORT + 1, 200, 1);
+    let [ip, _] = ips(&world);
+    let limit = tulle_agent::health::PATIENCE + LIMIT;
+    let began = Instant::now();
+    let answer = testkit::wait::until("the Service to be unhealthy", limit, || {
+        let answer = outside(&world, ip, PORT + 1).ok();
+        Ok(answer.filter(|answer| answer.status == 503))
+    });
+    let answer = answer.unwrap();
+    assert!(
+        began.elapsed() > Duration::from_secs(45),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(
+        answer
+            .body
+            .ends_with(r#""localEndpoints":1,"serviceProxyHealthy":false}"#),
+        "{answer:?}"
+    );
+    wait_for(&world, PORT, 200, 1);
+    world.state.remove("web.yaml").unwrap();
+    wait_for(&world, PORT + 1, 200, 1);
+}

@@ -39,7 +39,11 @@ const FEATURES: [(&str, u32); 4] = [
     ("pods only", Feature::OVERLAY | Feature::DECAP_6_IN_4),
     (
         "all",
-        Feature::OVERLAY | Feature::DECAP_6_IN_4 | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
+        Feature::OVERLAY
+            | Feature::DECAP_6_IN_4
+            | Feature::UPLINK_SERVICES
+            | Feature::MASQUERADE
+            | Feature::COUNT_SERVICES,
     ),
 ];
 

@@ -18,6 +18,9 @@ impl Feature {
     pub const UPLINK_SERVICES: u32 = 4;
     /// Pods that leave the cluster get the node's address.
     pub const MASQUERADE: u32 = 8;
+    /// Traffic is counted for each service port and backend (`tulle_svc_stats`,
+    /// `tulle_bk_stats4`, `tulle_bk_stats6`).
+    pub const COUNT_SERVICES: u32 = 16;
 }
 
 /// When an idle flow has expired, in ticks by state.

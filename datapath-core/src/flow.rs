@@ -179,6 +179,7 @@ fn translation<A: Address, T: Tables<A>>(
     remember_ports(tables, headers);
     // Read only now: kept over the calls it would take much of the stack.
     let flow = row.get();
+    tables.count(flow.service, flow.backend, Direction::Reply);
     let (dst, dport) = if flow.nat_port != 0 {
         (flow.nat_addr, flow.nat_port)
     } else if hairpin {

@@ -205,6 +205,9 @@ impl<A: Address> Opening<'_, A> {
         if !tables.fill_flow(false, forward) {
             return FAILED | Reason::FlowTableFull as u32;
         }
+        if let Some((front, id, _)) = self.through {
+            tables.count_flow(front.service, id);
+        }
         if let Some((front, id, backend)) = self.through
             && front.affinity_secs != 0
         {

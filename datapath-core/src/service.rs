@@ -126,6 +126,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             return Decision::drop(Reason::UnknownFlow, h);
         }
     }
+    tables.count(front.service, chosen.id, Direction::Forward);
     flow::remember_ports(tables, h);
     let masqueraded = nat_port != 0;
     let (src, sport) = if masqueraded {
@@ -168,7 +169,7 @@ struct Chosen<'t, A> {
     nat_port: u16,
     /// Whether the packet opens a flow.
     opens: bool,
-    /// The backend's id, if it does.
+    /// The backend's id.
     id: u32,
 }
 
@@ -201,9 +202,10 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     };
     if !known {
         let lost = front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
-        if let Some((backend, nat, nat_port)) = pinned::<F, T>(tables, h, lost) {
+        if let Some((id, backend, nat, nat_port)) = pinned::<F, T>(tables, h, lost) {
             chosen.backend = Some(backend);
             chosen.pinned = true;
+            chosen.id = id;
             (chosen.nat, chosen.nat_port) = (nat, nat_port);
             return chosen;
         }
@@ -290,8 +292,9 @@ fn holds<F: Family, T: Tables<F::Addr>>(tables: &T, offer: &Offer, id: u32) -> b
     false
 }
 
-/// A backend with the translated source and its port, as a flow's row names them.
-type Pinned<'t, A> = (&'t Backend<A>, A, u16);
+/// A backend's id and row, with the translated source and its port, as a flow's
+/// row names them.
+type Pinned<'t, A> = (u32, &'t Backend<A>, A, u16);
 
 /// The backend that the flow table names for this packet, if it may have it,
 /// and its translated source.
@@ -324,5 +327,5 @@ fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     }
     // Read only now: kept over the calls it would take much of the stack.
     let flow = row.get();
-    Some((backend, flow.nat_addr, flow.nat_port))
+    Some((flow.backend, backend, flow.nat_addr, flow.nat_port))
 }

@@ -1,8 +1,8 @@
 //! What the pipeline asks of the maps.
 
 use datapath_common::{
-    Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Via,
+    Affinity, AffinityKey, Backend, Config, Direction, Flow, FlowKey, FlowState, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Via,
 };
 
 use crate::Headers;
@@ -65,6 +65,11 @@ pub trait Tables<A> {
     fn remember_affinity(&self, key: AffinityKey<A>, affinity: Affinity);
     /// Whether `source` lies in a network that may use `service` (`tulle_srcs_*`).
     fn source_allowed(&self, service: u32, source: A) -> bool;
+    /// Counts this packet for a service port and a backend, if they are to be
+    /// counted; never fails.
+    fn count(&self, service: u32, backend: u32, direction: Direction);
+    /// Counts a flow that was opened, likewise.
+    fn count_flow(&self, service: u32, backend: u32);
     /// Row of `tulle_frag_*`.
     fn ports(&self, key: FragmentKey<A>) -> Option<FragmentPorts>;
     /// Writes a row of `tulle_frag_*`; best effort.

@@ -8,9 +8,9 @@ use aya_ebpf::{
     helpers::generated::bpf_ktime_get_coarse_ns,
 };
 use datapath_common::{
-    Address, Affinity, AffinityKey, Backend, Config, EventKind, Flow, FlowKey, FlowState,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Ip4, Ip6, Node, Reason, SourceNet,
-    TICK_SHIFT, Via,
+    Address, Affinity, AffinityKey, Backend, Config, Direction, EventKind, Feature, Flow, FlowKey,
+    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Ip4, Ip6, Node, Reason,
+    SourceNet, TICK_SHIFT, Traffic, Via,
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
 use datapath_core::{FlowRow, Grant, Headers, Tables, overlay::OverlayTables};
@@ -168,6 +168,28 @@ fn grant(row: u32, limit: u32) -> bool {
     }
 }
 
+/// Counts a packet in this CPU's row, if there is one.
+#[inline(always)]
+fn add(row: Option<*mut Traffic>, direction: Direction, bytes: u64) {
+    let Some(row) = row else {
+        return;
+    };
+    // SAFETY: the row is this CPU's own; a packet that interrupts another on the
+    // same CPU can at worst hide one from the count.
+    unsafe {
+        match direction {
+            Direction::Forward => {
+                (*row).packets += 1;
+                (*row).bytes += bytes;
+            }
+            Direction::Reply => {
+                (*row).reply_packets += 1;
+                (*row).reply_bytes += bytes;
+            }
+        }
+    }
+}
+
 /// A watcher's lease: whether it wants this kind of event now.
 #[inline(always)]
 pub fn is_watched(kind: EventKind) -> bool {
@@ -183,7 +205,7 @@ pub fn is_watched(kind: EventKind) -> bool {
 }
 
 macro_rules! tables {
-    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident) => {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident) => {
         impl Tables<$addr> for Maps {
             type Row = Row<$addr>;
 
@@ -275,6 +297,27 @@ macro_rules! tables {
                 maps::$srcs.get(&key).is_some()
             }
             #[inline(always)]
+            fn count(&self, service: u32, backend: u32, direction: Direction) {
+                if self.config.features & Feature::COUNT_SERVICES != 0 && backend != 0 {
+                    let bytes = self.origin.len as u64;
+                    add(maps::SVC_STATS.get_ptr_mut(service), direction, bytes);
+                    add(maps::$stats.get_ptr_mut(backend), direction, bytes);
+                }
+            }
+            #[inline(always)]
+            fn count_flow(&self, service: u32, backend: u32) {
+                if self.config.features & Feature::COUNT_SERVICES != 0 {
+                    let rows = [
+                        maps::SVC_STATS.get_ptr_mut(service),
+                        maps::$stats.get_ptr_mut(backend),
+                    ];
+                    for row in rows.into_iter().flatten() {
+                        // SAFETY: the row is this CPU's own.
+                        unsafe { (*row).flows += 1 };
+                    }
+                }
+            }
+            #[inline(always)]
             fn ports(&self, key: FragmentKey<$addr>) -> Option<FragmentPorts> {
                 let work = maps::$work.get_ptr_mut(0)?;
                 // SAFETY: as above; the row found is copied at once.
@@ -330,11 +373,11 @@ macro_rules! tables {
 
 tables!(
     Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4, AFFIN_V4, SRCS_V4,
-    DIRECT_V4
+    DIRECT_V4, BK_STATS4
 );
 tables!(
     Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6, AFFIN_V6, SRCS_V6,
-    DIRECT_V6
+    DIRECT_V6, BK_STATS6
 );
 
 impl OverlayTables for Maps {

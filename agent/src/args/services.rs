@@ -55,6 +55,15 @@ pub struct ServiceArgs {
     )]
     #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub masquerade_all: bool,
+    /// Count flows, packets and bytes of each service port and backend
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TULLE_COUNT_SERVICES",
+        default_value_t = true
+    )]
+    #[arg(action = ArgAction::Set)]
+    pub count_services: bool,
     /// Ports that masqueraded flows have at this node's address; nothing else should use them
     #[arg(long, value_name = "FIRST-LAST", env = "TULLE_SNAT_PORTS")]
     #[arg(default_value_t = SnatPorts::DEFAULT)]

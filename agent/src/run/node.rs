@@ -110,6 +110,7 @@ impl NodeView {
             (true, Feature::OVERLAY),
             (decap_6_in_4, Feature::DECAP_6_IN_4),
             (services.uplink_services, Feature::UPLINK_SERVICES),
+            (services.count_services, Feature::COUNT_SERVICES),
             (services.masquerade, Feature::MASQUERADE),
         ];
         let on = features.into_iter().filter(|(on, _)| *on);

@@ -78,13 +78,18 @@ fn the_config_follows_node_and_uplink() {
         features: Feature::OVERLAY
             | Feature::DECAP_6_IN_4
             | Feature::UPLINK_SERVICES
+            | Feature::COUNT_SERVICES
             | Feature::MASQUERADE,
         flows_per_tick: 0,
         errors_per_tick: 1073,
         idle: IdleTicks::DEFAULT,
     };
     assert_eq!(config, wanted);
-    let plain = self::args(&["--uplink-services=false", "--masquerade=false"]);
+    let plain = self::args(&[
+        "--uplink-services=false",
+        "--masquerade=false",
+        "--count-services=false",
+    ]);
     let old = view.config(&uplink(), &plain, 0, false);
     assert_eq!((old.features, old.vtep), (Feature::OVERLAY, 0));
 }

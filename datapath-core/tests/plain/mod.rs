@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 
 use datapath_common::{
-    Address, Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, FlowState,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
+    Address, Affinity, AffinityKey, Backend, BackendState, Config, Direction, Flow, FlowKey,
+    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
 use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Tables};
 
@@ -59,6 +59,8 @@ pub struct Plain<A: 'static> {
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
     pub sources: HashSet<(u32, A)>,
     pub direct: HashSet<A>,
+    /// Packets by service, backend and direction.
+    pub counts: RefCell<HashMap<(u32, u32, u8), u32>>,
     pub pods: HashMap<A, Via>,
     pub peers: Vec<(A, u32, Via)>,
 }
@@ -78,6 +80,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             affinities: RefCell::default(),
             sources: HashSet::new(),
             direct: HashSet::new(),
+            counts: RefCell::default(),
             pods: HashMap::new(),
             peers: Vec::new(),
         }
@@ -261,6 +264,13 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             .max_by_key(|(_, bits, _)| *bits)
             .map(|(_, _, via)| via)
     }
+    fn count(&self, service: u32, backend: u32, direction: Direction) {
+        let mut counts = self.counts.borrow_mut();
+        *counts
+            .entry((service, backend, direction as u8))
+            .or_default() += 1;
+    }
+    fn count_flow(&self, _: u32, _: u32) {}
     fn is_direct(&self, addr: &A) -> bool {
         self.direct.contains(addr)
     }

@@ -127,29 +127,13 @@ pub(crate) fn reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
 ) -> Option<Rewrite<A>> {
-    translation(tables, headers, Some(false)).map(|(rewrite, _)| rewrite)
+    reply_of(tables, headers, Some(false)).map(|(rewrite, _)| rewrite)
 }
 
-/// The translation of any reply, and whether its client is its own backend.
+/// The translation of a reply, and whether its client is its own backend; `wanted`:
+/// only of those of which this is so, or is not.
 #[inline(always)]
-pub(crate) fn any_reply<A: Address, T: Tables<A>>(
-    tables: &T,
-    headers: &Headers<A>,
-) -> Option<(Rewrite<A>, bool)> {
-    translation(tables, headers, None)
-}
-
-/// The same for a pod's answer to itself through a service's address.
-#[inline(always)]
-pub(crate) fn hairpin_reply<A: Address, T: Tables<A>>(
-    tables: &T,
-    headers: &Headers<A>,
-) -> Option<Rewrite<A>> {
-    translation(tables, headers, Some(true)).map(|(rewrite, _)| rewrite)
-}
-
-#[inline(always)]
-fn translation<A: Address, T: Tables<A>>(
+pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     wanted: Option<bool>,

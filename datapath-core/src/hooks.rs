@@ -23,24 +23,37 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if has_ports && let Some(front) = tables.frontend(&front_key(headers)) {
         return service::decide::<F, P, T>(packet, tables, headers, front, Client::Pod);
     }
-    if F::is_own_pod(tables.config(), headers.dst) {
+    let config = tables.config();
+    let own_net = F::is_own_pod(config, headers.dst);
+    if own_net {
         if let Some(via) = tables.pod(&headers.dst) {
             if headers.ttl <= 1 {
                 return expired(headers);
             }
             return to_pod::<F, T>(tables, headers, via, Reason::DeliveredLocal);
         }
-        if headers.dst != F::vtep(tables.config()) {
-            return off_path::<F, T>(tables, headers);
-        }
     } else if let Some(via) = tables.peer(&headers.dst) {
         return to_peer::<F, P, T>(packet, tables, headers, via);
     }
+    // An answer to a client outside or on the node, or of a pod to itself: by
+    // whichever address of the service, the node's own too.
+    let clients = serves_uplink(config) && (!own_net || headers.dst == F::vtep(config));
+    let itself = headers.ttl > 1;
+    let wanted = if clients && itself {
+        None
+    } else {
+        Some(itself)
+    };
     if has_ports
-        && serves_uplink(tables.config())
-        && let Some(rewrite) = flow::reply(tables, headers)
+        && (clients || itself)
+        && let Some((rewrite, hairpin)) = flow::reply_of(tables, headers, wanted)
     {
-        return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Pod);
+        if !hairpin {
+            return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Pod);
+        }
+        if let Some(via) = tables.pod(&headers.src) {
+            return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
+        }
     }
     off_path::<F, T>(tables, headers)
 }
@@ -99,7 +112,7 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         return Decision::kernel(Reason::NotOurs, headers);
     }
     let known = flow::recall_ports(tables, headers);
-    if known && let Some((rewrite, hairpin)) = flow::any_reply(tables, headers) {
+    if known && let Some((rewrite, hairpin)) = flow::reply_of(tables, headers, None) {
         return if hairpin {
             Decision::turn_back(Reason::ReplyTranslated, headers)
         } else {
@@ -236,15 +249,6 @@ fn off_path<'t, F: Family, T: Tables<F::Addr>>(
     let key = FrontendKey::address(headers.dst);
     if tables.frontend(&key).is_none() {
         return Decision::kernel(Reason::NotOurs, headers);
-    }
-    if headers.ttl <= 1 {
-        return expired(headers);
-    }
-    // The backend of a hairpin flow answers to the service's address: that is itself.
-    if let Some(via) = tables.pod(&headers.src)
-        && let Some(rewrite) = flow::hairpin_reply(tables, headers)
-    {
-        return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
     }
     no_such_port(headers)
 }

@@ -4,7 +4,7 @@ use datapath_common::{Feature, Hook, Reason};
 
 use super::fixture::{Fixture, LOCAL_ID, OUTSIDE_ID, OWN_ID, REMOTE_ID, SPORT};
 use super::north_south::masqueraded;
-use super::uplink::{Flow, OPENERS, SYN, Uplink};
+use super::uplink::{Flow, NODE_PORT, OPENERS, SYN, Uplink};
 use super::{Case, Out};
 use crate::model::Verdict;
 use crate::packet::tcp_flag::ACK;
@@ -55,6 +55,16 @@ fn plain(u: &Uplink) -> Vec<Case> {
         cases.push(u.answers(from, &name("to a pod masqueraded"), &pod, false, to_pod));
         let own = masqueraded(u, u.pod_flow(kind, OWN_ID));
         cases.push(u.answers(from, &name("of a pod to itself"), &own, false, to_pod));
+        // Not masqueraded: by the balancer's address, and by the node's, which the kernel would take.
+        for (what, frontend) in [("balancer", (u.vip, 80)), ("node port", (u.own, NODE_PORT))] {
+            let own = Flow {
+                frontend,
+                hairpin: true,
+                ..u.pod_flow(kind, OWN_ID)
+            };
+            let name = name(&format!("KP-110 of a pod to itself, {what}"));
+            cases.push(u.answers(from, &name, &own, false, to_pod));
+        }
         let node = u.node_flow(kind, LOCAL_ID);
         let back = |spec: &Spec| u.turned_back(spec);
         cases.push(u.answers(from, &name("to the node"), &node, false, back));

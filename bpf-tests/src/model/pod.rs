@@ -40,6 +40,18 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     {
         return to_client(world, Hook::PodFrom, frame, &packet, &row, ctx);
     }
+    if packet.has_ports
+        && packet.ip.ttl > 1
+        && let Some(row) = world.live_reply(packet.tuple().reply())
+        && row.hairpin
+    {
+        // Whatever becomes of it, the backend was heard.
+        world.note_reply(&packet, &row);
+        world.leave_fragment_ports(&packet);
+        if world.local_pod(packet.ip.src).is_some() {
+            return service_address(world, frame, &packet, client, ctx);
+        }
+    }
     if world.frontends.contains_key(&(dst, 0, 0)) {
         return service_address(world, frame, &packet, client, ctx);
     }

@@ -165,7 +165,11 @@ impl Agent {
                     .process
                     .as_ref()
                     .map_or(String::new(), Process::log_tail);
-                let detail = format!("; the end of its log:\n{tail}");
+                let now = match self.status() {
+                    Ok(status) => format!("it says {status:?}"),
+                    Err(error) => error.to_string(),
+                };
+                let detail = format!("; now {now}; the end of its log:\n{tail}");
                 Error::Timeout {
                     what,
                     limit,

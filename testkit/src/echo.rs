@@ -1,6 +1,7 @@
 //! Echo over UDP and over a TCP connection that lives long.
 //!
-//! The UDP server answers `<name> <datagram>`. The TCP server first sends its
+//! The UDP server answers `<name> <datagram>`, and `<name> <client address>` to
+//! [`WHO_AM_I`]. The TCP server first sends its
 //! name and a line feed, then returns what it gets.
 
 use std::io::{self, Read, Write};
@@ -14,6 +15,8 @@ use crate::error::{Context, Error, Result};
 use crate::http::{FailureKind, RequestError};
 use crate::netns::NetNs;
 
+/// A datagram that asks for the sender's address as the server sees it.
+pub const WHO_AM_I: &[u8] = b"who am I?";
 /// Longest that stopping a server takes.
 const POLL: Duration = Duration::from_millis(50);
 /// Longest wait of a [`LongConnection`] for one echo.
@@ -72,7 +75,12 @@ fn serve_udp(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         // Errors are timeouts, and refusals of earlier answers.
         if let Ok((len, client)) = socket.recv_from(&mut buffer) {
-            let answer = [name.as_bytes(), b" ", &buffer[..len]].concat();
+            let seen = SocketAddr::new(client.ip().to_canonical(), client.port()).to_string();
+            let data = match &buffer[..len] {
+                WHO_AM_I => seen.as_bytes(),
+                other => other,
+            };
+            let answer = [name.as_bytes(), b" ", data].concat();
             let _ = socket.send_to(&answer, client);
         }
     }
@@ -164,6 +172,20 @@ pub fn udp_exchange(
             return Ok(String::from_utf8_lossy(&buffer[..at]).into_owned());
         }
     }
+}
+
+/// Asks on a connected socket, which has asked nothing else, who answers, and
+/// which client address it sees.
+pub fn udp_who(
+    socket: &UdpSocket,
+    limit: Duration,
+) -> std::result::Result<(String, SocketAddr), RequestError> {
+    socket.send(WHO_AM_I)?;
+    socket.set_read_timeout(Some(limit))?;
+    let mut buffer = [0; 512];
+    let len = socket.recv(&mut buffer)?;
+    crate::http::seen(&buffer[..len])
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData).into())
 }
 
 /// A TCP connection that sends a counter at an interval and checks its echo,

@@ -1,6 +1,8 @@
 //! The cluster's state as a directory of Kubernetes YAML, written as an
 //! operator would write it, and edited as editors do: whole files, by rename.
 
+mod exposure;
+
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,8 @@ use std::time::SystemTime;
 
 use crate::cluster::{Cluster, Node, Pod};
 use crate::error::{Context, Error, Result};
+
+pub use exposure::Exposure;
 
 /// Services in each file of [`StateDir::write_services`].
 const SERVICES_PER_FILE: usize = 500;
@@ -42,6 +46,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Port of the endpoints.
     pub target: u16,
+    /// Port of the nodes' addresses, if it has one.
+    pub node_port: Option<u16>,
 }
 
 /// A pod as an endpoint.
@@ -61,7 +67,7 @@ pub struct Endpoint {
     pub terminating: bool,
 }
 
-/// A `ClusterIP` Service with the `EndpointSlices` of its pods.
+/// A Service with the `EndpointSlices` of its pods.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     /// Namespace.
@@ -74,6 +80,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Pods behind it.
     pub endpoints: Vec<Endpoint>,
+    /// Where else it is reached, and policies.
+    pub exposure: Exposure,
 }
 
 impl StateDir {
@@ -161,6 +169,7 @@ impl Service {
             ips: ips.to_vec(),
             ports: Vec::new(),
             endpoints: Vec::new(),
+            exposure: Exposure::default(),
         }
     }
 
@@ -181,6 +190,7 @@ impl Service {
             protocol,
             port,
             target,
+            node_port: None,
         });
         self
     }
@@ -227,7 +237,8 @@ impl Service {
             "metadata:\n  name: {}\n  namespace: {}",
             self.name, self.namespace
         )?;
-        writeln!(f, "spec:\n  type: ClusterIP")?;
+        writeln!(f, "spec:")?;
+        self.write_exposure(f)?;
         if let Some(first) = ips.first() {
             writeln!(
                 f,
@@ -246,12 +257,16 @@ impl Service {
             protocol,
             port,
             target,
+            node_port,
         } in &self.ports
         {
             writeln!(f, "    - name: {name}\n      protocol: {}", protocol.name())?;
             writeln!(f, "      port: {port}\n      targetPort: {target}")?;
+            if let Some(node_port) = node_port {
+                writeln!(f, "      nodePort: {node_port}")?;
+            }
         }
-        Ok(())
+        self.write_status(f)
     }
 
     fn write_slice(&self, f: &mut fmt::Formatter<'_>, v6: bool) -> fmt::Result {

@@ -2,15 +2,67 @@
 //! the cluster that they describe.
 #![expect(clippy::unwrap_used, reason = "tests and their helpers may panic")]
 
+use std::time::Duration;
+
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use testkit::ClusterBuilder;
-use testkit::manifests::{Endpoint, Protocol, Service, StateDir, many_services};
+use testkit::manifests::{Endpoint, Exposure, Protocol, Service, StateDir, many_services};
 
 fn documents(text: &str) -> Vec<Value> {
     serde_norway::Deserializer::from_str(text)
         .map(|d| Value::deserialize(d).unwrap())
         .collect()
+}
+
+#[test]
+fn a_service_says_where_else_it_is_reached_and_by_whom() {
+    let ips = |texts: [&str; 2]| texts.map(|ip| ip.parse().unwrap()).to_vec();
+    let mut service = Service::dual_stack("wide", 12)
+        .port(Protocol::Tcp, 80, 8080)
+        .node_port(30_080)
+        .port(Protocol::Udp, 7, 7007);
+    let [plain, ..] = &documents(&service.to_string())[..] else {
+        panic!("{service}")
+    };
+    assert_eq!(plain["spec"]["type"], "NodePort");
+    assert_eq!(plain["spec"]["ports"][0]["nodePort"], 30_080);
+    assert_eq!(plain["spec"]["ports"][1]["nodePort"], Value::Null);
+    assert_eq!(plain["spec"]["externalTrafficPolicy"], Value::Null);
+    assert_eq!(plain["status"], Value::Null);
+
+    service.exposure = Exposure {
+        external_ips: ips(["198.51.100.1", "2001:db8:198::1"]),
+        balancer_ips: ips(["203.0.113.1", "2001:db8:203::1"]),
+        source_ranges: vec!["192.0.2.0/24".to_owned(), "2001:db8::/32".to_owned()],
+        external_local: true,
+        internal_local: true,
+        affinity: Some(Duration::from_secs(5)),
+    };
+    let [wide, ..] = &documents(&service.to_string())[..] else {
+        panic!("{service}")
+    };
+    let spec = &wide["spec"];
+    assert_eq!(spec["type"], "LoadBalancer");
+    assert_eq!(
+        spec["externalIPs"],
+        json!(["198.51.100.1", "2001:db8:198::1"])
+    );
+    assert_eq!(
+        spec["loadBalancerSourceRanges"],
+        json!(["192.0.2.0/24", "2001:db8::/32"])
+    );
+    assert_eq!(spec["externalTrafficPolicy"], "Local");
+    assert_eq!(spec["internalTrafficPolicy"], "Local");
+    assert_eq!(spec["sessionAffinity"], "ClientIP");
+    assert_eq!(
+        spec["sessionAffinityConfig"],
+        json!({"clientIP": {"timeoutSeconds": 5}})
+    );
+    assert_eq!(
+        wide["status"]["loadBalancer"]["ingress"],
+        json!([{"ip": "203.0.113.1"}, {"ip": "2001:db8:203::1"}])
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::link::MacAddr;
+use crate::link::{self, MacAddr};
 use crate::netns::NetNs;
 
 pub use build::ClusterBuilder;
@@ -181,6 +181,13 @@ impl Node {
         self.spec.ip6
     }
 
+    /// Its addresses on the underlay, IPv4 first.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        std::iter::once(IpAddr::V4(self.spec.ip4))
+            .chain(self.spec.ip6.map(IpAddr::V6))
+            .collect()
+    }
+
     /// Its uplink's Ethernet address.
     pub fn uplink_mac(&self) -> MacAddr {
         self.spec.mac
@@ -285,5 +292,20 @@ impl Outsider {
     /// Its IPv6 address on the underlay: `fd77::(240+n)`.
     pub fn ip6(&self) -> Ipv6Addr {
         build::underlay6(build::FIRST_OUTSIDER + self.index)
+    }
+
+    /// Its addresses, IPv4 first.
+    pub fn ips(&self) -> [IpAddr; 2] {
+        [self.ip4().into(), self.ip6().into()]
+    }
+
+    /// Sends what it has for the network (CIDR notation) to a node.
+    pub fn route(&self, network: &str, via: &Node) -> Result<()> {
+        let v6 = via.ip6().map(IpAddr::V6).filter(|_| network.contains(':'));
+        let via = v6.unwrap_or(via.ip4().into()).to_string();
+        link::ip(
+            &self.ns,
+            &["route", "replace", network, "via", &via, "dev", UPLINK],
+        )
     }
 }

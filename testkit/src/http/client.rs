@@ -12,10 +12,26 @@ use crate::netns::NetNs;
 pub struct Response {
     /// Status code.
     pub status: u16,
+    /// The client's own end of the connection.
+    pub local: SocketAddr,
     /// Who answered (`X-Pod`), or empty.
     pub pod: String,
     /// The body.
     pub body: Vec<u8>,
+}
+
+impl Response {
+    /// Who answered `/`, and which client address it saw.
+    pub fn seen(&self) -> Option<(String, SocketAddr)> {
+        seen(&self.body)
+    }
+}
+
+/// Reads `<name> <client address>`.
+pub(crate) fn seen(answer: &[u8]) -> Option<(String, SocketAddr)> {
+    let text = std::str::from_utf8(answer).ok()?;
+    let (pod, client) = text.trim_end().split_once(' ')?;
+    Some((pod.to_owned(), client.parse().ok()?))
 }
 
 /// Why a request failed, by what an operator would see.
@@ -102,7 +118,8 @@ pub fn get_here(server: SocketAddr, path: &str, limit: Duration) -> Result<Respo
     };
     let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
     timed.write_all(request.as_bytes())?;
-    Ok(read_response(&mut BufReader::new(timed))?)
+    let local = stream.local_addr()?;
+    Ok(read_response(&mut BufReader::new(timed), local)?)
 }
 
 /// A stream whose every call ends at one deadline.
@@ -138,7 +155,7 @@ impl Write for Timed<'_> {
     }
 }
 
-fn read_response(reader: &mut impl BufRead) -> io::Result<Response> {
+fn read_response(reader: &mut impl BufRead, local: SocketAddr) -> io::Result<Response> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut line = String::new();
     let mut next_line = |reader: &mut dyn BufRead| {
@@ -174,5 +191,10 @@ fn read_response(reader: &mut impl BufRead) -> io::Result<Response> {
     if body.len() < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(Response { status, pod, body })
+    Ok(Response {
+        status,
+        local,
+        pod,
+        body,
+    })
 }

@@ -5,6 +5,7 @@ mod client;
 mod load;
 mod server;
 
+pub(crate) use client::seen;
 pub use client::{FailureKind, RequestError, Response, get, get_here};
 pub use load::{Load, LoadOptions, LoadReport, Request};
 pub use server::HttpServer;

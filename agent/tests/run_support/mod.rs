@@ -15,6 +15,8 @@ use testkit::{Cluster, ClusterBuilder};
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tulle-agent");
 /// For everything that has to happen soon; the machine may be busy.
 pub const LIMIT: Duration = Duration::from_secs(30);
+/// For a first start, in which the kernel verifies every program, on both nodes at once.
+pub const START: Duration = Duration::from_mins(2);
 
 /// Two nodes of two pods, each pod with an HTTP server, each node with an agent.
 pub struct World {
@@ -64,7 +66,7 @@ impl World {
             .map(|node| Agent::start(node, &self.options).unwrap())
             .collect();
         for agent in &mut self.agents {
-            agent.wait_ready(LIMIT).unwrap();
+            agent.wait_ready(START).unwrap();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::outside::COUNTING;
 use super::report::{Method, Report, counted};
 use super::scenes::{TWIN, TWIN_PACKETS};
 
@@ -46,7 +47,38 @@ const AIMS: &[Aim] = &[
         25.0,
     ),
     aim("the same", "xdp", "out of the overlay", 6, 25.0),
+    aim(
+        "node port, source translated, encapsulated",
+        "nic_in",
+        "node port, source translated, backend elsewhere",
+        4,
+        90.0,
+    ),
+    aim(
+        "the same",
+        "nic_in",
+        "node port, source translated, backend elsewhere",
+        6,
+        90.0,
+    ),
+    aim(
+        "new flow to a node port, source translated",
+        "nic_in",
+        "new flow to a node port, source translated",
+        4,
+        400.0,
+    ),
+    aim(
+        "the same",
+        "nic_in",
+        "new flow to a node port, source translated",
+        6,
+        400.0,
+    ),
 ];
+
+/// What counting for each service and backend may add to a packet.
+const COUNTED: f64 = 5.0;
 
 /// How many times the cost of its hand-written twin a packet may cost.
 const OVER_TWIN: f64 = 1.1;
@@ -116,6 +148,12 @@ pub fn table(report: &Report) -> String {
             );
         }
     }
+    for version in [4, 6] {
+        if let Some(measured) = counting(report, version) {
+            let what = "counting for each service and backend";
+            row(&mut text, "pod_from", what, version, COUNTED, measured);
+        }
+    }
     if few < many {
         for version in [4, 6] {
             if let Some(measured) = growth(report, version, *few, *many) {
@@ -125,6 +163,22 @@ pub fn table(report: &Report) -> String {
         }
     }
     text
+}
+
+/// What counting adds to a packet, on average over all numbers of services.
+fn counting(report: &Report, version: u8) -> Option<f64> {
+    let services = report.services();
+    let middle = |packet, number| {
+        let figure = report.figure("pod_from", packet, version, number, None)?;
+        Some(figure.over_empty.middle)
+    };
+    let [without, with] = COUNTING;
+    let added: Option<Vec<f64>> = services
+        .iter()
+        .map(|number| Some(middle(with, *number)? - middle(without, *number)?))
+        .collect();
+    let added = added?;
+    (!added.is_empty()).then(|| added.iter().sum::<f64>() / added.len() as f64)
 }
 
 /// By how much packets of known flows and of none grow dearer, on average over

@@ -3,11 +3,13 @@
 
 mod aims;
 mod datapath;
+mod outside;
 mod packets;
 mod report;
 mod sample;
 mod scaffold;
 mod scenes;
+mod setup;
 mod wire;
 mod worlds;
 mod yard;

@@ -5,15 +5,17 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use datapath_common::{FlowState, Frontend, FrontendFlags, Hook, Reason, proto};
 
+use super::outside;
 use super::scaffold::{FRAME, Restore, Rounds, Vary};
+use super::setup::Setup;
 use crate::cases::Fixture;
 use crate::model::{FlowId, FlowRow, World};
 use crate::packet::tcp_flag::{ACK, SYN};
 use crate::packet::{Spec, Upper, tunnel};
 
 /// Backend ids of the fixture, for TCP; UDP's are 10 higher.
-const LOCAL: u32 = 1;
-const REMOTE: u32 = 2;
+pub const LOCAL: u32 = 1;
+pub const REMOTE: u32 = 2;
 /// The client's port in the fixture, and the backends'.
 const CLIENT_PORT: u16 = 40001;
 const BACKEND_PORT: u16 = 8080;
@@ -25,6 +27,9 @@ pub enum Table {
     Quiet,
     /// What the scene opens, and it is emptied before it is full.
     Room,
+    /// What the scene opens, each flow with a translated source, and it is
+    /// emptied before ports get scarce.
+    Translated,
     /// As much as fits.
     Full,
 }
@@ -49,6 +54,8 @@ pub struct Scene {
     pub name: &'static str,
     /// The program.
     pub hook: Hook,
+    /// What is switched on in it.
+    pub setup: Setup,
     /// It goes through the program's hand-written twin instead.
     pub twin: bool,
     /// The packet.
@@ -67,6 +74,16 @@ impl Scene {
     /// The program's name without its prefix.
     pub fn program(&self) -> &'static str {
         if self.twin { TWIN } else { self.hook.name() }
+    }
+
+    /// The program, at TC, takes the packet out of the overlay.
+    pub fn loses_head(&mut self) {
+        self.rounds.restore = Restore::Head;
+        // Only XDP finds the outer packet's family again: at TC a packet that
+        // was IPv6 inside stays IPv6 for the kernel.
+        if self.rounds.v6 {
+            self.repeats = Repeats::Never;
+        }
     }
 
     /// 4 or 6.
@@ -127,10 +144,12 @@ pub fn scenes(f: &Fixture) -> Result<Vec<Scene>> {
     }
     scenes.extend(new_flows(f)?);
     scenes.extend(arriving(f)?);
+    scenes.extend(outside::scenes(f)?);
     Ok(scenes)
 }
 
-fn scene(
+/// A scene of [`Setup::Plain`] that can be repeated, without flow rows.
+pub fn scene(
     f: &Fixture,
     hook: Hook,
     name: &'static str,
@@ -145,6 +164,7 @@ fn scene(
     Ok(Scene {
         name,
         hook,
+        setup: Setup::Plain,
         twin: false,
         rounds: Rounds {
             frame,
@@ -160,7 +180,7 @@ fn scene(
 }
 
 /// A frame of so many octets.
-fn sized(mut spec: Spec, octets: usize) -> Vec<u8> {
+pub fn sized(mut spec: Spec, octets: usize) -> Vec<u8> {
     spec.payload.clear();
     let missing = octets.saturating_sub(spec.build().len());
     spec.payload = vec![0x55; missing];
@@ -285,19 +305,18 @@ fn reply(f: &Fixture, backend: IpAddr) -> Spec {
     )
 }
 
-fn arriving(f: &Fixture) -> Result<Vec<Scene>> {
+/// The frame of a packet that comes through the overlay.
+pub fn through_overlay(f: &Fixture, mut spec: Spec) -> Vec<u8> {
     const OVERHEAD: usize = 50;
-    let through_overlay = |from: IpAddr| {
-        let mut spec = reply(f, from);
-        let empty = Spec {
-            payload: Vec::new(),
-            ..spec.clone()
-        };
-        let missing = (FRAME - OVERHEAD).saturating_sub(empty.build().len());
-        spec.payload = vec![0x55; missing];
-        let (outer, inner) = f.arriving(&spec);
-        tunnel(&outer, &inner)
-    };
+    spec.payload.clear();
+    let missing = (FRAME - OVERHEAD).saturating_sub(spec.build().len());
+    spec.payload = vec![0x55; missing];
+    let (outer, inner) = f.arriving(&spec);
+    tunnel(&outer, &inner)
+}
+
+fn arriving(f: &Fixture) -> Result<Vec<Scene>> {
+    let overlaid = || through_overlay(f, reply(f, f.remote));
     let other = Spec::new(Upper::Tcp(ACK), f.outside, 443, f.outside, 50000);
     let not_ours = sized(other, FRAME);
     let flows: Vec<_> = f
@@ -316,7 +335,7 @@ fn arriving(f: &Fixture) -> Result<Vec<Scene>> {
             Hook::Xdp,
             "out of the overlay",
             Reason::Decapsulated,
-            through_overlay(f.remote),
+            overlaid(),
         )?,
         scene(
             f,
@@ -330,24 +349,19 @@ fn arriving(f: &Fixture) -> Result<Vec<Scene>> {
             Hook::NicIn,
             "out of the overlay, to a pod",
             Reason::Decapsulated,
-            through_overlay(f.remote),
+            overlaid(),
         )?,
         scene(
             f,
             Hook::NicIn,
             "out of the overlay, reply of a service",
             Reason::ReplyTranslated,
-            through_overlay(f.remote),
+            overlaid(),
         )?,
     ];
     for scene in &mut scenes {
-        // Only XDP finds the outer packet's family again: at TC a packet that
-        // was IPv6 inside stays IPv6 for the kernel.
         if scene.hook == Hook::NicIn && scene.reason != Reason::NotOurs {
-            scene.rounds.restore = Restore::Head;
-            if f.v6 {
-                scene.repeats = Repeats::Never;
-            }
+            scene.loses_head();
         }
         if scene.reason == Reason::ReplyTranslated {
             scene.flows.clone_from(&flows);

@@ -12,7 +12,7 @@ mod parsing;
 mod refusals;
 mod services;
 mod source_ranges_affinity;
-mod uplink;
+pub(crate) mod uplink;
 
 use datapath_common::{Counter, Feature, Hook, Reason};
 

@@ -1,8 +1,10 @@
 //! Every kind of client reaches every kind of frontend, and servers see the
 //! source that they should. Needs root.
 //!
-//! A node that calls a node port at its own address is left out: that goes over
-//! the loopback device, where no program is.
+//! Left out, because it is not served: a node that calls a node port at its own
+//! address (that goes over the loopback device, where no program is), and a pod
+//! that reaches another node's own network by a cluster address (it is
+//! masqueraded on the uplink, and its answer is translated back only once).
 #![allow(clippy::unwrap_used, reason = "tests and their helpers may panic")]
 
 mod run_services_support;
@@ -13,6 +15,7 @@ use run_services_support::{
     all_well, pods_of, strict_rp_filter,
 };
 use testkit::manifests::Service;
+use testkit::server::PodServer;
 
 /// `externalTrafficPolicy` and `internalTrafficPolicy`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,4 +169,51 @@ fn masquerade_all_hides_pods_at_cluster_ips_too() {
         town.spread(client, &service, Front::ClusterIp, by, &ALL, source)
     };
     all_well(EVERY_WAY.map(check));
+}
+
+#[test]
+fn kp_64_endpoints_on_the_hosts_network() {
+    let town = Town::with("host", 1, &[], strict_rp_filter);
+    let mut servers = Vec::new();
+    let [near, far] = [0, 1].map(|at| {
+        let node = town.node(at);
+        servers.push(PodServer::start(node.ns(), node.name()).unwrap());
+        let mut service = town.service(35 + at as u8, &[(at, 0)]);
+        service.endpoints[0].ips = node.ips();
+        node.name().clone_into(&mut service.endpoints[0].pod);
+        town.world.write(&service);
+        service
+    });
+    let (pod, node, outside) = (Client::Pod(0, 0), Client::Node(0), Client::Outside(0));
+    let mut results = Vec::new();
+    for by in EVERY_WAY {
+        let mut check = |client, service: &Service, at, source| {
+            let server = &service.endpoints[0].pod;
+            results.push(town.spread(client, service, at, by, &[server], source));
+        };
+        // A UDP server on all addresses answers an IPv6 pod from the overlay's (RFC 6724, rule 8).
+        let answers_from_its_own = !(by.udp && by.v6);
+        for at in ANYWHERE {
+            // Answers come back here by themselves; the node is its own client.
+            if answers_from_its_own {
+                check(pod, &near, at, Source::Own);
+            }
+            check(node, &near, at, Source::Frontend);
+            check(outside, &near, at, Source::Own);
+            // What leaves for the other node's address has this one's.
+            if at != Front::ClusterIp {
+                check(pod, &far, at, Source::Node(0));
+            }
+            check(node, &far, at, Source::Own);
+            check(outside, &far, at, Source::Node(0));
+        }
+        if answers_from_its_own {
+            check(pod, &near, Front::NodePort(0), Source::Own);
+        }
+        check(outside, &near, Front::NodePort(0), Source::Own);
+        check(outside, &far, Front::NodePort(0), Source::Node(0));
+        check(outside, &far, Front::NodePort(1), Source::Own);
+        check(outside, &near, Front::NodePort(1), Source::Node(1));
+    }
+    all_well(results);
 }

@@ -82,6 +82,8 @@ pub const EVERY_WAY: [By; 4] = [
 pub enum Source {
     /// The client's own address and port; of a pod that meets itself, the service's address.
     Own,
+    /// The address that was asked.
+    Frontend,
     /// An address of a node, or the first address of its pod network.
     NodeSide(usize),
     /// The underlay address of a node.
@@ -237,6 +239,7 @@ impl Town {
                 }
                 _ => answer.seen == answer.local,
             },
+            Source::Frontend => seen == to.ip(),
             Source::NodeSide(node) => self.node_side(node).contains(&seen),
             Source::Node(node) => self.node(node).ips()[family] == seen,
         }

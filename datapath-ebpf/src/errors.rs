@@ -26,8 +26,7 @@ use crate::{
 /// translated, and goes the way of all others.
 pub const UNTOUCHED: i32 = -2;
 
-/// Whether the packet is ICMP or ICMPv6, without options or extension headers:
-/// all that [`handle`] is asked about.
+/// Whether the packet is ICMP or ICMPv6, without extension headers: all that [`handle`] is asked about.
 #[inline(always)]
 pub fn is_icmp(skb: &Skb, frame: Frame) -> bool {
     let (at, icmp) = match frame {
@@ -50,7 +49,7 @@ where
     let origin = Origin::of(hook, skb);
     let maps = &Maps::new(origin);
     let mut headers = Headers::EMPTY;
-    if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error {
+    if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {
         return UNTOUCHED;
     }
     match translate_error::<F>(raw, maps, &mut headers) {

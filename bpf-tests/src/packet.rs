@@ -242,7 +242,15 @@ impl Spec {
                 None
             }
             Upper::Icmp(kind) => {
-                body.extend([kind, 0, 0, 0, 0, 7, 0, 1]);
+                // The identifier of an echo (RFC 792, RFC 4443) is the port that it has.
+                let number = match kind {
+                    8 | 128 => self.sport,
+                    0 | 129 => self.dport,
+                    _ => 7,
+                };
+                body.extend([kind, 0, 0, 0]);
+                body.extend(number.to_be_bytes());
+                body.extend([0, 1]);
                 Some(2)
             }
             Upper::Other(_) => None,

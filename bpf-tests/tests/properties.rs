@@ -72,6 +72,8 @@ fn checksums_survive(
         Reason::DeliveredLocal,
         Reason::TranslatedToKernel,
         Reason::ReplyTranslated,
+        Reason::Masqueraded,
+        Reason::ErrorTranslated,
     ];
     let out = if encapsulated {
         &observed.frame[rewrite::OVERLAY..]
@@ -161,6 +163,13 @@ fn the_model_agrees_with_itself_and_meets_every_branch() {
         (Hook::NicOut, Reason::SourceNotAllowed),
         (Hook::NicOut, Reason::TtlExceeded),
         (Hook::NicOut, Reason::UnknownFlow),
+        (Hook::NicOut, Reason::Masqueraded),
+        (Hook::NicOut, Reason::NewFlowLimit),
+        (Hook::NicOut, Reason::SnatPortsExhausted),
+        (Hook::PodFrom, Reason::ErrorTranslated),
+        (Hook::PodTo, Reason::ErrorTranslated),
+        (Hook::NicIn, Reason::ErrorTranslated),
+        (Hook::NicOut, Reason::ErrorTranslated),
         (Hook::PodTo, Reason::ReplyTranslated),
         (Hook::PodTo, Reason::NotOurs),
     ];
@@ -235,7 +244,7 @@ fn the_model_agrees_with_itself_and_meets_every_branch() {
 
 #[test]
 fn faults_are_found() {
-    let faults: [(&str, Fault); 9] = [
+    let faults: [(&str, Fault); 11] = [
         ("a wrong TTL", |o| flip(o, 7, 22)),
         ("a wrong checksum", |o| flip(o, 7, 24)),
         ("a wrong MAC address in the pod", |o| flip(o, 7, 63)),
@@ -251,6 +260,15 @@ fn faults_are_found() {
         ("an affinity forgotten", |o| o.affinities.clear()),
         ("a translated source forgotten", |o| {
             o.flows.values_mut().for_each(|row| row.nat = None);
+        }),
+        ("traffic of a service not counted", |o| {
+            o.service_traffic.clear();
+        }),
+        ("a wrong address in what an error quotes", |o| {
+            let reason = o.counted.first().map(|counted| counted.reason);
+            if reason == Some(Reason::ErrorTranslated) && o.ret == -1 {
+                flip(o, -1, 57);
+            }
         }),
         ("bytes not counted", |o| o.counted[0].counter.bytes += 1),
     ];

@@ -5,6 +5,8 @@ mod answers;
 mod fixture;
 mod flows;
 mod forwarding;
+mod icmp_errors;
+mod leaving;
 mod node_clients;
 mod north_south;
 mod overlay;
@@ -14,7 +16,9 @@ mod services;
 mod source_ranges_affinity;
 pub(crate) mod uplink;
 
-use datapath_common::{Counter, Feature, Hook, Reason};
+use std::collections::HashMap;
+
+use datapath_common::{Counter, Feature, Hook, Reason, Traffic};
 
 pub use fixture::{Fixture, NOW};
 use uplink::Uplink;
@@ -62,6 +66,10 @@ pub struct Case {
     pub affinities: Vec<(AffinityId, AffinityRow)>,
     /// Fragments remembered; all others are as before.
     pub fragments: Vec<(FragmentId, FragmentRow)>,
+    /// All traffic of service ports.
+    pub service_traffic: HashMap<u32, Traffic>,
+    /// All traffic of backends.
+    pub backend_traffic: HashMap<(u8, u32), Traffic>,
 }
 
 impl Case {
@@ -83,6 +91,8 @@ impl Case {
             flows: Vec::new(),
             affinities: Vec::new(),
             fragments: Vec::new(),
+            service_traffic: HashMap::new(),
+            backend_traffic: HashMap::new(),
         }
     }
 
@@ -204,6 +214,13 @@ impl Case {
         if flows != seen {
             wrong.push(format!("flows, wanted:\n  {flows:#?}\n  got:\n  {seen:#?}"));
         }
+        let traffic = (&self.service_traffic, &self.backend_traffic);
+        if traffic != (&observed.service_traffic, &observed.backend_traffic) {
+            wrong.push(format!(
+                "traffic, wanted {traffic:?}, got {:?} {:?}",
+                observed.service_traffic, observed.backend_traffic
+            ));
+        }
         let mut affinities = self.world.affinities.clone();
         affinities.extend(self.affinities.iter().copied());
         let seen = observed.affinities;
@@ -239,6 +256,8 @@ pub fn all() -> Vec<Case> {
         cases.extend(north_south::cases(&uplink));
         cases.extend(answers::cases(&uplink));
         cases.extend(node_clients::cases(&uplink));
+        cases.extend(leaving::cases(&uplink));
+        cases.extend(icmp_errors::cases(&uplink));
         cases.extend(source_ranges_affinity::cases(&uplink));
     }
     cases

@@ -75,6 +75,8 @@ impl Engine for InProcess {
             }],
             flows: self.world.flows.clone(),
             affinities: self.world.affinities.clone(),
+            service_traffic: self.world.service_traffic.clone(),
+            backend_traffic: self.world.backend_traffic.clone(),
             fragments: self.world.fragments.clone(),
             ticks: (self.world.now, self.world.now),
         };

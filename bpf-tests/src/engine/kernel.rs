@@ -4,16 +4,16 @@
 //! least 14 octets, at TC with a whole IP header if it says IP; no VLAN tag beside the frame; a redirect shows as code 7
 //! without its target; what is counted tells which redirect it was.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, PerCpuArray, PerCpuValues, lpm_trie};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::{
-    Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Hook, Ip4, Ip6, Limit, Node, Reason, SourceNet, Via, counter_index,
-    maps,
+    Affinity, AffinityKey, Backend, Config, Counter, Feature, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Hook, Ip4, Ip6, Limit, Node, Reason, SourceNet, Traffic,
+    Via, counter_index, maps,
 };
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -48,6 +48,8 @@ struct Rows {
     flows: HashMap<FlowId, FlowRow>,
     affinities: HashMap<AffinityId, AffinityRow>,
     fragments: HashMap<FragmentId, FragmentRow>,
+    service_traffic: HashMap<u32, Traffic>,
+    backend_traffic: HashMap<(u8, u32), Traffic>,
 }
 
 /// The programs of one object, loaded once for each configuration.
@@ -57,6 +59,8 @@ pub struct Kernel {
     current: usize,
     /// Rows that the agent would have written, to be taken out again.
     world: World,
+    /// Numbers of its service ports, those that are gone too.
+    services: BTreeSet<u32>,
     /// Ticks that the model is ahead of the kernel's clock.
     ahead: u32,
 }
@@ -74,6 +78,7 @@ impl Kernel {
             loaded: Vec::new(),
             current: 0,
             world,
+            services: BTreeSet::new(),
             ahead: 0,
         })
     }
@@ -109,6 +114,7 @@ impl Kernel {
     /// Removes every row that the engine or the programs wrote.
     fn clear(&mut self) -> Result<()> {
         let world = std::mem::replace(&mut self.world, World::new(Config::EMPTY));
+        let services = std::mem::take(&mut self.services);
         let Ok(ebpf) = self.ebpf() else { return Ok(()) };
         clear_family::<Ip4>(ebpf, &world)?;
         clear_family::<Ip6>(ebpf, &world)?;
@@ -120,7 +126,40 @@ impl Kernel {
         for slot in 0..world.segments.len() as u32 {
             slots.set(slot, 0, 0)?;
         }
+        if world.has(Feature::COUNT_SERVICES) {
+            for (map, numbers) in counted_rows(&world, &services) {
+                let mut rows: PerCpuArray<_, Traffic> = table(ebpf, map)?;
+                for number in numbers {
+                    let zeros = vec![Traffic::default(); rows.get(&number, 0)?.len()];
+                    rows.set(number, PerCpuValues::try_from(zeros)?, 0)?;
+                }
+            }
+        }
         change_limits(ebpf, |_, _| Limit::default())
+    }
+
+    /// Reads the traffic of every service port and backend, and of number 0.
+    fn read_traffic(&mut self, rows: &mut Rows) -> Result<()> {
+        if !self.world.has(Feature::COUNT_SERVICES) {
+            return Ok(());
+        }
+        let wanted = counted_rows(&self.world, &self.services);
+        let ebpf = self.ebpf()?;
+        for (map, numbers) in wanted {
+            let values: PerCpuArray<_, Traffic> = table(ebpf, map)?;
+            for number in numbers {
+                let sum = values.get(&number, 0)?.iter().fold(Traffic::default(), add);
+                if sum == Traffic::default() {
+                    continue;
+                }
+                match map {
+                    maps::SVC_STATS => drop(rows.service_traffic.insert(number, sum)),
+                    maps::BK_STATS4 => drop(rows.backend_traffic.insert((4, number), sum)),
+                    _ => drop(rows.backend_traffic.insert((6, number), sum)),
+                }
+            }
+        }
+        Ok(())
     }
 
     fn counters(&mut self) -> Result<Vec<Counted>> {
@@ -193,6 +232,7 @@ impl Engine for Kernel {
             }
         })?;
         self.world = world.clone();
+        self.services = world.frontends.values().map(|row| row.service).collect();
         Ok(())
     }
 
@@ -252,6 +292,7 @@ impl Engine for Kernel {
         let mut rows = Rows::default();
         read_family::<Ip4>(ebpf, ahead, &mut rows)?;
         read_family::<Ip6>(ebpf, ahead, &mut rows)?;
+        self.read_traffic(&mut rows)?;
         let ticks = (earliest.wrapping_add(ahead), latest.wrapping_add(ahead));
         Ok(Observed {
             ret,
@@ -261,6 +302,8 @@ impl Engine for Kernel {
             flows: rows.flows,
             affinities: rows.affinities,
             fragments: rows.fragments,
+            service_traffic: rows.service_traffic,
+            backend_traffic: rows.backend_traffic,
             ticks,
         })
     }
@@ -279,6 +322,31 @@ pub(crate) fn fill(ebpf: &mut Ebpf, world: &World, ahead: u32) -> Result<()> {
         slots.set(slot as u32, id, 0)?;
     }
     Ok(())
+}
+
+/// Rows that traffic may be counted in, by map.
+fn counted_rows(world: &World, services: &BTreeSet<u32>) -> [(&'static str, BTreeSet<u32>); 3] {
+    let zero = || std::iter::once(0);
+    let services = services.iter().copied();
+    let backends = |version: u8| {
+        let ids = world.backends.keys().filter(move |key| key.0 == version);
+        zero().chain(ids.map(|key| key.1)).collect()
+    };
+    [
+        (maps::SVC_STATS, zero().chain(services).collect()),
+        (maps::BK_STATS4, backends(4)),
+        (maps::BK_STATS6, backends(6)),
+    ]
+}
+
+fn add(sum: Traffic, one: &Traffic) -> Traffic {
+    Traffic {
+        flows: sum.flows + one.flows,
+        packets: sum.packets + one.packets,
+        bytes: sum.bytes + one.bytes,
+        reply_packets: sum.reply_packets + one.reply_packets,
+        reply_bytes: sum.reply_bytes + one.reply_bytes,
+    }
 }
 
 /// A map of the object, typed.
@@ -346,6 +414,12 @@ per_family! {
                 peers.remove(&lpm_trie::Key::new(u32::from(*length), addr))?;
             }
         }
+        let mut direct: LpmTrie<_, A, u32> = table(ebpf, A::DIRECT)?;
+        for (network, length) in &world.direct {
+            if let Some(addr) = A::from_ip(*network) {
+                direct.remove(&lpm_trie::Key::new(u32::from(*length), addr))?;
+            }
+        }
         let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
         for key in flows.keys().collect::<Result<Vec<_>, _>>()? {
             flows.remove(&key)?;
@@ -384,6 +458,12 @@ per_family! {
         for (network, length, via) in &world.peers {
             if let Some(addr) = A::from_ip(*network) {
                 peers.insert(&lpm_trie::Key::new(u32::from(*length), addr), via, 0)?;
+            }
+        }
+        let mut direct: LpmTrie<_, A, u32> = table(ebpf, A::DIRECT)?;
+        for (network, length) in &world.direct {
+            if let Some(addr) = A::from_ip(*network) {
+                direct.insert(&lpm_trie::Key::new(u32::from(*length), addr), 1, 0)?;
             }
         }
         let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;

@@ -6,7 +6,7 @@ pub(crate) mod tables;
 
 use std::collections::HashMap;
 
-use datapath_common::{Counter, Frontend, Hook, Reason};
+use datapath_common::{Counter, Frontend, Hook, Reason, Traffic};
 
 use crate::model::{
     AffinityId, AffinityRow, BackendRow, Ctx, FlowId, FlowRow, FragmentId, FragmentRow, FrontendId,
@@ -61,6 +61,10 @@ pub struct Observed {
     pub flows: HashMap<FlowId, FlowRow>,
     /// All affinity rows after it, in the model's ticks.
     pub affinities: HashMap<AffinityId, AffinityRow>,
+    /// Traffic of service ports after it; nothing for rows of zeros.
+    pub service_traffic: HashMap<u32, Traffic>,
+    /// Traffic of backends after it, by IP version and id.
+    pub backend_traffic: HashMap<(u8, u32), Traffic>,
     /// All remembered fragments after it.
     pub fragments: HashMap<FragmentId, FragmentRow>,
     /// The earliest and the latest tick in which it may have run.

@@ -30,6 +30,8 @@ pub trait Family: Address + aya::Pod {
     const SOURCES: &str;
     /// Name of the fragments' map.
     const FRAGMENTS: &str;
+    /// Name of the map of networks that are not masqueraded to.
+    const DIRECT: &str;
     /// The address, if it is of this family.
     fn from_ip(ip: IpAddr) -> Option<Self>;
 }
@@ -43,6 +45,7 @@ impl Family for Ip4 {
     const AFFINITIES: &str = maps::AFFIN_V4;
     const SOURCES: &str = maps::SRCS_V4;
     const FRAGMENTS: &str = maps::FRAG_V4;
+    const DIRECT: &str = maps::DIRECT_V4;
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V4(v4) => Some(v4.into()),
@@ -60,6 +63,7 @@ impl Family for Ip6 {
     const AFFINITIES: &str = maps::AFFIN_V6;
     const SOURCES: &str = maps::SRCS_V6;
     const FRAGMENTS: &str = maps::FRAG_V6;
+    const DIRECT: &str = maps::DIRECT_V6;
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V6(v6) => Some(v6.into()),

@@ -249,6 +249,13 @@ fn differences(
     {
         found.push(format!("flow {id:?}: unexpected {row:?}"));
     }
+    let traffic = (&after.service_traffic, &after.backend_traffic);
+    if traffic != (&observed.service_traffic, &observed.backend_traffic) {
+        found.push(format!(
+            "traffic: rules {traffic:?}, observed {:?} {:?}",
+            observed.service_traffic, observed.backend_traffic
+        ));
+    }
     if after.affinities != observed.affinities {
         found.push(format!(
             "affinities: rules {:?}, observed {:?}",
@@ -370,6 +377,13 @@ pub fn mask_free(
             .get_mut(upper + 8..upper + 12)
             .unwrap_or_default()
             .fill(0),
+        proto::ICMP | proto::ICMPV6 => {
+            one_zero(frame, upper + 2);
+            // The header that an error quotes has a checksum too.
+            if reason == Reason::ErrorTranslated && sent.ip.src.is_ipv4() {
+                one_zero(frame, upper + 8 + 10);
+            }
+        }
         _ => {}
     }
 }

@@ -144,17 +144,18 @@ impl World {
 
     /// The forward row of this key, if it is live for `packet`.
     pub fn live(&self, id: FlowId, packet: &Packet) -> Option<FlowRow> {
+        let opens = packet.opens();
         let (row, state) = self.unexpired(id)?;
         let serves = match state {
             BackendState::Active => true,
-            BackendState::Draining => id.tuple.proto != proto::UDP && !packet.opens(),
+            BackendState::Draining => matches!(id.tuple.proto, proto::TCP | proto::SCTP) && !opens,
             BackendState::Free => false,
         };
-        let reopened = packet.opens() && row.state == FlowState::Closing;
+        let reopened = opens && row.state == FlowState::Closing;
         (serves && !reopened).then_some(row)
     }
 
-    /// The reply row of this key, if it is live: what a backend still answers
+    /// The row of this key, if it is live as a reply's: what a backend still answers
     /// is translated until its row is free.
     pub fn live_reply(&self, id: FlowId) -> Option<FlowRow> {
         let (row, state) = self.unexpired(id)?;
@@ -168,24 +169,40 @@ impl World {
         if idle > self.idle_limit(id.tuple.proto, row.state) {
             return None;
         }
+        // What is masqueraded and for no service has no backend's row.
+        if row.backend == 0 {
+            return Some((row, BackendState::Active));
+        }
         let backend = self
             .backends
             .get(&(version_of(id.tuple.src), row.backend))?;
         (backend.generation == row.generation).then_some((row, backend.state))
     }
 
-    /// Writes both rows of a new flow.
+    /// Writes both rows of a new flow to a backend.
     pub fn open(&mut self, packet: &Packet, flow: &NewFlow) -> Option<FlowId> {
+        let version = version_of(packet.ip.src);
+        let to = *self.backends.get(&(version, flow.backend))?;
+        Some(self.open_to(packet, flow, (to.addr, to.port), to.generation))
+    }
+
+    /// Writes both rows of a new flow to this address and port.
+    pub fn open_to(
+        &mut self,
+        packet: &Packet,
+        flow: &NewFlow,
+        (addr, port): (IpAddr, u16),
+        generation: u32,
+    ) -> FlowId {
         let tuple = packet.tuple();
-        let to = *self.backends.get(&(version_of(tuple.src), flow.backend))?;
         let mut forward = FlowRow {
-            addr: to.addr,
-            port: to.port,
+            addr,
+            port,
             nat: flow.nat,
             state: FlowState::Opening,
             hairpin: flow.hairpin,
             backend: flow.backend,
-            generation: to.generation,
+            generation,
             service: flow.service,
             opened: self.now,
             seen: self.now,
@@ -196,13 +213,13 @@ impl World {
         let heard = self
             .flows
             .get(&other)
-            .is_some_and(|row| (row.backend, row.generation) == (flow.backend, to.generation));
+            .is_some_and(|row| (row.backend, row.generation) == (flow.backend, generation));
         if heard && packet.is_data() {
             forward.state = FlowState::Established;
         }
         self.flows.insert(other, reply_row(tuple, &forward));
         self.flows.insert(tuple.forward(), forward);
-        Some(tuple.forward())
+        tuple.forward()
     }
 
     /// What a forward packet does to its live row and the reply's, which it
@@ -234,6 +251,7 @@ impl World {
 
     /// What a reply does to its live row and the forward one.
     pub fn note_reply(&mut self, packet: &Packet, row: &FlowRow) {
+        self.answered = Some((version_of(packet.ip.src), row.service, row.backend));
         let id = packet.tuple().reply();
         let state = if packet.closes() {
             FlowState::Closing

@@ -6,6 +6,7 @@ use datapath_common::{Reason, proto};
 
 use super::client::Client;
 use super::flow::granted;
+use super::icmp_errors::is_error;
 use super::parse::{Packet, octets};
 use super::{Ctx, Outcome, Verdict, World};
 use crate::packet::tcp_flag::{ACK, FIN, RST, SYN};
@@ -103,11 +104,7 @@ fn tcp_reset(frame: &[u8], packet: &Packet) -> Vec<u8> {
 fn answerable(frame: &[u8], packet: &Packet) -> bool {
     let kind = frame.get(packet.ip.upper).copied();
     let icmp = matches!(packet.ip.proto, proto::ICMP | proto::ICMPV6);
-    let is_error = match kind.filter(|_| icmp) {
-        Some(kind) if packet.ip.src.is_ipv4() => matches!(kind, 3 | 4 | 5 | 11 | 12),
-        Some(kind) => kind < 128,
-        None => false,
-    };
+    let is_error = kind.is_some_and(|kind| icmp && is_error(packet.ip.src, kind));
     packet.ip.plain && !packet.is_later_fragment() && !is_error && !is_martian(packet.ip.src)
 }
 

@@ -11,6 +11,8 @@ mod client;
 pub mod flow;
 mod forward;
 mod icmp;
+mod icmp_errors;
+mod leaving;
 mod node;
 mod overlay;
 pub mod parse;
@@ -18,6 +20,7 @@ mod pod;
 pub mod rewrite;
 mod service;
 pub mod snat;
+mod traffic;
 pub mod world;
 
 use std::net::Ipv4Addr;
@@ -180,6 +183,8 @@ pub struct Outcome {
     pub opened_flow: Option<FlowId>,
     /// The backend that the hash selected, if the segment was asked.
     pub choice: Option<Choice>,
+    /// IP version, service port and backend that it was given.
+    pub given: Option<(u8, u32, u32)>,
 }
 
 impl Outcome {
@@ -190,6 +195,7 @@ impl Outcome {
             frame,
             opened_flow: None,
             choice: None,
+            given: None,
         }
     }
 
@@ -212,11 +218,21 @@ impl Outcome {
 
 /// Runs one hook.
 pub fn run(world: &mut World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Outcome {
-    match hook {
+    world.answered = None;
+    let early = match hook {
+        // What arrives may have to come out of the overlay first.
+        Hook::NicIn | Hook::Xdp => None,
+        Hook::PodFrom | Hook::PodTo | Hook::NicOut => {
+            icmp_errors::icmp_error(world, hook, frame, ctx)
+        }
+    };
+    let outcome = early.unwrap_or_else(|| match hook {
         Hook::PodFrom => pod_from(world, frame, ctx),
         Hook::PodTo => pod_to(world, frame, ctx),
         Hook::NicOut => nic_out(world, frame, ctx),
         Hook::NicIn => nic_in(world, frame, ctx),
         Hook::Xdp => xdp(world, frame, ctx),
-    }
+    });
+    traffic::count(world, frame, &outcome);
+    outcome
 }

@@ -4,6 +4,7 @@ use datapath_common::{Feature, Ip4, Reason, proto};
 
 use super::client::{Client, as_reply};
 use super::forward::turn_back;
+use super::leaving::masquerade;
 use super::parse::{Packet, parse};
 use super::rewrite::translate;
 use super::service::{frontend_of, service, service_address};
@@ -24,16 +25,15 @@ pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return reply(world, frame, &packet, &row);
     }
     let own = world.node_address(packet.ip.src) == packet.ip.src;
-    if !own || !world.has(Feature::UPLINK_SERVICES) {
-        return untouched;
+    if own && world.has(Feature::UPLINK_SERVICES) {
+        if let Some(frontend) = frontend_of(world, &packet) {
+            return service(world, frame, &packet, &frontend, Client::Node, ctx);
+        }
+        if world.frontends.contains_key(&(packet.ip.dst, 0, 0)) {
+            return service_address(world, frame, &packet, Client::Node, ctx);
+        }
     }
-    if let Some(frontend) = frontend_of(world, &packet) {
-        return service(world, frame, &packet, &frontend, Client::Node, ctx);
-    }
-    if world.frontends.contains_key(&(packet.ip.dst, 0, 0)) {
-        return service_address(world, frame, &packet, Client::Node, ctx);
-    }
-    untouched
+    masquerade(world, frame, &packet, ctx)
 }
 
 fn is_overlay(world: &World, packet: &Packet) -> bool {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use datapath_common::{Feature, Hook, Reason, Via, proto};
 
 use super::client::{Client, row_to_client, to_client};
+use super::icmp_errors::icmp_error;
 use super::parse::{self, Packet, octets};
 use super::pod::to_pod;
 use super::rewrite::{OVERLAY, set_dst_mac, set_macs};
@@ -61,6 +62,9 @@ pub fn nic_in(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Ok(packet) => packet,
         Err(reason) => return Outcome::leave(reason, frame),
     };
+    if let Some(outcome) = icmp_error(world, Hook::NicIn, inner, &Ctx::default()) {
+        return outcome;
+    }
     match target {
         Overlay::Pod(via) => to_pod(world, inner, &packet, &via, Reason::Decapsulated),
         _ => to_vtep(world, inner, &packet, ctx),
@@ -91,6 +95,9 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Ok(ether_type) => ether_type,
         Err(reason) => return Outcome::leave(reason, frame),
     };
+    if let Some(outcome) = icmp_error(world, Hook::NicIn, frame, ctx) {
+        return outcome;
+    }
     let services = world.has(Feature::UPLINK_SERVICES);
     let via = destination(frame, ether_type).and_then(|dst| world.local_pod(dst));
     // No further than the destination, unless somebody asks for more.

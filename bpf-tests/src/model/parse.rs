@@ -72,6 +72,13 @@ impl Packet {
         }
     }
 
+    /// An echo's identifier is a port only where masqueraded flows go.
+    pub fn forget_echo(&mut self) {
+        if matches!(self.ip.proto, proto::ICMP | proto::ICMPV6) {
+            (self.sport, self.dport, self.has_ports) = (0, 0, false);
+        }
+    }
+
     /// A fragment other than the first.
     pub fn is_later_fragment(&self) -> bool {
         matches!(self.ip.fragment, Fragment::Later(_))
@@ -217,6 +224,26 @@ pub fn is_control(dst: IpAddr) -> bool {
     }
 }
 
+/// Which way an ICMP echo goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Echo {
+    /// The identifier is the source port.
+    Request,
+    /// The identifier is the destination port.
+    Reply,
+}
+
+/// What kind of echo an ICMP message of this type is in a packet from `src`.
+pub fn echo(src: IpAddr, protocol: u8, kind: u8) -> Option<Echo> {
+    match (src, protocol, kind) {
+        (IpAddr::V4(_), proto::ICMP, 8) | (IpAddr::V6(_), proto::ICMPV6, 128) => {
+            Some(Echo::Request)
+        }
+        (IpAddr::V4(_), proto::ICMP, 0) | (IpAddr::V6(_), proto::ICMPV6, 129) => Some(Echo::Reply),
+        _ => None,
+    }
+}
+
 /// Step 4: the upper header.
 pub fn upper(frame: &[u8], ip: Ip) -> Result<Packet, Reason> {
     let mut packet = Packet {
@@ -254,6 +281,15 @@ pub fn upper(frame: &[u8], ip: Ip) -> Result<Packet, Reason> {
             if ip.proto == proto::SCTP && body.len() >= 16 {
                 packet.chunk = body[12];
             }
+        }
+        proto::ICMP | proto::ICMPV6 => {
+            let number = u16::from_be_bytes(octets(body, 4).ok_or(Reason::Truncated)?);
+            match echo(ip.src, ip.proto, body[0]) {
+                Some(Echo::Request) => packet.sport = number,
+                Some(Echo::Reply) => packet.dport = number,
+                None => return Ok(packet),
+            }
+            packet.has_ports = true;
         }
         _ => {}
     }

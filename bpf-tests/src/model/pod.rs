@@ -17,6 +17,7 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Err(reason) => return Outcome::leave(reason, frame),
     };
     world.add_fragment_ports(&mut packet);
+    packet.forget_echo();
     let packet = packet;
     let (dst, client) = (packet.ip.dst, Client::Pod);
     if let Some(frontend) = frontend_of(world, &packet) {

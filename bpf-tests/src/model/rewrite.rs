@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use datapath_common::{Mac, Reason, Via, proto};
 
-use super::parse::{Ip, Packet, octets};
+use super::parse::{Echo, Ip, Packet, echo, octets};
 use super::{Tuple, World};
 use crate::packet::{ETHERNET, crc32c, internet_checksum, octets_of};
 
@@ -14,7 +14,7 @@ pub const OVERLAY: usize = 50;
 /// A checksum field after the octets it covers changed from `before` to
 /// `after`: the difference modulo 2^16 - 1, so that a wrong one stays wrong by
 /// as much (RFC 1624). Zero for the class of zero.
-fn adjusted(field: u16, before: &[u8], after: &[u8]) -> u16 {
+pub(super) fn adjusted(field: u16, before: &[u8], after: &[u8]) -> u16 {
     if before == after {
         return field;
     }
@@ -23,13 +23,13 @@ fn adjusted(field: u16, before: &[u8], after: &[u8]) -> u16 {
     ((u64::from(field) + value(after) + 0xffff - value(before)) % 0xffff) as u16
 }
 
-fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
+pub(super) fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
     if let Some(place) = frame.get_mut(at..at + bytes.len()) {
         place.copy_from_slice(bytes);
     }
 }
 
-fn get16(frame: &[u8], at: usize) -> u16 {
+pub(super) fn get16(frame: &[u8], at: usize) -> u16 {
     octets(frame, at).map_or(0, u16::from_be_bytes)
 }
 
@@ -51,6 +51,7 @@ pub fn translate(frame: &mut [u8], packet: &Packet, to: &Tuple) -> Result<(), Re
         proto::TCP => Some((16, 2)),
         proto::UDP => Some((6, 2)),
         proto::SCTP if ports_change => Some((8, 4)),
+        proto::ICMP | proto::ICMPV6 => Some((2, 2)),
         _ => None,
     };
     let sum_at = if packet.is_later_fragment() {
@@ -78,6 +79,10 @@ pub fn translate(frame: &mut [u8], packet: &Packet, to: &Tuple) -> Result<(), Re
         put(frame, ETHERNET + 24, &dst);
     }
     if packet.is_later_fragment() {
+        return Ok(());
+    }
+    if matches!(packet.ip.proto, proto::ICMP | proto::ICMPV6) {
+        translate_echo(frame, packet, to);
         return Ok(());
     }
     let before = crc32c(&frame[upper..end]);
@@ -108,6 +113,29 @@ pub fn translate(frame: &mut [u8], packet: &Packet, to: &Tuple) -> Result<(), Re
     };
     put(frame, at, &sum.to_be_bytes());
     Ok(())
+}
+
+/// An echo's identifier is its source port or, in a reply, its destination port; only `ICMPv6`
+/// has a pseudo header.
+fn translate_echo(frame: &mut [u8], packet: &Packet, to: &Tuple) {
+    let from = packet.tuple();
+    let at = packet.ip.upper;
+    let addresses = |tuple: &Tuple| match packet.ip.proto {
+        proto::ICMP => Vec::new(),
+        _ => [octets_of(tuple.src), octets_of(tuple.dst)].concat(),
+    };
+    let (mut before, mut after) = (addresses(&from), addresses(to));
+    let request = frame
+        .get(at)
+        .copied()
+        .and_then(|kind| echo(from.src, from.proto, kind))
+        == Some(Echo::Request);
+    let number = |tuple: &Tuple| if request { tuple.sport } else { tuple.dport };
+    before.extend(number(&from).to_be_bytes());
+    after.extend(number(to).to_be_bytes());
+    put(frame, at + 4, &number(to).to_be_bytes());
+    let sum = adjusted(get16(frame, at + 2), &before, &after);
+    put(frame, at + 2, &sum.to_be_bytes());
 }
 
 /// Takes one off the TTL or hop limit.
@@ -173,6 +201,8 @@ pub fn upper_sum_is_right(frame: &[u8], packet: &Packet) -> Option<bool> {
             let field = u32::from_le_bytes(octets(body, 8)?);
             return Some(field == crc32c(body));
         }
+        proto::ICMP if packet.ip.src.is_ipv4() => return Some(internet_checksum(&[body]) == 0),
+        proto::ICMPV6 if packet.ip.src.is_ipv6() => 2,
         _ => return None,
     };
     let field: [u8; 2] = octets(body, at)?;

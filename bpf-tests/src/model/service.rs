@@ -1,6 +1,8 @@
 //! "Service", and "Service address".
 
-use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Reason, Via, ViaKind};
+use datapath_common::{
+    BackendState, Feature, Frontend, FrontendFlags, Group, Reason, Via, ViaKind,
+};
 
 use super::client::{Client, as_reply};
 use super::flow::{NewFlow, granted};
@@ -72,7 +74,9 @@ pub fn service(
         every_packet_asks(frontend, client) || packet.asks_flow_table() || segment.is_empty();
     let row = asked
         .then(|| world.live(packet.tuple().forward(), packet))
-        .flatten();
+        .flatten()
+        // A flow of no service is none of this one's.
+        .filter(|row| row.backend != 0);
     let mut way = Way {
         packet,
         frontend,
@@ -85,6 +89,7 @@ pub fn service(
     if let Some(row) = row {
         way.backend = row.backend;
         let mut outcome = way.forward(world, frame);
+        way.give(&mut outcome);
         let lost = has(frontend, FrontendFlags::FLOWS_MAY_BE_LOST);
         world.note_forward(packet, &row, lost);
         outcome.opened_flow = way.opened;
@@ -120,6 +125,7 @@ pub fn service(
         id
     };
     let mut outcome = way.forward(world, frame);
+    way.give(&mut outcome);
     (outcome.choice, outcome.opened_flow) = (choice, way.opened);
     outcome
 }
@@ -182,6 +188,14 @@ fn goes(via: &Via, kind: ViaKind) -> bool {
 }
 
 impl Way<'_> {
+    /// Notes the backend of a packet that goes there.
+    fn give(&self, outcome: &mut Outcome) {
+        if matches!(outcome.reason.group(), Group::Passed | Group::Forwarded) {
+            let version = version_of(self.packet.ip.src);
+            outcome.given = Some((version, self.frontend.service, self.backend));
+        }
+    }
+
     /// From the backend on: steps 4 to 7.
     fn forward(&mut self, world: &mut World, frame: &[u8]) -> Outcome {
         let (packet, client, tuple) = (self.packet, self.client, self.packet.tuple());

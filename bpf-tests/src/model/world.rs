@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Node, TICK_NANOS, Via, proto,
+    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Node, TICK_NANOS, Traffic,
+    Via, proto,
 };
 
 /// Addresses, ports and protocol of a packet.
@@ -139,6 +140,12 @@ pub struct World {
     pub pods: HashMap<IpAddr, Via>,
     /// `tulle_peers_*`: network, prefix length, how it is reached.
     pub peers: Vec<(IpAddr, u8, Via)>,
+    /// `tulle_direct_*`: network, prefix length.
+    pub direct: Vec<(IpAddr, u8)>,
+    /// `tulle_svc_stats` by number of the service port.
+    pub service_traffic: HashMap<u32, Traffic>,
+    /// `tulle_bk_stats*` by IP version (4, 6) and backend id.
+    pub backend_traffic: HashMap<(u8, u32), Traffic>,
     /// `tulle_nodes_v4`.
     pub nodes: HashMap<Ipv4Addr, Node>,
     /// `tulle_srcs_*`: number of the service port, network, prefix length
@@ -152,6 +159,8 @@ pub struct World {
     pub fragments: HashMap<FragmentId, FragmentRow>,
     /// The tick that it is.
     pub now: u32,
+    /// IP version, service port and backend that the packet is a reply of.
+    pub answered: Option<(u8, u32, u32)>,
     /// New flows granted in this tick.
     pub flow_grants: Limit,
     /// ICMP errors granted in this tick.
@@ -218,12 +227,16 @@ impl World {
             backends: HashMap::new(),
             pods: HashMap::new(),
             peers: Vec::new(),
+            direct: Vec::new(),
+            service_traffic: HashMap::new(),
+            backend_traffic: HashMap::new(),
             nodes: HashMap::new(),
             sources: Vec::new(),
             affinities: HashMap::new(),
             flows: HashMap::new(),
             fragments: HashMap::new(),
             now: 0,
+            answered: None,
             flow_grants: Limit::default(),
             error_grants: Limit::default(),
         }
@@ -275,6 +288,12 @@ impl World {
         self.sources
             .iter()
             .any(|(of, network, length)| *of == service && in_network(src, *network, *length))
+    }
+
+    /// Whether pods reach the address as themselves, though it is outside of the cluster.
+    pub fn is_direct(&self, addr: IpAddr) -> bool {
+        let holds = |(network, length): &(IpAddr, u8)| in_network(addr, *network, *length);
+        self.direct.iter().any(holds)
     }
 
     /// The peer with the longest prefix that holds the address.

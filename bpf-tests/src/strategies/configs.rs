@@ -52,7 +52,7 @@ pub fn config(number: u8) -> Config {
             vni: 0x00ab_cdef,
             vxlan_port: 4789,
             overlay_mtu: 600,
-            features: Feature::OVERLAY,
+            features: Feature::OVERLAY | Feature::COUNT_SERVICES,
             flows_per_tick: 4,
             errors_per_tick: 3,
             ..usual
@@ -68,12 +68,15 @@ pub fn config(number: u8) -> Config {
             ..usual
         },
         4 => Config {
-            features: usual.features | Feature::UPLINK_SERVICES,
+            features: usual.features
+                | Feature::UPLINK_SERVICES
+                | Feature::MASQUERADE
+                | Feature::COUNT_SERVICES,
             snat_ports: 2,
             ..usual
         },
         5 => Config {
-            features: Feature::DECAP_6_IN_4 | Feature::UPLINK_SERVICES,
+            features: Feature::DECAP_6_IN_4 | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
             vtep: 0,
             node_ip6: Ip6::new([0; 16]),
             pod_net6: Ip6::new([0; 16]),
@@ -83,7 +86,10 @@ pub fn config(number: u8) -> Config {
         _ => Config {
             vni: 7,
             overlay_mtu: 600,
-            features: Feature::OVERLAY | Feature::UPLINK_SERVICES,
+            features: Feature::OVERLAY
+                | Feature::UPLINK_SERVICES
+                | Feature::MASQUERADE
+                | Feature::COUNT_SERVICES,
             vtep: 0,
             snat_ports: 1,
             flows_per_tick: 4,

@@ -32,8 +32,45 @@ pub enum Aim {
     Remote(u8, u8),
     /// This node: its own address or the VTEP device's.
     Own(bool),
+    /// Out of the cluster, from a pod: to this host.
+    Leaving(u8),
+    /// An ICMP error that may be about a packet of an open flow.
+    Error(Index, ErrorPlan),
     /// A place that nobody knows, or that is the kernel's: by number.
     Elsewhere(u8),
+}
+
+/// What is wrong with an ICMP error, or who sent it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ErrorPlan {
+    /// Its type: one of those of the family.
+    kind: u8,
+    /// Sent by whom the packet was for; otherwise by a router.
+    by_target: bool,
+    /// About something else: one more than the port.
+    other: bool,
+    /// About a later fragment.
+    later: bool,
+    /// Quotes options or extension headers.
+    options: bool,
+    /// Octets of the upper packet that are quoted.
+    quoted: usize,
+}
+
+fn error_plan() -> impl Strategy<Value = ErrorPlan> {
+    let rare = || prop::bool::weighted(0.06);
+    let quoted =
+        prop_oneof![6 => Just(8_usize), 2 => 8..60_usize, 1 => 0..8_usize, 1 => Just(1400)];
+    (0..5_u8, any::<bool>(), rare(), rare(), rare(), quoted).prop_map(
+        |(kind, by_target, other, later, options, quoted)| ErrorPlan {
+            kind,
+            by_target,
+            other,
+            later,
+            options,
+            quoted,
+        },
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +122,7 @@ fn upper() -> impl Strategy<Value = Upper> {
         3 => prop_oneof![
             (0..16_u8).prop_map(Some), Just(Some(0)), Just(Some(1)), Just(None)
         ].prop_map(Upper::Sctp),
-        1 => prop_oneof![Just(8_u8), Just(0), Just(3), Just(11), Just(128), Just(1), any::<u8>()]
+        2 => prop_oneof![Just(8_u8), Just(8), Just(0), Just(3), Just(11), Just(128), Just(128), Just(129), Just(1), any::<u8>()]
             .prop_map(Upper::Icmp),
         1 => prop_oneof![Just(4_u8), Just(41), Just(47), Just(50), Just(51), any::<u8>()]
             .prop_map(Upper::Other),
@@ -102,6 +139,8 @@ fn aim() -> impl Strategy<Value = Aim> {
         3 => (0..7_u8).prop_map(Aim::Pod),
         3 => (0..5_u8, any::<u8>()).prop_map(|(node, host)| Aim::Remote(node, host)),
         1 => any::<bool>().prop_map(Aim::Own),
+        6 => (0..6_u8).prop_map(Aim::Leaving),
+        6 => (any::<Index>(), error_plan()).prop_map(|(pick, plan)| Aim::Error(pick, plan)),
         2 => (0..10_u8).prop_map(Aim::Elsewhere),
     ]
 }
@@ -190,7 +229,10 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
     );
     (hook, ends, shape, weighted(0.35, tunnel_plan()), damage).prop_map(
         |(hook, ends, shape, tunnel, damage)| PacketPlan {
-            hook,
+            hook: match ends.0 {
+                Aim::Leaving(_) => Hook::NicOut,
+                _ => hook,
+            },
             aim: ends.0,
             v6: ends.1,
             source: ends.2,
@@ -233,6 +275,7 @@ impl PacketPlan {
                 tcp_flag::ACK
             }),
             (proto::SCTP, _) => Upper::Sctp(Some(self.source & 1)),
+            (proto::ICMP | proto::ICMPV6, _) if self.follows_flow() => Upper::Icmp(echo_of(&tuple)),
             (_, upper) => upper,
         };
         let mut spec = Spec::new(upper, tuple.src, tuple.sport, tuple.dst, tuple.dport);
@@ -256,6 +299,11 @@ impl PacketPlan {
         spec.extensions.clone_from(&self.extensions);
         spec.vlan = self.vlan;
         spec.sum = self.sum;
+        if let Aim::Error(pick, plan) = &self.aim
+            && let Some((id, row)) = pick_flow(world, *pick)
+        {
+            self.make_error(&mut spec, *plan, id, &row);
+        }
         let mut frame = spec.build();
         if let Some(plan) = &self.tunnel {
             frame = tunnel(&self.outer(plan, world), &frame);
@@ -270,6 +318,61 @@ impl PacketPlan {
             frame[at] ^= bits;
         }
         frame
+    }
+
+    fn follows_flow(&self) -> bool {
+        matches!(self.aim, Aim::Reply(_) | Aim::Again(_) | Aim::Beside(_))
+    }
+
+    /// Makes the packet an ICMP error about one that this row is for.
+    fn make_error(&self, spec: &mut Spec, plan: ErrorPlan, id: FlowId, row: &FlowRow) {
+        // Of masqueraded flows with two fifths of the ports, replies are quoted in vain.
+        let back = match (id.direction, self.dport % 5) {
+            (Direction::Forward, 0 | 1) => reply_of(id.tuple, row).tuple,
+            _ => id.tuple,
+        };
+        let v6 = back.src.is_ipv6();
+        let upper = match back.proto {
+            proto::TCP => Upper::Tcp(tcp_flag::ACK),
+            proto::UDP => Upper::Udp,
+            proto::SCTP => Upper::Sctp(Some(0)),
+            _ if v6 => Upper::Icmp(128),
+            _ => Upper::Icmp(8),
+        };
+        let dport = back.sport.wrapping_add(u16::from(plan.other));
+        let mut about = Spec::new(upper, back.dst, back.dport, back.src, dport);
+        about.ttl = 1;
+        if plan.later {
+            about.piece = Some(Piece {
+                offset: 100,
+                more: false,
+            });
+        }
+        if plan.options {
+            about.option_words = 1;
+            about.extensions = vec![60];
+        }
+        about.payload = vec![self.source; plan.quoted];
+        spec.dst = about.src;
+        spec.src = match plan.by_target {
+            true => about.dst,
+            false if self.hook == Hook::PodFrom => pod_ip(v6, 1),
+            false => outside_ip(v6, 200 + self.source),
+        };
+        let kinds = if v6 {
+            [1, 2, 3, 4, 0]
+        } else {
+            [3, 4, 5, 11, 12]
+        };
+        spec.upper = Upper::Icmp(kinds[plan.kind as usize % 5]);
+        let header = if v6 { 40 } else { 20 };
+        spec.payload = about
+            .build()
+            .into_iter()
+            .skip(14)
+            .take(header + plan.quoted)
+            .collect();
+        spec.piece = self.piece;
     }
 
     fn outer(&self, plan: &TunnelPlan, world: &World) -> Tunnel {
@@ -342,6 +445,20 @@ impl PacketPlan {
                     }
                 })
             }
+            Aim::Leaving(number) => {
+                let (src, dst) = (
+                    pod_ip(self.v6, self.source % 5),
+                    outside_ip(self.v6, 6 + number),
+                );
+                let spec = Spec::new(self.upper, src, self.sport, dst, self.dport % 3);
+                Some(Tuple {
+                    src,
+                    dst,
+                    sport: self.sport,
+                    dport: self.dport % 3,
+                    proto: spec.proto(),
+                })
+            }
             _ => None,
         }
         .unwrap_or_else(|| {
@@ -367,9 +484,12 @@ impl PacketPlan {
             Aim::Own(false) => own_ip(v6),
             Aim::Own(true) if v6 => Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 0).into(),
             Aim::Own(true) => Ipv4Addr::new(10, 244, 1, 0).into(),
-            Aim::Frontend(_) | Aim::Reply(_) | Aim::Again(_) | Aim::Beside(_) => {
-                remote_ip(v6, 0, 1)
-            }
+            Aim::Frontend(_)
+            | Aim::Reply(_)
+            | Aim::Again(_)
+            | Aim::Beside(_)
+            | Aim::Leaving(_)
+            | Aim::Error(..) => remote_ip(v6, 0, 1),
             Aim::Elsewhere(number) if v6 => match number {
                 0 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
                 1 => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 5),
@@ -411,6 +531,16 @@ impl PacketPlan {
             (_, true, 1) => Ipv6Addr::LOCALHOST.into(),
             (_, true, _) => Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 2).into(),
         }
+    }
+}
+
+/// The type of the echo that a tuple stands for: only a request has a source port.
+fn echo_of(tuple: &Tuple) -> u8 {
+    match (tuple.src.is_ipv6(), tuple.sport != 0) {
+        (false, true) => 8,
+        (false, false) => 0,
+        (true, true) => 128,
+        (true, false) => 129,
     }
 }
 

@@ -79,6 +79,8 @@ pub struct WorldPlan {
     nodes: u8,
     services: Vec<ServicePlan>,
     backends: Vec<BackendPlan>,
+    /// Length in bits less than an address's of a network outside that pods reach as themselves.
+    direct: Option<u8>,
 }
 
 /// Seconds of affinity, for none and for a few ticks.
@@ -201,15 +203,17 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
         0..4_u8,
         vec(service, 0..=20),
         vec(backend, 0..12),
+        prop::option::weighted(0.4, 0..4_u8),
     )
         .prop_map(
-            |(config, pods, peers, nodes, services, backends)| WorldPlan {
+            |(config, pods, peers, nodes, services, backends, direct)| WorldPlan {
                 config,
                 pods,
                 peers,
                 nodes,
                 services,
                 backends,
+                direct,
             },
         )
 }
@@ -250,6 +254,11 @@ impl WorldPlan {
                         world.peers.push(peer);
                     }
                 }
+            }
+        }
+        if let Some(bits) = self.direct {
+            for (v6, all) in [(false, 32), (true, 128)] {
+                world.direct.push((outside_ip(v6, 8), all - bits));
             }
         }
         self.add_services(&mut world, overlay);

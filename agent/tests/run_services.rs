@@ -1,10 +1,8 @@
 //! Every kind of client reaches every kind of frontend, and servers see the
 //! source that they should. Needs root.
 //!
-//! Left out, because it is not served: a node that calls a node port at its own
-//! address (that goes over the loopback device, where no program is), and a pod
-//! that reaches another node's own network by a cluster address (it is
-//! masqueraded on the uplink, and its answer is translated back only once).
+//! A node that calls a node port at its own address is left out: that goes over
+//! the loopback device, where no program is.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers may panic")]
 
 mod run_services_support;
@@ -201,9 +199,7 @@ fn kp_64_endpoints_on_the_hosts_network() {
             check(node, &near, at, Source::Frontend);
             check(outside, &near, at, Source::Own);
             // What leaves for the other node's address has this one's.
-            if at != Front::ClusterIp {
-                check(pod, &far, at, Source::Node(0));
-            }
+            check(pod, &far, at, Source::Node(0));
             check(node, &far, at, Source::Own);
             check(outside, &far, at, Source::Node(0));
         }

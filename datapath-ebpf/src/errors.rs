@@ -38,15 +38,17 @@ pub fn is_icmp(skb: &Skb, frame: Frame) -> bool {
 }
 
 /// Translates an ICMP error about a packet of a known flow, and sends it to whom
-/// it concerns. [`UNTOUCHED`] if it is none. For a function of its own, since
+/// it concerns. [`UNTOUCHED`] if it is none. `outer`: octets that were around it
+/// when it arrived, which count too. For a function of its own, since
 /// it is seldom needed.
 #[inline(always)]
-pub fn handle<F: Shape>(raw: *mut __sk_buff, hook: Hook, from: Client) -> i32
+pub fn handle<F: Shape>(raw: *mut __sk_buff, hook: Hook, from: Client, outer: usize) -> i32
 where
     Maps: Tables<F::Addr>,
 {
     let skb = &mut Skb::open(raw);
-    let origin = Origin::of(hook, skb);
+    let mut origin = Origin::of(hook, skb);
+    origin.len = origin.len.wrapping_add(outer as u32);
     let maps = &Maps::new(origin);
     let mut headers = Headers::EMPTY;
     if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {

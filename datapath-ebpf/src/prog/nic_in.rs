@@ -32,8 +32,8 @@ pub fn tulle_nic_in(ctx: TcContext) -> i32 {
     skb.look();
     if errors::is_icmp(&skb, frame) {
         let code = match frame {
-            Frame::V4 => error_v4(raw),
-            Frame::V6 => error_v6(raw),
+            Frame::V4 => error_v4(raw, tunneled),
+            Frame::V6 => error_v6(raw, tunneled),
         };
         if code != UNTOUCHED {
             return code;
@@ -96,13 +96,19 @@ fn v6(raw: *mut __sk_buff, tunneled: bool) -> i32 {
 }
 
 #[inline(never)]
-fn error_v4(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V4>(raw, Hook::NicIn, Client::Outside)
+fn error_v4(raw: *mut __sk_buff, tunneled: bool) -> i32 {
+    errors::handle::<V4>(raw, Hook::NicIn, Client::Outside, outer(tunneled))
 }
 
 #[inline(never)]
-fn error_v6(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V6>(raw, Hook::NicIn, Client::Outside)
+fn error_v6(raw: *mut __sk_buff, tunneled: bool) -> i32 {
+    errors::handle::<V6>(raw, Hook::NicIn, Client::Outside, outer(tunneled))
+}
+
+/// Octets that the overlay added to what came out of it.
+#[inline(always)]
+fn outer(tunneled: bool) -> usize {
+    if tunneled { OVERHEAD } else { 0 }
 }
 
 /// Hands the packet to the local pod or service that it is for, or to the

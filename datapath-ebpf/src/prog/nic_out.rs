@@ -59,12 +59,12 @@ fn v6(raw: *mut __sk_buff) -> i32 {
 
 #[inline(never)]
 fn error_v4(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V4>(raw, Hook::NicOut, Client::Node)
+    errors::handle::<V4>(raw, Hook::NicOut, Client::Node, 0)
 }
 
 #[inline(never)]
 fn error_v6(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V6>(raw, Hook::NicOut, Client::Node)
+    errors::handle::<V6>(raw, Hook::NicOut, Client::Node, 0)
 }
 
 #[inline(always)]

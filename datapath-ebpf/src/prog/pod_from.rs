@@ -52,12 +52,12 @@ fn v6(raw: *mut __sk_buff) -> i32 {
 
 #[inline(never)]
 fn error_v4(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V4>(raw, Hook::PodFrom, Client::Pod)
+    errors::handle::<V4>(raw, Hook::PodFrom, Client::Pod, 0)
 }
 
 #[inline(never)]
 fn error_v6(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V6>(raw, Hook::PodFrom, Client::Pod)
+    errors::handle::<V6>(raw, Hook::PodFrom, Client::Pod, 0)
 }
 
 #[inline(always)]

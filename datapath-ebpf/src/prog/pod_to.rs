@@ -51,12 +51,12 @@ fn v6(raw: *mut __sk_buff) -> i32 {
 
 #[inline(never)]
 fn error_v4(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V4>(raw, Hook::PodTo, Client::Outside)
+    errors::handle::<V4>(raw, Hook::PodTo, Client::Outside, 0)
 }
 
 #[inline(never)]
 fn error_v6(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V6>(raw, Hook::PodTo, Client::Outside)
+    errors::handle::<V6>(raw, Hook::PodTo, Client::Outside, 0)
 }
 
 #[inline(always)]

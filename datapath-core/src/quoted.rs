@@ -95,6 +95,10 @@ pub fn translation<F: Family, T: Tables<F::Addr>>(
     h: &Headers<F::Addr>,
     q: &Quoted<F::Addr>,
 ) -> Option<ErrorRewrite<F::Addr>> {
+    // An error goes to whoever sent what it quotes; what does not is made up.
+    if h.dst != q.src {
+        return None;
+    }
     // About a packet to a backend, as it was after its translation.
     if let Some(row) = known(tables, q, Direction::Reply) {
         let (client, port) = if row.nat_port == 0 {

@@ -10,7 +10,7 @@ use datapath_common::{
     proto,
 };
 use datapath_core::{
-    Decision, ETH_LEN, Family, Headers, V4, Verdict, icmp::IcmpError, pod_from, to_pod,
+    Decision, ETH_LEN, Family, Headers, V4, Verdict, icmp::IcmpError, pod_from, quoted, to_pod,
 };
 use etherparse::PacketBuilder;
 use plain::{Bytes, Plain, local, vxlan};
@@ -427,5 +427,30 @@ fn kp_101_the_hash_spreads() {
             .map(|h| (f64::from(*h) - even).powi(2) / even)
             .sum();
         assert!(chi < 30.0, "{n} slots: {hits:?}, chi-square {chi}");
+    }
+}
+
+#[test]
+fn an_error_is_translated_only_for_the_sender_of_what_it_quotes() {
+    let mut tables = tables();
+    web(&mut tables, 0);
+    let port = port_for(&tables, REMOTE);
+    let sent = tcp(CLIENT, REMOTE, port, 8080, ACK);
+    for (to, known) in [(CLIENT, true), (NEIGHBOUR, false)] {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 0, 2, 1], to, 64)
+            .icmpv4_raw(3, 1, [0; 4])
+            .write(&mut frame, &sent[ETH_LEN..])
+            .unwrap();
+        let packet = Bytes::new(&frame);
+        let mut headers = Headers::EMPTY;
+        V4::parse(&packet, ETH_LEN, &mut headers).unwrap();
+        let quoted = quoted::quoted::<V4, _>(&packet, &headers).unwrap();
+        let new = quoted::translation::<V4, _>(&tables, &headers, &quoted);
+        assert_eq!(
+            new.map(|new| new.quoted_dst),
+            known.then_some(Ip4::new(VIP))
+        );
     }
 }

@@ -43,6 +43,7 @@ const FEATURES: [(&str, u32); 4] = [
             | Feature::DECAP_6_IN_4
             | Feature::UPLINK_SERVICES
             | Feature::MASQUERADE
+            | Feature::ICMP_ERRORS
             | Feature::COUNT_SERVICES,
     ),
 ];

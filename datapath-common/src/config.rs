@@ -21,6 +21,12 @@ impl Feature {
     /// Traffic is counted for each service port and backend (`tulle_svc_stats`,
     /// `tulle_bk_stats4`, `tulle_bk_stats6`).
     pub const COUNT_SERVICES: u32 = 16;
+    /// ICMP errors about translated packets are translated.
+    pub const ICMP_ERRORS: u32 = 32;
+    /// What a node can do without, where the kernel's verifier cannot follow the
+    /// programs with all of it: services for pods and the overlay stay.
+    pub const OPTIONAL: u32 =
+        Self::UPLINK_SERVICES | Self::MASQUERADE | Self::COUNT_SERVICES | Self::ICMP_ERRORS;
 }
 
 /// When an idle flow has expired, in ticks by state.

@@ -1,8 +1,8 @@
 //! From a frontend to a backend: flow table, then affinity, then segment.
 
 use datapath_common::{
-    Address, AffinityKey, Backend, BackendState, Direction, FlowState, Frontend, FrontendFlags,
-    Reason, TICK_SHIFT, Via, ViaKind, proto,
+    Address, AffinityKey, Backend, BackendState, Config, Direction, Feature, FlowState, Frontend,
+    FrontendFlags, Reason, TICK_SHIFT, Via, ViaKind, proto,
 };
 
 use crate::{
@@ -38,11 +38,14 @@ struct Offer {
     empty: Reason,
     /// Whether flows are masqueraded, unless the backend is on this node itself.
     masquerade: bool,
+    /// Session affinity in seconds, 0 for none.
+    affinity_secs: u32,
 }
 
 impl Offer {
     #[inline(always)]
-    fn of(front: &Frontend, client: Client) -> Self {
+    fn of(front: &Frontend, client: Client, config: &Config) -> Self {
+        let whole = config.features & Feature::UPLINK_SERVICES != 0;
         let outside = client == Client::Outside;
         let (drop, masquerade) = match client {
             Client::Pod => (
@@ -67,7 +70,8 @@ impl Offer {
             } else {
                 Reason::NoLocalEndpoints
             },
-            masquerade,
+            masquerade: whole && masquerade,
+            affinity_secs: if whole { front.affinity_secs } else { 0 },
         }
     }
 }
@@ -89,7 +93,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         return expired(h);
     }
     let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
-    let offer = Offer::of(front, client);
+    let offer = Offer::of(front, client, tables.config());
     let chosen = choose::<F, T>(tables, h, front, &offer, hash);
     let Some(backend) = chosen.backend else {
         return if chosen.missing == Reason::NoEndpoints {
@@ -188,7 +192,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     let known = h.signal == Signal::Data
         && h.proto != proto::UDP
         && front.flags & ASK == 0
-        && front.affinity_secs == 0
+        && offer.affinity_secs == 0
         && !offer.masquerade
         && offer.len != 0;
     let mut chosen = Chosen {
@@ -222,7 +226,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         chosen.missing = offer.empty;
         return chosen;
     }
-    if front.affinity_secs != 0
+    if offer.affinity_secs != 0
         && let Some((id, backend)) = remembered::<F, T>(tables, h, front, offer)
     {
         chosen.id = id;
@@ -250,7 +254,7 @@ fn remembered<'t, F: Family, T: Tables<F::Addr>>(
         client: h.src,
         service: front.service,
     })?;
-    let limit = ((front.affinity_secs as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
+    let limit = ((offer.affinity_secs as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
     let age = tables.now().wrapping_sub(row.seen);
     // Written by another CPU in a tick that has not begun here.
     if age > limit && age != u32::MAX {

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
     helpers::generated::bpf_l4_csum_replace,
 };
-use datapath_common::{Hook, Reason, proto};
+use datapath_common::{Feature, Hook, Reason, proto};
 use datapath_core::{
     Client, ETH_LEN, Frame, Headers, Packet as _, Rewrite, Tables,
     checksum::Sum,
@@ -19,7 +19,7 @@ use crate::{
     exit::{Origin, TcExit},
     loaded::Loaded,
     shape::Shape,
-    tables::Maps,
+    tables::{Maps, config},
 };
 
 /// No code of a TC program: the packet is no error about a packet that was
@@ -29,6 +29,9 @@ pub const UNTOUCHED: i32 = -2;
 /// Whether the packet is ICMP or ICMPv6, without extension headers: all that [`handle`] is asked about.
 #[inline(always)]
 pub fn is_icmp(skb: &Skb, frame: Frame) -> bool {
+    if config().features & Feature::ICMP_ERRORS == 0 {
+        return false;
+    }
     let (at, icmp) = match frame {
         Frame::V4 => (ETH_LEN + 8, proto::ICMP),
         Frame::V6 => (ETH_LEN + 5, proto::ICMPV6),

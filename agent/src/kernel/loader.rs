@@ -10,7 +10,7 @@ use std::path::Path;
 
 use aya::maps::MapData;
 use aya::{EbpfError, EbpfLoader};
-use datapath_common::{Config, Hook, maps};
+use datapath_common::{Config, Feature, Hook, maps};
 
 use super::attach::AttachKind;
 use super::capacity::{Capacities, flag};
@@ -120,6 +120,8 @@ pub struct Datapath {
     object: Cow<'static, [u8]>,
     capacities: Capacities,
     config: Config,
+    /// Features that the programs lack all the same (see [`Feature::OPTIONAL`]).
+    left_out: u32,
     pub(crate) programs: Programs,
     /// The maps.
     pub maps: Maps,
@@ -155,8 +157,8 @@ impl Datapath {
             pins.set_abi_version(maps::ABI_VERSION)?;
         }
         let old = open_old(&pins, &fates)?;
-        let staged = stage(&pins, &fates, config, capacities, &options.object);
-        let (by_name, programs) = match staged {
+        let staged = stage(&pins, &fates, config, capacities, &options.object, 0);
+        let (by_name, programs, left_out) = match staged {
             Ok(staged) => staged,
             Err(e) => {
                 // The former maps stay as they were.
@@ -177,7 +179,17 @@ impl Datapath {
                 ));
             }
         }
+        if left_out != 0 {
+            warnings.push(
+                "this kernel's verifier cannot follow the programs with all they can do: services for \
+                 clients outside and for processes of the node, masquerade, session affinity, \
+                 translation of ICMP errors and counts of services are off; ClusterIPs for pods and the \
+                 overlay work; a newer kernel (Debian's 6.12, for example) does all of it"
+                    .into(),
+            );
+        }
         Ok(Self {
+            left_out,
             attach: options.attach,
             object: options.object.clone(),
             capacities: *capacities,
@@ -199,7 +211,12 @@ impl Datapath {
         &self.opened
     }
 
-    /// The read-only data that the programs have.
+    /// Features of [`Self::config`] that this kernel does not let the programs have.
+    pub fn left_out(&self) -> u32 {
+        self.left_out
+    }
+
+    /// The read-only data that the programs have, but for [`Self::left_out`].
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -225,8 +242,16 @@ impl Datapath {
             .keys()
             .map(|name| (*name, MapFate::Adopted))
             .collect();
-        let (_, programs) = stage(&self.pins, &adopted, config, &self.capacities, &self.object)?;
+        let (_, programs, left_out) = stage(
+            &self.pins,
+            &adopted,
+            config,
+            &self.capacities,
+            &self.object,
+            self.left_out,
+        )?;
         self.programs = programs;
+        self.left_out = left_out;
         self.config = *config;
         Ok(())
     }
@@ -360,15 +385,45 @@ fn open_old(pins: &Pins, fates: &Fates) -> Result<BTreeMap<&'static str, OwnedFd
     Ok(old)
 }
 
-/// Opens or makes the maps and loads the programs. Maps that replace others
-/// are pinned beside them.
+type Staged = (BTreeMap<&'static str, MapData>, Programs);
+
+/// [`stage_with`] without the features `left_out`; and without any that is
+/// optional if the kernel's verifier cannot follow the programs otherwise.
+/// Returns which were left out.
 fn stage(
     pins: &Pins,
     fates: &Fates,
     config: &Config,
     capacities: &Capacities,
     object: &[u8],
-) -> Result<(BTreeMap<&'static str, MapData>, Programs), LoadError> {
+    left_out: u32,
+) -> Result<(BTreeMap<&'static str, MapData>, Programs, u32), LoadError> {
+    let optional = config.features & Feature::OPTIONAL;
+    let with = |left_out: u32| {
+        let features = config.features & !left_out;
+        let config = Config {
+            features,
+            ..*config
+        };
+        stage_with(pins, fates, &config, capacities, object)
+    };
+    match with(left_out) {
+        Err(LoadError::Program(e)) if e.is_too_large() && optional & !left_out != 0 => {
+            with(Feature::OPTIONAL).map(|(maps, programs)| (maps, programs, Feature::OPTIONAL))
+        }
+        staged => staged.map(|(maps, programs)| (maps, programs, left_out)),
+    }
+}
+
+/// Opens or makes the maps and loads the programs. Maps that replace others
+/// are pinned beside them.
+fn stage_with(
+    pins: &Pins,
+    fates: &Fates,
+    config: &Config,
+    capacities: &Capacities,
+    object: &[u8],
+) -> Result<Staged, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for (name, fate) in fates {

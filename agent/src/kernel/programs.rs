@@ -38,6 +38,20 @@ pub enum ProgramError {
     },
 }
 
+impl ProgramError {
+    /// Whether the verifier gave up because there was too much to follow (`E2BIG`).
+    pub(crate) fn is_too_large(&self) -> bool {
+        let Self::Refused { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.as_ref(),
+            aya::programs::ProgramError::LoadError { io_error, .. }
+                if io_error.raw_os_error() == Some(libc::E2BIG)
+        )
+    }
+}
+
 /// Descriptors and numbers of the loaded programs, in the order of [`Hook::ALL`].
 #[derive(Debug)]
 pub(crate) struct Programs {

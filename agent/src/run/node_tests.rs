@@ -77,6 +77,7 @@ fn the_config_follows_node_and_uplink() {
         uplink_mac: Mac::new([2, 0, 0, 0, 0, 9]),
         features: Feature::OVERLAY
             | Feature::DECAP_6_IN_4
+            | Feature::ICMP_ERRORS
             | Feature::UPLINK_SERVICES
             | Feature::COUNT_SERVICES
             | Feature::MASQUERADE,
@@ -91,7 +92,8 @@ fn the_config_follows_node_and_uplink() {
         "--count-services=false",
     ]);
     let old = view.config(&uplink(), &plain, 0, false);
-    assert_eq!((old.features, old.vtep), (Feature::OVERLAY, 0));
+    let features = Feature::OVERLAY | Feature::ICMP_ERRORS;
+    assert_eq!((old.features, old.vtep), (features, 0));
 }
 
 #[test]

@@ -383,11 +383,15 @@ pub(crate) fn claim_port<A: Address, T: Tables<A>>(
     let config = tables.config();
     let (first, ports) = (config.snat_first, config.snat_ports as u32);
     let (state, now) = (FlowState::Opening, tables.now());
-    let mut attempt = 0;
+    let port = |attempt| first.wrapping_add(reduce(scatter(hash, attempt), ports) as u16);
+    if tables.fill_flow(true, new.reply(h, state, now, port(0))) {
+        return port(0) as u32;
+    }
+    // Only the port differs: the loop is short, for the verifier walks all of it.
+    let mut attempt = 1;
     while attempt < ATTEMPTS {
-        let port = first.wrapping_add(reduce(scatter(hash, attempt), ports) as u16);
-        if tables.fill_flow(true, new.reply(h, state, now, port)) {
-            return port as u32;
+        if tables.claim_port(port(attempt)) {
+            return port(attempt) as u32;
         }
         attempt += 1;
     }

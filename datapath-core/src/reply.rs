@@ -1,6 +1,6 @@
 //! The way of a translated reply to a client that is not behind the hook itself.
 
-use datapath_common::{Direction, FlowKey, Reason, ViaKind};
+use datapath_common::{Reason, ViaKind};
 
 use crate::{
     Decision, Family, Headers, Packet, Rewrite, Tables, flow_hash,
@@ -34,17 +34,9 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         if let Some(via) = tables.pod(&client)
             && via.kind == ViaKind::Local as u8
         {
-            // Masqueraded behind a service: `pod_to` translates it once more.
-            let behind = FlowKey {
-                src: h.src,
-                dst: client,
-                sport: h.sport,
-                dport: rewrite.dport,
-                proto: h.proto,
-                direction: Direction::Reply as u8,
-                reserved: 0,
-            };
-            if from == Client::Outside && rewrite.src == h.src && tables.flow(behind).is_some() {
+            // Only masqueraded: the kernel's connection tracking has seen the way
+            // out, and `pod_to` translates it once more if a service is behind it.
+            if from == Client::Outside && rewrite.any && rewrite.src == h.src {
                 return Decision::kernel(Reason::ReplyTranslated, h).translated(rewrite);
             }
             return Decision::deliver(via, Reason::ReplyTranslated, h).translated(rewrite);

@@ -38,8 +38,6 @@ struct Offer {
     empty: Reason,
     /// Whether flows are masqueraded, unless the backend is on this node itself.
     masquerade: bool,
-    /// Session affinity in seconds, 0 for none.
-    affinity_secs: u32,
 }
 
 impl Offer {
@@ -71,7 +69,6 @@ impl Offer {
                 Reason::NoLocalEndpoints
             },
             masquerade: whole && masquerade,
-            affinity_secs: if whole { front.affinity_secs } else { 0 },
         }
     }
 }
@@ -192,7 +189,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     let known = h.signal == Signal::Data
         && h.proto != proto::UDP
         && front.flags & ASK == 0
-        && offer.affinity_secs == 0
+        && front.affinity_secs == 0
         && !offer.masquerade
         && offer.len != 0;
     let mut chosen = Chosen {
@@ -226,7 +223,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         chosen.missing = offer.empty;
         return chosen;
     }
-    if offer.affinity_secs != 0
+    if front.affinity_secs != 0
         && let Some((id, backend)) = remembered::<F, T>(tables, h, front, offer)
     {
         chosen.id = id;
@@ -254,7 +251,7 @@ fn remembered<'t, F: Family, T: Tables<F::Addr>>(
         client: h.src,
         service: front.service,
     })?;
-    let limit = ((offer.affinity_secs as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
+    let limit = ((front.affinity_secs as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
     let age = tables.now().wrapping_sub(row.seen);
     // Written by another CPU in a tick that has not begun here.
     if age > limit && age != u32::MAX {

@@ -59,6 +59,10 @@ pub trait Tables<A> {
     /// is no row with this key. False if the table did not take it.
     #[must_use]
     fn fill_flow(&self, claim: bool, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool;
+    /// Writes once more what [`Self::fill_flow`] filled last, under the key with
+    /// this destination port, if there is no row with it.
+    #[must_use]
+    fn claim_port(&self, dport: u16) -> bool;
     /// Row of `tulle_affin_*`.
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
     /// Writes a row of `tulle_affin_*`; best effort.

@@ -280,6 +280,18 @@ macro_rules! tables {
                     .is_ok()
             }
             #[inline(always)]
+            fn claim_port(&self, dport: u16) -> bool {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return false;
+                };
+                // SAFETY: as above.
+                let work = unsafe { &mut *work };
+                work.key.dport = dport;
+                maps::$flow
+                    .insert(&work.key, &work.flow, BPF_NOEXIST as u64)
+                    .is_ok()
+            }
+            #[inline(always)]
             fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {
                 // SAFETY: the row found is copied at once; another CPU may be
                 // writing it, and what is read is checked against the backend's row.

@@ -182,7 +182,7 @@ impl Datapath {
         if left_out != 0 {
             warnings.push(
                 "this kernel's verifier cannot follow the programs with all they can do: services for \
-                 clients outside and for processes of the node, masquerade, session affinity, \
+                 clients outside and for processes of the node, masquerade, \
                  translation of ICMP errors and counts of services are off; ClusterIPs for pods and the \
                  overlay work; a newer kernel (Debian's 6.12, for example) does all of it"
                     .into(),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use datapath_common::{Hook, Reason, proto};
+use datapath_common::{Feature, Hook, Reason, proto};
 
 use super::client::Client;
 use super::forward::{deliver, encapsulated, fits, route, turn_back};
@@ -41,6 +41,9 @@ struct Translation {
 
 /// What becomes of an error about a translated packet; `None` for any other packet.
 pub fn icmp_error(world: &World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Option<Outcome> {
+    if !world.has(Feature::ICMP_ERRORS) {
+        return None;
+    }
     let packet = parse(frame, ctx).ok()?;
     let quote = quote(frame, &packet)?;
     let to = translation(world, &packet, &quote.tuple)?;

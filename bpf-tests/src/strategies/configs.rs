@@ -37,7 +37,7 @@ pub fn config(number: u8) -> Config {
         overlay_mtu: 1450,
         vtep_mac: Mac::new([0xee, 1, 1, 1, 1, 1]),
         uplink_mac: Mac::new([0x52, 0x54, 0, 7, 7, 7]),
-        features: Feature::OVERLAY | Feature::DECAP_6_IN_4,
+        features: Feature::OVERLAY | Feature::DECAP_6_IN_4 | Feature::ICMP_ERRORS,
         node_ip6: Ip6::from(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 1)),
         vtep: 11,
         snat_first: 10_000,
@@ -76,7 +76,10 @@ pub fn config(number: u8) -> Config {
             ..usual
         },
         5 => Config {
-            features: Feature::DECAP_6_IN_4 | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
+            features: Feature::DECAP_6_IN_4
+                | Feature::ICMP_ERRORS
+                | Feature::UPLINK_SERVICES
+                | Feature::MASQUERADE,
             vtep: 0,
             node_ip6: Ip6::new([0; 16]),
             pod_net6: Ip6::new([0; 16]),
@@ -87,6 +90,7 @@ pub fn config(number: u8) -> Config {
             vni: 7,
             overlay_mtu: 600,
             features: Feature::OVERLAY
+                | Feature::ICMP_ERRORS
                 | Feature::UPLINK_SERVICES
                 | Feature::MASQUERADE
                 | Feature::COUNT_SERVICES,

@@ -59,6 +59,8 @@ pub struct Plain<A: 'static> {
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
     pub sources: HashSet<(u32, A)>,
     pub direct: HashSet<A>,
+    /// What was filled last.
+    pub staged: Cell<Option<(FlowKey<A>, Flow<A>)>>,
     /// Packets by service, backend and direction.
     pub counts: RefCell<HashMap<(u32, u32, u8), u32>>,
     pub pods: HashMap<A, Via>,
@@ -80,6 +82,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             affinities: RefCell::default(),
             sources: HashSet::new(),
             direct: HashSet::new(),
+            staged: Cell::new(None),
             counts: RefCell::default(),
             pods: HashMap::new(),
             peers: Vec::new(),
@@ -230,7 +233,15 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             seen: 0,
         };
         fill(&mut key, &mut flow);
+        self.staged.set(Some((key, flow)));
         !(claim && self.flow(key).is_some()) && self.open_flow(key, flow)
+    }
+    fn claim_port(&self, dport: u16) -> bool {
+        let Some((key, flow)) = self.staged.get() else {
+            return false;
+        };
+        let key = FlowKey { dport, ..key };
+        self.flow(key).is_none() && self.open_flow(key, flow)
     }
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity> {
         self.affinities.borrow().get(&key).copied()

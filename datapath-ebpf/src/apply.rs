@@ -291,12 +291,12 @@ fn encapsulate<F: Shape>(
 where
     Maps: Tables<F::Addr>,
 {
-    let (config, port) = (maps.config(), decision.outer_port);
     const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
         | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
         | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
         | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
         | (ETH_LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+    let (config, port) = (maps.config(), decision.outer_port);
     let inner = skb.length().wrapping_sub(ETH_LEN as u32);
     // SAFETY: the context is the program's own.
     let failed = unsafe {

@@ -18,15 +18,8 @@ use crate::{
 #[classifier]
 pub fn tulle_nic_out(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    let frame = match frame(&skb) {
-        Ok(frame) => frame,
-        Err(_) => {
-            return Origin::of(Hook::NicOut, &skb).leave::<Ip4>(
-                TcExit::NEXT,
-                Reason::NotOurs,
-                None,
-            );
-        }
+    let Ok(frame) = frame(&skb) else {
+        return Origin::of(Hook::NicOut, &skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None);
     };
     let raw = skb.raw();
     skb.look();

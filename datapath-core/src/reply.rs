@@ -1,11 +1,14 @@
 //! The way of a translated reply to a client that is not behind the hook itself.
 
-use datapath_common::{Reason, ViaKind};
+use datapath_common::{Address, Direction, FlowKey, Reason, ViaKind};
 
 use crate::{
-    Decision, Family, Headers, Packet, Rewrite, Tables, flow_hash,
+    Decision, Family, Headers, Packet, Rewrite, Tables,
+    flow::key,
+    flow_hash,
     hooks::{fits_overlay, needs_kernel, outer_port},
     service::Client,
+    tables::FlowRow,
 };
 
 /// Sends a reply to its client, `rewrite.dst`. `from` is who sends it.
@@ -34,9 +37,12 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         if let Some(via) = tables.pod(&client)
             && via.kind == ViaKind::Local as u8
         {
-            // Only masqueraded: the kernel's connection tracking has seen the way
-            // out, and `pod_to` translates it once more if a service is behind it.
-            if from == Client::Outside && rewrite.any && rewrite.src == h.src {
+            // Masqueraded behind a service: `pod_to` translates it once more.
+            if from == Client::Outside
+                && rewrite.any
+                && rewrite.src == h.src
+                && is_behind_service(tables, h)
+            {
                 return Decision::kernel(Reason::ReplyTranslated, h).translated(rewrite);
             }
             return Decision::deliver(via, Reason::ReplyTranslated, h).translated(rewrite);
@@ -54,4 +60,20 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             .translated(rewrite);
     }
     Decision::route(Reason::ReplyTranslated, h).translated(rewrite)
+}
+
+/// Whether what a masqueraded reply becomes is the reply of a service. A function
+/// of its own, that reads the row again: keys take much of the stack.
+#[inline(never)]
+fn is_behind_service<A: Address, T: Tables<A>>(tables: &T, h: &Headers<A>) -> bool {
+    let Some(row) = tables.flow(key(h, Direction::Reply)) else {
+        return false;
+    };
+    let flow = row.get();
+    let behind = FlowKey {
+        dst: flow.nat_addr,
+        dport: flow.nat_port,
+        ..key(h, Direction::Reply)
+    };
+    tables.flow(behind).is_some()
 }

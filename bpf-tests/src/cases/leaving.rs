@@ -142,8 +142,7 @@ fn opening_and_answers(u: &Uplink, kind: Kind) -> Vec<Case> {
         dport: flow.client.1,
         ..answer.clone()
     };
-    // By the kernel, whose connection tracking has seen the way out.
-    let (verdict, out) = (Verdict::Kernel, back.build());
+    let (verdict, out) = super::Fixture::delivered(&back, 2);
     let heard = rows(u, &flow, FlowState::Established, 0).map(|(id, mut row)| {
         row.opened = NOW - 1;
         (id, row)

@@ -69,8 +69,15 @@ pub fn to_client(
     }
     let reason = Reason::ReplyTranslated;
     if let Some(via) = world.local_pod(dst) {
-        // Only masqueraded.
-        if hook == Hook::NicIn && to.src == packet.ip.src {
+        // Masqueraded behind a service: `pod_to` translates it once more.
+        let behind = Tuple {
+            src: packet.ip.src,
+            dst,
+            dport: to.dport,
+            ..packet.tuple()
+        };
+        let once_more = to.src == packet.ip.src && world.flows.contains_key(&behind.reply());
+        if hook == Hook::NicIn && once_more {
             return Outcome::kernel(reason, &out);
         }
         deliver(out, packet, &via, Client::Pod, reason)

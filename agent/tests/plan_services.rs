@@ -21,7 +21,7 @@ use tulle_agent::model::{
     Dirty, Family, Kind, Model, NamespacedName, Node, ObjectKey, Policy, Protocol, ready_here,
 };
 use tulle_agent::plan::compile::{Here, compile};
-use tulle_agent::plan::{BackendKey, Desired, Wanted};
+use tulle_agent::plan::{BackendKey, Desired, Kind as Front, Wanted};
 use tulle_agent::source::{Change, parse};
 
 macro_rules! cases {
@@ -250,8 +250,13 @@ fn rows(model: &Model, here: &Here) -> Vec<String> {
 }
 
 fn row(wanted: &Wanted) -> String {
-    let kinds = ["ClusterIP", "VIP", "externalIP", "NodePort", "hostPort"];
-    let kind = kinds[usize::from(wanted.rank)];
+    let kind = match wanted.kind {
+        Front::ClusterIp => "ClusterIP",
+        Front::Vip => "VIP",
+        Front::ExternalIp => "externalIP",
+        Front::NodePort => "NodePort",
+        Front::HostPort => "hostPort",
+    };
     assert_eq!(wanted.marks_address, kind == "ClusterIP", "{wanted:?}");
     let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
         .into_iter()

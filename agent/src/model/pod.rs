@@ -31,15 +31,23 @@ pub struct HostPort {
     pub protocol: Protocol,
 }
 
+/// What tells the owner of a Pod's frontends from a Service.
+const PREFIX: &str = "pod/";
+
 impl Pod {
     /// The name under which its frontends are planned, among those of Services:
     /// no object's name holds a `/`.
     pub fn owner(&self) -> NamespacedName {
         owner(&self.name)
     }
+
+    /// Namespace and name of the Pod whose [`Pod::owner`] this is; `None` if it is a Service's.
+    pub fn owned(owner: &NamespacedName) -> Option<&str> {
+        owner.name.strip_prefix(PREFIX)
+    }
 }
 
 /// [`Pod::owner`] of the Pod of this name.
 pub(super) fn owner(pod: &NamespacedName) -> NamespacedName {
-    NamespacedName::new(pod.namespace.as_str(), format!("pod/{}", pod.name))
+    NamespacedName::new(pod.namespace.as_str(), format!("{PREFIX}{pod}"))
 }

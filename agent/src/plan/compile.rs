@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::backends::BackendKey;
 use super::desired::{PortKey, Wanted};
+use super::kind::Kind;
 use super::ops::FrontKey;
 use crate::model::{
     EndpointSets, Exposure, Family, Model, NamespacedName, Pod, Policy, Service, ServicePort,
@@ -27,24 +28,6 @@ pub struct Here {
     pub node_ips: Vec<IpAddr>,
     /// Whether pods are masqueraded towards ClusterIPs too (KP-106).
     pub masquerade_all: bool,
-}
-
-/// What a frontend's address is, in the order in which contested frontends are
-/// given: an exact address beats a NodePort (KP-38), and what the cluster
-/// allotted beats what the author of any Service may write (KP-25, KP-185).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum Kind {
-    /// A ClusterIP.
-    ClusterIp,
-    /// An address of a load balancer (KP-41).
-    Vip,
-    /// An external IP (KP-31).
-    ExternalIp,
-    /// An address of the node, at the node port (KP-33).
-    NodePort,
-    /// An address of the node, at a Pod's host port.
-    HostPort,
 }
 
 /// The frontends of one Service on this node, or of the Pod of which `name` is the
@@ -127,7 +110,7 @@ fn host_ports(pod: &Pod, here: &Here) -> Vec<Wanted> {
                 affinity_secs: 0,
                 sources: Vec::new(),
                 marks_address: false,
-                rank: Kind::HostPort as u8,
+                kind: Kind::HostPort,
             });
         }
     }
@@ -206,7 +189,7 @@ fn frontend(
         affinity_secs: service.affinity_secs.unwrap_or(0),
         sources,
         marks_address: kind == Kind::ClusterIp,
-        rank: kind as u8,
+        kind,
     }
 }
 

@@ -9,9 +9,10 @@ use ipnet::IpNet;
 
 use super::backends::BackendKey;
 use super::compile::{Here, compile};
+use super::kind::Kind;
 use super::ops::FrontKey;
 use super::sources::SourceRange;
-use crate::model::{Family, Fault, Model, NamespacedName, Protocol, Warning};
+use crate::model::{Family, Fault, Model, NamespacedName, Pod, Protocol, Warning};
 
 /// A service port in one family: what a service number stands for.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -24,6 +25,16 @@ pub struct PortKey {
     pub protocol: Protocol,
     /// Family.
     pub family: Family,
+}
+
+impl PortKey {
+    /// The object that the port is of, as warnings name it.
+    pub fn object(&self) -> String {
+        match Pod::owned(&self.service) {
+            Some(pod) => format!("Pod {pod}"),
+            None => format!("Service {}", self.service),
+        }
+    }
 }
 
 impl fmt::Display for PortKey {
@@ -58,9 +69,9 @@ pub struct Wanted {
     /// Whether whatever else is sent to the address is refused (KP-28): its
     /// address is a ClusterIP.
     pub marks_address: bool,
-    /// Of several claims to one frontend the lowest rank has it (KP-38), then
+    /// Of several claims to one frontend the first kind has it (KP-38), then
     /// the first service port by name (KP-25).
-    pub rank: u8,
+    pub kind: Kind,
 }
 
 /// What a frontend does for the service port that has it.
@@ -108,12 +119,12 @@ impl From<Wanted> for (FrontKey, Claimant, Claim) {
             sources: wanted.sources,
             marks_address: wanted.marks_address,
         };
-        (wanted.front, (wanted.rank, wanted.port), claim)
+        (wanted.front, (wanted.kind, wanted.port), claim)
     }
 }
 
-/// Rank and service port: the lowest has a contested frontend.
-type Claimant = (u8, PortKey);
+/// The lowest has a contested frontend.
+type Claimant = (Kind, PortKey);
 
 /// All frontends that should exist, kept up to date one Service at a time.
 #[derive(Debug, Default)]
@@ -149,7 +160,7 @@ impl Desired {
     ) {
         let claims: Vec<_> = wanted
             .iter()
-            .map(|w| (w.front, (w.rank, w.port.clone())))
+            .map(|w| (w.front, (w.kind, w.port.clone())))
             .collect();
         let old = if claims.is_empty() {
             self.claims_of.remove(service)
@@ -242,19 +253,19 @@ impl Desired {
         let mut warnings = Vec::new();
         for front in &self.contested {
             let mut claims = self.claims.get(front).into_iter().flat_map(BTreeMap::keys);
-            let Some((_, winner)) = claims.next() else {
+            let Some((kind, winner)) = claims.next() else {
                 continue;
             };
-            warnings.extend(claims.map(|(_, loser)| {
-                let fault = Fault::new(
-                    "spec.clusterIPs",
-                    format!(
-                        "{} port {} belongs to {winner} already",
-                        front.addr, front.port
-                    ),
-                    "give each Service its own address or port",
+            warnings.extend(claims.map(|(lost, loser)| {
+                let problem = format!(
+                    "{} port {} belongs to {}, {}, already",
+                    front.addr,
+                    front.port,
+                    winner.object(),
+                    kind.field()
                 );
-                Warning::new(format!("Service {}", loser.service), fault)
+                let fault = Fault::new(lost.field(), problem, lost.mend());
+                Warning::new(loser.object(), fault)
             }));
         }
         warnings

@@ -62,6 +62,24 @@ impl SlowPath {
         }
     }
 
+    /// Makes the device, and nothing else, if no interface has its name: its
+    /// index is in the programs, which then need not be loaded a second time.
+    /// Gives the index if it was made.
+    pub async fn make_device(&mut self, overlay: &Overlay) -> Result<Option<u32>, ReconcileError> {
+        let links = link::all(&self.netlink).await?;
+        if links.iter().any(|link| link.name == overlay.device) {
+            return Ok(None);
+        }
+        let (index, _) = self.device(overlay, &links, &mut Report::default()).await?;
+        Ok(Some(index))
+    }
+
+    /// Deletes an interface, such as a device that was made for nothing.
+    pub async fn delete_device(&self, index: u32) -> Result<(), NetlinkError> {
+        let what = format!("delete the interface of index {index}");
+        self.netlink.execute(&what, link::delete(index), 0).await
+    }
+
     /// Makes the kernel hold what `overlay` says; writes only differences.
     /// A [`super::Watcher`] hears these writes too: the pass that follows is clean.
     pub async fn reconcile(&mut self, overlay: &Overlay) -> Result<Report, ReconcileError> {

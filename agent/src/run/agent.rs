@@ -9,12 +9,14 @@ use anyhow::bail;
 use tokio::sync::watch;
 
 use super::faults::Part;
+use super::node::NodeView;
 use super::serving::Serving;
 use super::shared::Shared;
 use super::slow::{self, Ended, Slow};
 use super::status::{self, Names, Snapshot};
 use super::waiting::Waiting;
 use crate::health::Ports;
+use crate::model::Node;
 use crate::net::{Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
 use crate::source::Batch;
 use crate::source::manifests::Manifests;
@@ -162,8 +164,16 @@ impl Agent {
                 let Some(objects) = std::mem::take(waiting).into_batch() else {
                     return Ok(());
                 };
-                let serving = Serving::open(&self.shared, node, objects)?;
-                self.begin(serving).await;
+                let made = self.make_device(&node).await;
+                match Serving::open(&self.shared, node, objects).map(Box::new) {
+                    Ok(serving) => self.begin(serving).await,
+                    Err(error) => {
+                        if let Some(index) = made {
+                            self.slow.delete_device(index).await;
+                        }
+                        return Err(error);
+                    }
+                }
             }
             State::Serving(serving) => {
                 let nodes = serving.batch(&mut self.shared, batch);
@@ -179,9 +189,16 @@ impl Agent {
         Ok(())
     }
 
+    /// The VTEP device, if there is none yet: its index is in the programs.
+    async fn make_device(&mut self, node: &Node) -> Option<u32> {
+        let (uplink, args) = (&self.shared.uplink, &self.shared.args.overlay);
+        let overlay = NodeView::new(node, uplink, args).overlay(uplink, args, &[]);
+        self.slow.make_device(&overlay).await
+    }
+
     /// The datapath is ours. Its maps and links stay as they are until the
     /// first facts are there.
-    async fn begin(&mut self, mut serving: Serving) {
+    async fn begin(&mut self, mut serving: Box<Serving>) {
         let started = Instant::now();
         let shared = &mut self.shared;
         shared.faults.set(Part::Node, serving.view.notes.clone());
@@ -202,7 +219,7 @@ impl Agent {
         self.slow.start(serving.overlay(shared), started);
         look_at_facts(&mut serving, shared).await;
         shared.paces.uplink.done(started, Instant::now());
-        self.state = State::Serving(Box::new(serving));
+        self.state = State::Serving(serving);
     }
 
     fn net(&mut self, changed: NetChanged) {

@@ -47,6 +47,35 @@ impl Slow {
         self.running.is_none()
     }
 
+    /// Makes the VTEP device if there is none and no pass is under way, before
+    /// the programs are loaded. Gives its index if it was made; what keeps it
+    /// from being made is left to the first pass, which tells it.
+    pub async fn make_device(&mut self, overlay: &Overlay) -> Option<u32> {
+        if self.running.is_some() {
+            return None;
+        }
+        let slow = self.slow_path();
+        match slow.make_device(overlay).await {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::debug!(%error, "the VTEP device could not be made before the programs are loaded");
+                None
+            }
+        }
+    }
+
+    /// Takes back what [`Slow::make_device`] made.
+    pub async fn delete_device(&mut self, index: u32) {
+        if let Err(error) = self.slow_path().delete_device(index).await {
+            tracing::warn!("{error}; `tulle-agent cleanup` removes it");
+        }
+    }
+
+    fn slow_path(&mut self) -> &mut SlowPath {
+        self.idle
+            .get_or_insert_with(|| SlowPath::new(self.netlink.clone(), &self.record))
+    }
+
     /// Begins a pass, unless one is under way.
     pub fn start(&mut self, overlay: Overlay, now: Instant) {
         if self.running.is_some() {

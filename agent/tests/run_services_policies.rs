@@ -185,6 +185,50 @@ fn kp_46_source_ranges_say_who_may_use_the_balancers_addresses() {
     ]);
 }
 
+#[test]
+fn kp_47_balancer_addresses_are_allowed_where_the_node_is() {
+    let town = Town::start("allowance", 2, &[]);
+    let mut service = town.service(47, &EVERY_POD);
+    // A second address of each family, which the first client has as its own.
+    let own: [IpAddr; 2] = [
+        "203.0.113.200".parse().unwrap(),
+        "2001:db8:203::200".parse().unwrap(),
+    ];
+    service.exposure.balancer_ips.extend(own);
+    let (client, node) = (town.outsider(0), town.node(0));
+    for (family, (own, net)) in own.iter().zip(host_networks(own)).enumerate() {
+        testkit::link::address(client.ns(), UPLINK, &net).unwrap();
+        let vip = host_networks([service.exposure.balancer_ips[family]]).remove(0);
+        let (here, there) = (node.ips()[family], client.ips()[family]);
+        let [own, here, there] = [*own, here, there].map(|ip| ip.to_string());
+        let out = ["route", "add", &vip, "via", &here, "src", &own];
+        testkit::link::ip(client.ns(), &out).unwrap();
+        testkit::link::ip(node.ns(), &["route", "add", &net, "via", &there]).unwrap();
+    }
+    let (from_vip, by) = (Client::Outside(0), EVERY_WAY);
+    let served = |service: &Service, at| {
+        by.map(|by| town.spread(from_vip, service, at, by, &ALL, Source::NodeSide(0)))
+    };
+    let dropped = |service: &Service| by.map(|by| silent(&town, from_vip, service, Front::Vip, by));
+    let mut allow = |ips: [[IpAddr; 2]; 2]| {
+        service.exposure.source_ranges = host_networks(ips.into_iter().flatten());
+        town.world.write(&service);
+        service.clone()
+    };
+    let [own_node, other_node]: [[IpAddr; 2]; 2] =
+        [0, 1].map(|n| town.node(n).ips().try_into().unwrap());
+    let somebody = town.outsider(1).ips();
+
+    // Without ranges for the node nobody is allowed by an address of the balancer,
+    // nor with those of another node.
+    let nobody = allow([somebody, somebody]);
+    all_well(dropped(&nobody));
+    all_well(served(&nobody, Front::ExternalIp));
+    all_well(dropped(&allow([somebody, other_node])));
+    all_well(served(&allow([somebody, own_node]), Front::Vip));
+    all_well(dropped(&allow([somebody, somebody])));
+}
+
 /// Seconds of affinity, of which the datapath counts ticks of 1.07 s.
 const REMEMBERED: Duration = Duration::from_secs(6);
 

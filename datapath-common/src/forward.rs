@@ -51,6 +51,18 @@ pub struct PeerKey<A> {
     pub addr: A,
 }
 
+/// Bits of a value of `tulle_direct_v4` and `tulle_direct_v6`. The longest
+/// network that holds an address counts alone; no bit is as good as no row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Network;
+
+impl Network {
+    /// Pods reach it with their own addresses.
+    pub const DIRECT: u32 = 1;
+    /// Services have their addresses from it: nothing else is there (KP-29).
+    pub const SERVICES: u32 = 2;
+}
+
 /// Value of `tulle_nodes_v4`, keyed by the node's underlay address: a node
 /// whose overlay packets are accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -24,7 +24,7 @@ pub use config::{Config, Feature, IdleTicks};
 pub use counter::{COUNTERS, Counter, Hook, Limit, counter_index};
 pub use event::{Event, EventKind, MonitorControl};
 pub use flow::{Direction, Flow, FlowKey, FlowState, TICK_NANOS, TICK_SHIFT, Work};
-pub use forward::{Node, PeerKey, Via, ViaKind};
+pub use forward::{Network, Node, PeerKey, Via, ViaKind};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use reason::{Group, Reason};
 pub use service::{

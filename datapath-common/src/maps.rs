@@ -64,8 +64,8 @@ maps! {
     PEERS_V4 = "tulle_peers_v4", 16_384, Agent, "IPv4 pod networks of other nodes";
     PEERS_V6 = "tulle_peers_v6", 16_384, Agent, "IPv6 pod networks of other nodes";
     NODES_V4 = "tulle_nodes_v4", 16_384, Agent, "nodes whose overlay packets are accepted";
-    DIRECT_V4 = "tulle_direct_v4", 1_024, Agent, "IPv4 networks that pods reach without masquerade";
-    DIRECT_V6 = "tulle_direct_v6", 1_024, Agent, "IPv6 networks that pods reach without masquerade";
+    DIRECT_V4 = "tulle_direct_v4", 1_024, Agent, "IPv4 networks that pods reach without masquerade, or that services have their addresses from";
+    DIRECT_V6 = "tulle_direct_v6", 1_024, Agent, "IPv6 networks that pods reach without masquerade, or that services have their addresses from";
     SVC_STATS = "tulle_svc_stats", 8_192, Programs, "traffic of each service port, for each CPU";
     BK_STATS4 = "tulle_bk_stats4", 8_192, Programs, "traffic of each IPv4 backend, for each CPU";
     BK_STATS6 = "tulle_bk_stats6", 8_192, Programs, "traffic of each IPv6 backend, for each CPU";

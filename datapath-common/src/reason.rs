@@ -129,4 +129,6 @@ reasons! {
         "Normal on nodes without a pod of the Service: the balancer should not send there (health-check node port). Otherwise set the policy to Cluster.";
     UnknownFlow = 78, "unknown_flow", Dropped, "ends a masqueraded flow that is not known",
         "Normal after a long idle time; if connections break, `tulle status` shows whether the flow table is full.";
+    FreeServiceAddress = 79, "free_service_address", Dropped, "in a network of services, but no Service has the address",
+        "The client uses an address that no Service has, perhaps of one that is gone: compare with `tulle services`. If the network is not the services' own, correct --service-cidr or the ServiceCIDR object.";
 }

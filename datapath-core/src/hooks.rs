@@ -1,6 +1,8 @@
 //! One function for each hook: the order in which a packet is asked.
 
-use datapath_common::{Address, Config, Feature, FrontendKey, Reason, Scope, Via, ViaKind, proto};
+use datapath_common::{
+    Address, Config, Feature, FrontendKey, Network, Reason, Scope, Via, ViaKind, proto,
+};
 
 use crate::{
     Decision, ETH_LEN, Family, Fragment, Headers, Packet, Rewrite, Tables, flow, flow_hash,
@@ -123,10 +125,14 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if from_node && serves_uplink(config) {
         return serve::<F, P, T>(packet, tables, headers, known, Client::Node);
     }
+    let network = tables.network(&headers.dst);
+    if network & Network::SERVICES != 0 && !has_address(tables, headers) {
+        return Decision::drop(Reason::FreeServiceAddress, headers);
+    }
     if config.features & Feature::MASQUERADE != 0
         && known
         && headers.has_flow()
-        && leaves::<F, T>(tables, headers)
+        && leaves::<F, T>(tables, headers, network)
     {
         return masquerade::<F, T>(tables, headers);
     }
@@ -148,13 +154,7 @@ fn serve<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     {
         return service::decide::<F, P, T>(packet, tables, headers, front, client);
     }
-    if tables
-        .frontend(&FrontendKey::address(headers.dst))
-        .is_none()
-    {
-        return Decision::kernel(Reason::NotOurs, headers);
-    }
-    no_such_port(headers)
+    off_path::<F, T>(tables, headers)
 }
 
 /// Key of the frontend that a packet is for.
@@ -240,17 +240,28 @@ fn to_peer<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     Decision::encapsulate(via, outer_port(hash), h)
 }
 
-/// Neither service nor pod: a service address refuses, all else is the kernel's.
+/// Neither service nor pod: a service address refuses, a free one is nowhere
+/// (KP-29), all else is the kernel's.
 #[inline(always)]
 fn off_path<'t, F: Family, T: Tables<F::Addr>>(
     tables: &'t T,
     headers: &Headers<F::Addr>,
 ) -> Decision<'t, F::Addr> {
-    let key = FrontendKey::address(headers.dst);
-    if tables.frontend(&key).is_none() {
-        return Decision::kernel(Reason::NotOurs, headers);
+    if has_address(tables, headers) {
+        return no_such_port(headers);
     }
-    no_such_port(headers)
+    if tables.network(&headers.dst) & Network::SERVICES != 0 {
+        return Decision::drop(Reason::FreeServiceAddress, headers);
+    }
+    Decision::kernel(Reason::NotOurs, headers)
+}
+
+/// Whether the packet is for a service address.
+#[inline(always)]
+fn has_address<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
+    tables
+        .frontend(&FrontendKey::address(headers.dst))
+        .is_some()
 }
 
 /// A packet for a service address on which nothing is served (KP-28).

@@ -1,6 +1,6 @@
 //! Pods that leave the cluster with the node's address.
 
-use datapath_common::{Address, Config, Direction, Reason};
+use datapath_common::{Address, Config, Direction, Network, Reason};
 
 use crate::{
     Decision, Family, Grant, Headers, Rewrite, Tables,
@@ -11,14 +11,19 @@ use crate::{
 };
 
 /// Whether the packet comes from a pod of this node and leaves the cluster.
+/// `network`: bits of the network that it goes to.
 #[inline(always)]
-pub(crate) fn leaves<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> bool {
+pub(crate) fn leaves<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    network: u32,
+) -> bool {
     let config = tables.config();
     F::is_own_pod(config, h.src)
         && h.src != F::vtep(config)
         && !F::is_own_pod(config, h.dst)
+        && network & Network::DIRECT == 0
         && tables.peer(&h.dst).is_none()
-        && !tables.is_direct(&h.dst)
 }
 
 /// Gives a packet that leaves the cluster the node's address. `headers` has its ports.

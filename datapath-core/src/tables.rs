@@ -82,8 +82,8 @@ pub trait Tables<A> {
     fn pod(&self, addr: &A) -> Option<&Via>;
     /// Longest match in `tulle_peers_*`.
     fn peer(&self, addr: &A) -> Option<&Via>;
-    /// Whether pods reach `addr` with their own address (`tulle_direct_*`).
-    fn is_direct(&self, addr: &A) -> bool;
+    /// Longest match in `tulle_direct_*`: bits of [`datapath_common::Network`], 0 without.
+    fn network(&self, addr: &A) -> u32;
     /// Tells watchers of a flow to `addr` and `port` that was opened; never fails.
     fn flow_opened(&self, headers: &Headers<A>, addr: A, port: u16);
 }

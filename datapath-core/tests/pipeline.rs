@@ -6,8 +6,8 @@
 mod plain;
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowKey, FlowState, FrontendFlags, FrontendKey, Ip4, Reason,
-    proto,
+    BackendState, Config, Direction, FlowKey, FlowState, FrontendFlags, FrontendKey, Ip4, Network,
+    Reason, proto,
 };
 use datapath_core::{
     Decision, ETH_LEN, Family, Headers, V4, Verdict, icmp::IcmpError, pod_from, quoted, to_pod,
@@ -19,6 +19,7 @@ const CLIENT: [u8; 4] = [10, 244, 1, 10];
 const NEIGHBOUR: [u8; 4] = [10, 244, 1, 11];
 const REMOTE: [u8; 4] = [10, 244, 2, 10];
 const VIP: [u8; 4] = [10, 96, 0, 10];
+const FREE: [u8; 4] = [10, 96, 0, 99];
 
 fn config() -> Config {
     Config {
@@ -290,6 +291,28 @@ fn kp_28_a_wrong_port_of_a_service_address_is_refused() {
     assert_eq!(
         (refused.verdict, refused.reason),
         (Verdict::Refuse, Reason::NoSuchPort)
+    );
+}
+
+#[test]
+fn kp_29_a_free_address_of_services_is_nowhere() {
+    let mut tables = tables();
+    web(&mut tables, 0);
+    tables.networks = [VIP, FREE]
+        .map(|addr| (Ip4::new(addr), Network::SERVICES))
+        .into();
+    let dropped = from(&tables, &tcp(CLIENT, FREE, 40_000, 80, SYN));
+    assert_eq!(
+        (dropped.verdict, dropped.reason),
+        (Verdict::Drop, Reason::FreeServiceAddress)
+    );
+    let refused = from(&tables, &tcp(CLIENT, VIP, 40_000, 81, SYN));
+    assert_eq!(refused.reason, Reason::NoSuchPort, "in use");
+    tables.networks.insert(Ip4::new(FREE), Network::DIRECT);
+    let left = from(&tables, &tcp(CLIENT, FREE, 40_000, 80, SYN));
+    assert_eq!(
+        (left.verdict, left.reason),
+        (Verdict::Kernel, Reason::NotOurs)
     );
 }
 

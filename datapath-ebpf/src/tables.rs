@@ -360,8 +360,9 @@ macro_rules! tables {
                 maps::$peers.get(&key)
             }
             #[inline(always)]
-            fn is_direct(&self, addr: &$addr) -> bool {
-                maps::$direct.get(&Key::new(<$addr>::BITS, *addr)).is_some()
+            fn network(&self, addr: &$addr) -> u32 {
+                let bits = maps::$direct.get(&Key::new(<$addr>::BITS, *addr));
+                bits.copied().unwrap_or(0)
             }
             #[inline(always)]
             fn flow_opened(&self, h: &Headers<$addr>, addr: $addr, port: u16) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use datapath_common::{Feature, FlowState, Hook, Limit, Reason, Traffic};
+use datapath_common::{Feature, FlowState, Hook, Limit, Network, Reason, Traffic};
 
 use super::Case;
 use super::fixture::{BPORT, LOCAL_ID, NOW, SPORT};
@@ -224,7 +224,7 @@ fn not_ours(u: &Uplink) -> Vec<Case> {
     let mut direct = case("to a direct network", &sent);
     let bits = if u.base.v6 { 120 } else { 24 };
     let network = crate::strategies::outside_ip(u.base.v6, 0);
-    direct.world.direct.push((network, bits));
+    direct.world.networks.push((network, bits, Network::DIRECT));
     let mut no_ports = case("no ports for sources", &sent);
     no_ports.world.config.snat_ports = 0;
     let mut no_address = case("no node address", &sent);

@@ -12,6 +12,7 @@ mod north_south;
 mod overlay;
 mod parsing;
 mod refusals;
+mod service_networks;
 mod services;
 mod source_ranges_affinity;
 pub(crate) mod uplink;
@@ -257,6 +258,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(answers::cases(&uplink));
         cases.extend(node_clients::cases(&uplink));
         cases.extend(leaving::cases(&uplink));
+        cases.extend(service_networks::cases(&uplink));
         cases.extend(icmp_errors::cases(&uplink));
         cases.extend(source_ranges_affinity::cases(&uplink));
     }

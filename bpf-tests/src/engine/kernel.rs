@@ -415,7 +415,7 @@ per_family! {
             }
         }
         let mut direct: LpmTrie<_, A, u32> = table(ebpf, A::DIRECT)?;
-        for (network, length) in &world.direct {
+        for (network, length, _) in &world.networks {
             if let Some(addr) = A::from_ip(*network) {
                 direct.remove(&lpm_trie::Key::new(u32::from(*length), addr))?;
             }
@@ -461,9 +461,9 @@ per_family! {
             }
         }
         let mut direct: LpmTrie<_, A, u32> = table(ebpf, A::DIRECT)?;
-        for (network, length) in &world.direct {
+        for (network, length, bits) in &world.networks {
             if let Some(addr) = A::from_ip(*network) {
-                direct.insert(&lpm_trie::Key::new(u32::from(*length), addr), 1, 0)?;
+                direct.insert(&lpm_trie::Key::new(u32::from(*length), addr), bits, 0)?;
             }
         }
         let mut flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;

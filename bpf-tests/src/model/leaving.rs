@@ -1,4 +1,4 @@
-//! Masquerade of pods that leave the cluster: step 3 of `tulle_nic_out`.
+//! Masquerade of pods that leave the cluster: step 4 of `tulle_nic_out`.
 
 use datapath_common::{Feature, Reason};
 

@@ -33,6 +33,9 @@ pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
             return service_address(world, frame, &packet, Client::Node, ctx);
         }
     }
+    if world.is_free(packet.ip.dst) {
+        return Outcome::drop(Reason::FreeServiceAddress, frame);
+    }
     masquerade(world, frame, &packet, ctx)
 }
 

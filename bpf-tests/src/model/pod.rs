@@ -56,6 +56,9 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     if world.frontends.contains_key(&(dst, 0, 0)) {
         return service_address(world, frame, &packet, client, ctx);
     }
+    if world.is_free(dst) {
+        return Outcome::drop(Reason::FreeServiceAddress, frame);
+    }
     Outcome::kernel(Reason::NotOurs, frame)
 }
 

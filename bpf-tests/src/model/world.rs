@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Node, TICK_NANOS, Traffic,
-    Via, proto,
+    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Network, Node, TICK_NANOS,
+    Traffic, Via, proto,
 };
 
 /// Addresses, ports and protocol of a packet.
@@ -140,8 +140,8 @@ pub struct World {
     pub pods: HashMap<IpAddr, Via>,
     /// `tulle_peers_*`: network, prefix length, how it is reached.
     pub peers: Vec<(IpAddr, u8, Via)>,
-    /// `tulle_direct_*`: network, prefix length.
-    pub direct: Vec<(IpAddr, u8)>,
+    /// `tulle_direct_*`: network, prefix length, bits of `datapath_common::Network`.
+    pub networks: Vec<(IpAddr, u8, u32)>,
     /// `tulle_svc_stats` by number of the service port.
     pub service_traffic: HashMap<u32, Traffic>,
     /// `tulle_bk_stats*` by IP version (4, 6) and backend id.
@@ -227,7 +227,7 @@ impl World {
             backends: HashMap::new(),
             pods: HashMap::new(),
             peers: Vec::new(),
-            direct: Vec::new(),
+            networks: Vec::new(),
             service_traffic: HashMap::new(),
             backend_traffic: HashMap::new(),
             nodes: HashMap::new(),
@@ -292,8 +292,23 @@ impl World {
 
     /// Whether pods reach the address as themselves, though it is outside of the cluster.
     pub fn is_direct(&self, addr: IpAddr) -> bool {
-        let holds = |(network, length): &(IpAddr, u8)| in_network(addr, *network, *length);
-        self.direct.iter().any(holds)
+        self.network(addr) & Network::DIRECT != 0
+    }
+
+    /// Whether only a service could have the address, and none has it.
+    pub fn is_free(&self, addr: IpAddr) -> bool {
+        self.network(addr) & Network::SERVICES != 0 && !self.frontends.contains_key(&(addr, 0, 0))
+    }
+
+    /// What is true of the smallest network that holds the address.
+    fn network(&self, addr: IpAddr) -> u32 {
+        let mut smallest = (0, 0);
+        for (network, length, bits) in &self.networks {
+            if in_network(addr, *network, *length) && *length >= smallest.0 {
+                smallest = (*length, *bits);
+            }
+        }
+        smallest.1
     }
 
     /// The peer with the longest prefix that holds the address.

@@ -1,6 +1,8 @@
 //! Worlds: services, pods, peers and nodes.
 
-use datapath_common::{BackendState, Config, Feature, Frontend, FrontendFlags, Node, Via, proto};
+use datapath_common::{
+    BackendState, Config, Feature, Frontend, FrontendFlags, Network, Node, Via, proto,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -81,6 +83,8 @@ pub struct WorldPlan {
     backends: Vec<BackendPlan>,
     /// Length in bits less than an address's of a network outside that pods reach as themselves.
     direct: Option<u8>,
+    /// The same of a network of services, and an address in it with bits of its own.
+    service_network: Option<(u8, Option<(u8, u32)>)>,
 }
 
 /// Seconds of affinity, for none and for a few ticks.
@@ -204,9 +208,13 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
         vec(service, 0..=20),
         vec(backend, 0..12),
         prop::option::weighted(0.4, 0..4_u8),
+        prop::option::weighted(
+            0.5,
+            (0..9_u8, prop::option::weighted(0.5, (0..8_u8, 0..4_u32))),
+        ),
     )
         .prop_map(
-            |(config, pods, peers, nodes, services, backends, direct)| WorldPlan {
+            |(config, pods, peers, nodes, services, backends, direct, service_network)| WorldPlan {
                 config,
                 pods,
                 peers,
@@ -214,6 +222,7 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
                 services,
                 backends,
                 direct,
+                service_network,
             },
         )
 }
@@ -258,7 +267,21 @@ impl WorldPlan {
         }
         if let Some(bits) = self.direct {
             for (v6, all) in [(false, 32), (true, 128)] {
-                world.direct.push((outside_ip(v6, 8), all - bits));
+                world
+                    .networks
+                    .push((outside_ip(v6, 8), all - bits, Network::DIRECT));
+            }
+        }
+        if let Some((bits, own)) = self.service_network {
+            for (v6, all) in [(false, 32), (true, 128)] {
+                let network = service_ip(v6, 0);
+                world
+                    .networks
+                    .push((network, all - bits, Network::SERVICES));
+                if let Some((address, flags)) = own.filter(|(address, _)| bits > 0 || *address > 0)
+                {
+                    world.networks.push((service_ip(v6, address), all, flags));
+                }
             }
         }
         self.add_services(&mut world, overlay);

@@ -58,7 +58,8 @@ pub struct Plain<A: 'static> {
     pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
     pub affinities: RefCell<HashMap<AffinityKey<A>, Affinity>>,
     pub sources: HashSet<(u32, A)>,
-    pub direct: HashSet<A>,
+    /// Bits of `Network` by address.
+    pub networks: HashMap<A, u32>,
     /// What was filled last.
     pub staged: Cell<Option<(FlowKey<A>, Flow<A>)>>,
     /// Packets by service, backend and direction.
@@ -81,7 +82,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             fragments: RefCell::default(),
             affinities: RefCell::default(),
             sources: HashSet::new(),
-            direct: HashSet::new(),
+            networks: HashMap::new(),
             staged: Cell::new(None),
             counts: RefCell::default(),
             pods: HashMap::new(),
@@ -282,8 +283,8 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             .or_default() += 1;
     }
     fn count_flow(&self, _: u32, _: u32) {}
-    fn is_direct(&self, addr: &A) -> bool {
-        self.direct.contains(addr)
+    fn network(&self, addr: &A) -> u32 {
+        self.networks.get(addr).copied().unwrap_or(0)
     }
     fn flow_opened(&self, _: &Headers<A>, _: A, _: u16) {}
 }

@@ -67,7 +67,7 @@ nodes only when they are used. `tulle status` shows each map's size and what it 
 /// Arguments of `run`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Directory of Kubernetes objects (services, endpoint slices, nodes) as YAML or JSON files
+    /// Directory of Kubernetes objects (services, endpoint slices, nodes, pods, service CIDRs) as YAML or JSON files
     #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
     pub state: PathBuf,
     /// Name of this node's Node object
@@ -223,7 +223,7 @@ pub struct Sizes {
     #[arg(long, value_name = "N", env = "TULLE_MAX_SOURCES", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.sources)]
     pub max_sources: u32,
-    /// Networks that pods reach without masquerade: those of --masquerade-exclude, and pod networks that only the kernel knows the way to
+    /// Networks that pods reach without masquerade (those of --masquerade-exclude, and pod networks that only the kernel knows the way to), and networks of services
     #[arg(long, value_name = "N", env = "TULLE_MAX_DIRECT", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.direct)]
     pub max_direct: u32,
@@ -432,10 +432,12 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused_by_name() {
-        let cases: [&[&str]; 14] = [
+        let cases: [&[&str]; 16] = [
             &["--snat-ports", "9-8"],
             &["--node-port-addresses", "192.0.2.1"],
             &["--masquerade-exclude", "10.0.0.0/8,all"],
+            &["--service-cidr", "10.96.0.1"],
+            &["--service-cidr", "0.0.0.0/0"],
             &["--masquerade", "perhaps"],
             &["--vni", "0"],
             &["--vni", "16777216"],

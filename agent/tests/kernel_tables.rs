@@ -95,9 +95,10 @@ fn a_full_table_names_itself_and_its_flag() {
             prefix_len: 12,
             addr: Ip4::new([172, 16, 0, 0]),
         };
-        datapath.maps.write(&MapOp::PutDirect4 { key }).unwrap();
+        let put = MapOp::PutDirect4 { key, bits: 3 };
+        datapath.maps.write(&put).unwrap();
         let rows = datapath.maps.read_back().unwrap();
-        assert_eq!(rows.direct_v4, [key]);
+        assert_eq!(rows.direct_v4, [(key, 3)]);
         let mut services: Vec<u32> = rows.srcs_v4.iter().map(|k| k.net.service).collect();
         services.sort_by_key(|n| u32::from_be(*n));
         let first: Vec<u32> = (0..15).map(u32::to_be).collect();

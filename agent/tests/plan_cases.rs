@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use datapath_common::{Address, Frontend, FrontendFlags, Ip4, ViaKind};
+use datapath_common::{Address, Frontend, FrontendFlags, Ip4, Network, ViaKind};
 use ipnet::IpNet;
 use support::{CAPACITIES, Clock, Sim, batch, facts, run};
 use tulle_agent::plan::{Applied, Here, Planner};
@@ -35,6 +35,7 @@ macro_rules! cases {
 
 cases! {
     bad_documents
+    bad_service_cidrs
     bad_service_cluster_ip
     bad_service_cluster_ip_loopback
     bad_service_cluster_ips_differ
@@ -81,6 +82,8 @@ cases! {
     kp23_ports_fail_alone
     kp24_shared_pods
     kp25_collision
+    kp29_networks_of_others
+    kp29_service_cidrs
     kp45_source_ranges
     kp53_no_endpoints
     kp71_external_local
@@ -227,6 +230,16 @@ fn rows(sim: &Sim) -> Vec<String> {
     }
     for (addr, node) in &sim.nodes {
         rows.push(format!("node {addr} {}", node.vtep_mac));
+    }
+    for ((addr, len), bits) in &sim.networks {
+        let whose = match *bits {
+            0 => "nobody",
+            Network::SERVICES => "services",
+            // Pods of this node, or where the kernel delivers.
+            Network::DIRECT => continue,
+            other => panic!("{addr}/{len}: {other}"),
+        };
+        rows.push(format!("network {addr}/{len} of {whose}"));
     }
     rows.sort();
     rows

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use datapath_common::{Frontend, FrontendFlags, ViaKind};
+use datapath_common::{Frontend, FrontendFlags, Network, ViaKind};
 use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
 use tulle_agent::model::{
@@ -482,8 +482,12 @@ fn a_pod_network_is_a_peers_or_direct_at_every_moment() {
     let nodes = [node(0, "10.244.0.0/24"), node(1, "10.244.1.0/24")];
     let mut world = World::new(nodes);
     let direct = |world: &World| -> Vec<String> {
-        let nets = world.sim.direct.iter();
-        nets.map(|(addr, len)| format!("{addr}/{len}")).collect()
+        let nets = world.sim.networks.iter();
+        nets.map(|((addr, len), bits)| {
+            assert_eq!(*bits, Network::DIRECT);
+            format!("{addr}/{len}")
+        })
+        .collect()
     };
     assert_eq!(direct(&world), ["10.244.0.0/24"], "our own");
     let mut away = facts(&["10.244.0.1"]);

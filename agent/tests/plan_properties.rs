@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use support::{CAPACITIES, Clock, Meaning, Sim, batch, facts, run};
 use tulle_agent::model::{
     Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, ObjectKey, Policy,
-    Protocol, Service, ServicePort, SlicePort,
+    Protocol, Service, ServiceCidr, ServicePort, SlicePort,
 };
 use tulle_agent::plan::{Applied, FrontKey, GRACE, Here, NodeFacts, Planner};
 use tulle_agent::source::Change;
@@ -85,7 +85,9 @@ fn source_ranges() -> impl Strategy<Value = Vec<IpNet>> {
 }
 
 fn service() -> impl Strategy<Value = Object> {
-    let exposure = prop_oneof![6 => Just(Exposure::Served), 1 => Just(Exposure::Headless)];
+    let exposure = prop_oneof![
+        6 => Just(Exposure::Served), 1 => Just(Exposure::Headless), 1 => Just(Exposure::OtherProxy),
+    ];
     let policies = (policy(), policy());
     let affinity = prop::option::weighted(0.2, 1..3_u32);
     let outside = (
@@ -192,7 +194,19 @@ fn node() -> impl Strategy<Value = Object> {
 }
 
 fn object() -> impl Strategy<Value = Object> {
-    prop_oneof![3 => service(), 5 => slice(), 1 => node()]
+    prop_oneof![6 => service(), 10 => slice(), 2 => node(), 1 => service_cidr()]
+}
+
+/// Networks of services, one of which holds pods.
+fn service_cidr() -> impl Strategy<Value = Object> {
+    let pool = ["10.96.0.0/31", "10.96.0.0/24", "10.244.0.0/16"].map(|net| net.parse().unwrap());
+    let v4 = prop::sample::select(pool.to_vec());
+    (0..2_u8, v4, any::<bool>()).prop_map(|(i, v4, v6)| {
+        let mut cidrs: Vec<IpNet> = vec![v4];
+        cidrs.extend(v6.then(|| "fd00:96::/127".parse::<IpNet>().unwrap()));
+        let name = format!("c{i}");
+        Object::ServiceCidr(ServiceCidr { name, cidrs }.into())
+    })
 }
 
 fn calm_step() -> impl Strategy<Value = Step> {
@@ -237,6 +251,8 @@ fn facts_of(bits: u8) -> NodeFacts {
     facts
         .direct
         .extend((bits & 64 != 0).then(|| "10.244.1.0/24".parse::<IpNet>().unwrap()));
+    let services = (bits & 0xc0 == 0xc0).then(|| "10.96.0.0/30".parse::<IpNet>().unwrap());
+    facts.services.extend(services);
     if bits & 128 != 0 {
         facts.own_addresses.insert([10, 244, 2, 1].into());
     }
@@ -487,10 +503,13 @@ proptest! {
                     prefix_len: value % 65,
                     net: SourceNet::new(value % 8, Ip4::new([10, 244, 1, 0])),
                 }),
-                10 => rows.direct_v4.push(PeerKey {
-                    prefix_len: value % 33,
-                    addr: Ip4::new([10, 244, 1, 1]),
-                }),
+                10 => {
+                    let key = PeerKey {
+                        prefix_len: value % 33,
+                        addr: Ip4::new([10, 244, 1, 1]),
+                    };
+                    rows.direct_v4.push((key, value % 4));
+                }
                 _ => rows.segments.truncate(value as usize % 64),
             }
         }

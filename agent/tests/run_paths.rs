@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Map, MapData, PerCpuArray};
-use datapath_common::{Counter, Hook, Reason, counter_index, maps};
-use run_support::{World, addresses};
+use datapath_common::{Hook, Reason};
+use run_support::{World, addresses, counted};
 use testkit::bulk::transfer;
 use testkit::capture::Capture;
 use testkit::cluster::{Node, Pod, UPLINK};
@@ -71,11 +70,7 @@ impl Paths {
 
     /// Packets that a node's program has counted so far.
     fn count(&self, node: usize, hook: Hook, reason: Reason) -> u64 {
-        let pin = self.node(node).bpffs().join(maps::COUNTERS);
-        let map = Map::PerCpuArray(MapData::from_pin(pin).unwrap());
-        let counters: PerCpuArray<_, Counter> = map.try_into().unwrap();
-        let cpus = counters.get(&counter_index(hook, reason), 0).unwrap();
-        cpus.iter().map(|cpu| cpu.packets).sum()
+        counted(self.node(node), hook, reason)
     }
 }
 

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use clap::ArgAction;
 use ipnet::IpNet;
 
+use crate::model::address::not_unicast;
+
 /// Node ports as Kubernetes allots them unless told otherwise.
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
 
@@ -22,6 +24,17 @@ pub struct ServiceArgs {
     )]
     #[arg(action = ArgAction::Set)]
     pub uplink_services: bool,
+    /// Networks that Services have their cluster IPs from, separated by commas, as kube-apiserver's
+    /// --service-cluster-ip-range has them (--service-cidr of kubeadm and k3s); those of ServiceCIDR
+    /// objects count besides. What goes to a free address in them is dropped
+    #[arg(
+        long,
+        value_name = "CIDRS",
+        env = "TULLE_SERVICE_CIDR",
+        value_delimiter = ','
+    )]
+    #[arg(value_parser = service_network)]
+    pub service_cidr: Vec<IpNet>,
     /// Addresses of this node that answer on node ports: `primary` (the Node's first of each
     /// family), or networks, separated by commas; a family that has none of them answers on all
     /// addresses of the uplink
@@ -113,6 +126,15 @@ fn network(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     let net = text.parse::<IpNet>().map(|net| net.trunc());
     net.map_err(|_| format!("{text:?} is no network such as 192.0.2.0/24 or 2001:db8::/32"))
+}
+
+/// A network that can hold addresses of Services.
+fn service_network(text: &str) -> Result<IpNet, String> {
+    let net = network(text)?;
+    if net.prefix_len() == 0 || not_unicast(net.addr()).is_some() {
+        return Err(format!("{net} cannot hold addresses of Services"));
+    }
+    Ok(net)
 }
 
 /// Value of `--snat-ports`: both ends are included.

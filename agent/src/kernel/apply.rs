@@ -87,11 +87,11 @@ impl Maps {
             MapOp::DeleteSource6 { key } => {
                 delete_net(&mut self.srcs_v6, &source_key(*key), || source(key))
             }
-            MapOp::PutDirect4 { key } => {
-                put_net(&mut self.direct_v4, &trie_key(*key), &SET, || peer(*key))
+            MapOp::PutDirect4 { key, bits } => {
+                put_net(&mut self.direct_v4, &trie_key(*key), bits, || peer(*key))
             }
-            MapOp::PutDirect6 { key } => {
-                put_net(&mut self.direct_v6, &trie_key(*key), &SET, || peer(*key))
+            MapOp::PutDirect6 { key, bits } => {
+                put_net(&mut self.direct_v6, &trie_key(*key), bits, || peer(*key))
             }
             MapOp::DeleteDirect4 { key } => {
                 delete_net(&mut self.direct_v4, &trie_key(*key), || peer(*key))

@@ -23,7 +23,7 @@ pub struct Capacities {
     pub affinities: u32,
     /// Networks in the source ranges of all services (`tulle_srcs_*`).
     pub sources: u32,
-    /// Networks that pods reach without masquerade (`tulle_direct_*`).
+    /// Networks that pods reach without masquerade, or that services have their addresses from (`tulle_direct_*`).
     pub direct: u32,
     /// Service numbers and backend ids whose traffic is counted (`tulle_svc_stats`, `tulle_bk_stats*`).
     pub stats: u32,

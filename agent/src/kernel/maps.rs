@@ -249,8 +249,8 @@ impl Maps {
             nodes_v4: self.rows(maps::NODES_V4)?,
             srcs_v4: self.keys::<_, u32>(maps::SRCS_V4)?,
             srcs_v6: self.keys::<_, u32>(maps::SRCS_V6)?,
-            direct_v4: self.keys::<_, u32>(maps::DIRECT_V4)?,
-            direct_v6: self.keys::<_, u32>(maps::DIRECT_V6)?,
+            direct_v4: self.rows(maps::DIRECT_V4)?,
+            direct_v6: self.rows(maps::DIRECT_V6)?,
         })
     }
 

@@ -224,6 +224,17 @@ pub enum Object {
     Node(Arc<Node>),
     /// A Pod.
     Pod(Arc<Pod>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
+}
+
+/// A ServiceCIDR: networks that Services have their addresses from (KP-29).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCidr {
+    /// Name.
+    pub name: String,
+    /// At most one of each family, host bits cleared.
+    pub cidrs: Vec<IpNet>,
 }
 
 /// Kind of an [`Object`].
@@ -237,6 +248,8 @@ pub enum Kind {
     Node,
     /// v1/Pod.
     Pod,
+    /// networking.k8s.io/v1/ServiceCIDR.
+    ServiceCidr,
 }
 
 impl Kind {
@@ -247,6 +260,15 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
             Self::Pod => "Pod",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
+
+    /// Whether objects of the kind are in no namespace.
+    pub const fn is_cluster_wide(self) -> bool {
+        match self {
+            Self::Node | Self::ServiceCidr => true,
+            Self::Service | Self::EndpointSlice | Self::Pod => false,
         }
     }
 }
@@ -256,17 +278,16 @@ impl Kind {
 pub struct ObjectKey {
     /// Kind.
     pub kind: Kind,
-    /// Namespace (empty for a Node) and name.
+    /// Namespace (empty for what is in none) and name.
     pub name: NamespacedName,
 }
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            Kind::Node => write!(f, "Node {}", self.name.name),
-            Kind::Service | Kind::EndpointSlice | Kind::Pod => {
-                write!(f, "{} {}", self.kind.name(), self.name)
-            }
+        if self.kind.is_cluster_wide() {
+            write!(f, "{} {}", self.kind.name(), self.name.name)
+        } else {
+            write!(f, "{} {}", self.kind.name(), self.name)
         }
     }
 }
@@ -290,6 +311,10 @@ impl Object {
             Self::Pod(p) => ObjectKey {
                 kind: Kind::Pod,
                 name: p.name.clone(),
+            },
+            Self::ServiceCidr(c) => ObjectKey {
+                kind: Kind::ServiceCidr,
+                name: NamespacedName::new("", c.name.as_str()),
             },
         }
     }

@@ -29,7 +29,7 @@ pub enum Policy {
 }
 
 /// A Service. Everything but name and exposure is empty or the API's default
-/// unless `exposure` is `Served`.
+/// unless `exposure` is `Served`; `OtherProxy` has its ClusterIPs too.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     /// Namespace and name.

@@ -1,10 +1,13 @@
 //! The objects of the cluster and who depends on whom.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::pod::{self, Pod};
-use super::{EndpointSlice, Kind, NamespacedName, Node, Object, ObjectKey, Service};
+use super::{
+    EndpointSlice, Exposure, Kind, NamespacedName, Node, Object, ObjectKey, Service, ServiceCidr,
+};
 use crate::source::Change;
 
 /// What has to be compiled anew.
@@ -15,6 +18,8 @@ pub struct Dirty {
     pub services: BTreeSet<NamespacedName>,
     /// A Node changed.
     pub nodes: bool,
+    /// A ServiceCIDR changed, or a ClusterIP that another proxy serves.
+    pub networks: bool,
 }
 
 /// The cluster as this node knows it.
@@ -27,6 +32,9 @@ pub struct Model {
     nodes: BTreeMap<String, Arc<Node>>,
     /// Pods with host ports by [`Pod::owner`]; no other Pod decides anything.
     pods: HashMap<NamespacedName, Arc<Pod>>,
+    service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
+    /// ClusterIPs of Services that another proxy serves (KP-01).
+    elsewhere: BTreeMap<NamespacedName, Vec<IpAddr>>,
     synced: bool,
 }
 
@@ -34,16 +42,17 @@ impl Model {
     /// Takes one change in and adds what depends on it to `dirty`.
     pub fn apply(&mut self, change: Change, dirty: &mut Dirty) {
         match change {
-            Change::Apply(Object::Service(service)) => {
-                dirty.services.insert(service.name.clone());
-                self.services.insert(service.name.clone(), service);
-            }
+            Change::Apply(Object::Service(service)) => self.put_service(service, dirty),
             Change::Apply(Object::Slice(slice)) => self.put_slice(slice, dirty),
             Change::Apply(Object::Node(node)) => {
                 dirty.nodes = true;
                 self.nodes.insert(node.name.clone(), node);
             }
             Change::Apply(Object::Pod(pod)) => self.put_pod(pod, dirty),
+            Change::Apply(Object::ServiceCidr(object)) => {
+                dirty.networks = true;
+                self.service_cidrs.insert(object.name.clone(), object);
+            }
             Change::Delete(key) => self.delete(&key, dirty),
             Change::Synced => self.synced = true,
         }
@@ -95,9 +104,32 @@ impl Model {
         self.nodes.values().map(AsRef::as_ref)
     }
 
+    /// All ServiceCIDRs, by name.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = &ServiceCidr> {
+        self.service_cidrs.values().map(AsRef::as_ref)
+    }
+
+    /// ClusterIPs of Services that another proxy serves.
+    pub fn cluster_ips_elsewhere(&self) -> impl Iterator<Item = IpAddr> {
+        self.elsewhere.values().flatten().copied()
+    }
+
     /// Numbers of Services, `EndpointSlices` and Nodes.
     pub fn sizes(&self) -> [usize; 3] {
         [self.services.len(), self.slices.len(), self.nodes.len()]
+    }
+
+    fn put_service(&mut self, service: Arc<Service>, dirty: &mut Dirty) {
+        let name = service.name.clone();
+        let other = service.exposure == Exposure::OtherProxy && !service.cluster_ips.is_empty();
+        let now = other.then(|| service.cluster_ips.clone());
+        dirty.networks |= self.elsewhere.get(&name) != now.as_ref();
+        match now {
+            Some(now) => self.elsewhere.insert(name.clone(), now),
+            None => self.elsewhere.remove(&name),
+        };
+        dirty.services.insert(name.clone());
+        self.services.insert(name, service);
     }
 
     fn put_pod(&mut self, pod: Arc<Pod>, dirty: &mut Dirty) {
@@ -146,9 +178,13 @@ impl Model {
                 if self.services.remove(&key.name).is_some() {
                     dirty.services.insert(key.name.clone());
                 }
+                dirty.networks |= self.elsewhere.remove(&key.name).is_some();
             }
             Kind::EndpointSlice => self.forget_slice(&key.name, dirty),
             Kind::Node => dirty.nodes |= self.nodes.remove(&key.name.name).is_some(),
+            Kind::ServiceCidr => {
+                dirty.networks |= self.service_cidrs.remove(&key.name.name).is_some();
+            }
             Kind::Pod => {
                 let owner = pod::owner(&key.name);
                 if self.pods.remove(&owner).is_some() {

@@ -67,8 +67,12 @@ impl Applied {
             .iter()
             .map(|(addr, node)| ((*addr).into(), *node))
             .collect();
-        applied.direct = rows.direct_v4.iter().filter_map(net).collect();
-        applied.direct.extend(rows.direct_v6.iter().filter_map(net));
+        let v4 = rows.direct_v4.iter();
+        let v6 = rows.direct_v6.iter();
+        applied.networks = v4.filter_map(|(k, v)| Some((net(k)?, *v))).collect();
+        applied
+            .networks
+            .extend(v6.filter_map(|(k, v)| Some((net(k)?, *v))));
         for key in &rows.srcs_v4 {
             applied.put_source(key);
         }

@@ -66,7 +66,7 @@ pub struct Applied {
     pub(super) pods: BTreeMap<IpAddr, Via>,
     pub(super) peers: BTreeMap<IpNet, Via>,
     pub(super) nodes: BTreeMap<Ipv4Addr, NodeRow>,
-    pub(super) direct: BTreeSet<IpNet>,
+    pub(super) networks: BTreeMap<IpNet, u32>,
     pub(super) sources: Sources,
     fronts_v4: u32,
     /// Frontends that were deleted while flows through them may live on.
@@ -92,7 +92,7 @@ impl Applied {
             pods: BTreeMap::new(),
             peers: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            direct: BTreeSet::new(),
+            networks: BTreeMap::new(),
             sources: Sources::new(capacities.sources),
             fronts_v4: 0,
             deleted: BTreeMap::new(),
@@ -165,8 +165,8 @@ impl Applied {
     }
 
     /// Rows of `tulle_direct_*`.
-    pub const fn direct(&self) -> &BTreeSet<IpNet> {
-        &self.direct
+    pub const fn networks(&self) -> &BTreeMap<IpNet, u32> {
+        &self.networks
     }
 
     /// Rows of `tulle_srcs_*`: service number and network.
@@ -233,16 +233,10 @@ impl Applied {
             MapOp::PutSource6 { key } => self.put_source(key),
             MapOp::DeleteSource4 { key } => self.delete_source(key),
             MapOp::DeleteSource6 { key } => self.delete_source(key),
-            MapOp::PutDirect4 { key } => self.direct.extend(net(key)),
-            MapOp::PutDirect6 { key } => self.direct.extend(net(key)),
-            MapOp::DeleteDirect4 { key } => self.delete_direct(key),
-            MapOp::DeleteDirect6 { key } => self.delete_direct(key),
-        }
-    }
-
-    fn delete_direct<A: Address>(&mut self, key: &PeerKey<A>) {
-        if let Some(net) = net(key) {
-            self.direct.remove(&net);
+            MapOp::PutDirect4 { key, bits } => set_net(&mut self.networks, key, Some(*bits)),
+            MapOp::PutDirect6 { key, bits } => set_net(&mut self.networks, key, Some(*bits)),
+            MapOp::DeleteDirect4 { key } => set_net(&mut self.networks, key, None),
+            MapOp::DeleteDirect6 { key } => set_net(&mut self.networks, key, None),
         }
     }
 
@@ -373,9 +367,9 @@ fn set<K: Ord, V>(rows: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
     };
 }
 
-fn set_net<A: Address>(rows: &mut BTreeMap<IpNet, Via>, key: &PeerKey<A>, via: Option<Via>) {
+fn set_net<A: Address, V>(rows: &mut BTreeMap<IpNet, V>, key: &PeerKey<A>, value: Option<V>) {
     if let Some(net) = net(key) {
-        set(rows, net, via);
+        set(rows, net, value);
     }
 }
 
@@ -432,8 +426,8 @@ pub struct Rows {
     pub srcs_v4: Vec<SourceKey<Ip4>>,
     /// Keys of `tulle_srcs_v6`.
     pub srcs_v6: Vec<SourceKey<Ip6>>,
-    /// Keys of `tulle_direct_v4`.
-    pub direct_v4: Vec<PeerKey<Ip4>>,
-    /// Keys of `tulle_direct_v6`.
-    pub direct_v6: Vec<PeerKey<Ip6>>,
+    /// `tulle_direct_v4`.
+    pub direct_v4: Vec<(PeerKey<Ip4>, u32)>,
+    /// `tulle_direct_v6`.
+    pub direct_v6: Vec<(PeerKey<Ip6>, u32)>,
 }

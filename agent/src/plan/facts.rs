@@ -39,6 +39,8 @@ pub struct NodeFacts {
     pub own_addresses: BTreeSet<IpAddr>,
     /// Networks that pods reach without masquerade, besides pods.
     pub direct: BTreeSet<IpNet>,
+    /// Networks that Services have their addresses from, besides those of ServiceCIDRs.
+    pub services: BTreeSet<IpNet>,
     /// Whether this node takes part in the overlay.
     pub overlay: bool,
 }

@@ -13,6 +13,7 @@ mod diff;
 mod facts;
 mod kind;
 mod lost;
+mod networks;
 mod numbers;
 mod ops;
 mod outcome;

@@ -115,9 +115,9 @@ pub enum MapOp {
     /// Delete a row of `tulle_srcs_v6`.
     DeleteSource6 { key: SourceKey<Ip6> },
     /// Put a row of `tulle_direct_v4`.
-    PutDirect4 { key: PeerKey<Ip4> },
+    PutDirect4 { key: PeerKey<Ip4>, bits: u32 },
     /// Put a row of `tulle_direct_v6`.
-    PutDirect6 { key: PeerKey<Ip6> },
+    PutDirect6 { key: PeerKey<Ip6>, bits: u32 },
     /// Delete a row of `tulle_direct_v4`.
     DeleteDirect4 { key: PeerKey<Ip4> },
     /// Delete a row of `tulle_direct_v6`.
@@ -216,18 +216,20 @@ impl MapOp {
         }
     }
 
-    pub(super) fn direct(net: IpNet, wanted: bool) -> Self {
-        match (net.network(), wanted) {
-            (IpAddr::V4(a), true) => Self::PutDirect4 {
+    pub(super) fn network(net: IpNet, bits: Option<u32>) -> Self {
+        match (net.network(), bits) {
+            (IpAddr::V4(a), Some(bits)) => Self::PutDirect4 {
+                key: net_key(net, a.into()),
+                bits,
+            },
+            (IpAddr::V6(a), Some(bits)) => Self::PutDirect6 {
+                key: net_key(net, a.into()),
+                bits,
+            },
+            (IpAddr::V4(a), None) => Self::DeleteDirect4 {
                 key: net_key(net, a.into()),
             },
-            (IpAddr::V6(a), true) => Self::PutDirect6 {
-                key: net_key(net, a.into()),
-            },
-            (IpAddr::V4(a), false) => Self::DeleteDirect4 {
-                key: net_key(net, a.into()),
-            },
-            (IpAddr::V6(a), false) => Self::DeleteDirect6 {
+            (IpAddr::V6(a), None) => Self::DeleteDirect6 {
                 key: net_key(net, a.into()),
             },
         }

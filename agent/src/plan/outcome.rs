@@ -19,7 +19,7 @@ pub enum Unit {
     /// A row of `tulle_peers_*`.
     Peer(IpNet),
     /// A row of `tulle_direct_*`.
-    Direct(IpNet),
+    Network(IpNet),
     /// A frontend with its segment and backends, or the row that marks an address.
     Frontend(FrontKey),
     /// Rows of `tulle_srcs_*` that a service number no longer needs.
@@ -34,7 +34,7 @@ impl fmt::Display for Unit {
             Self::Node(addr) => write!(f, "node {addr}"),
             Self::Pod(addr) => write!(f, "pod {addr}"),
             Self::Peer(net) => write!(f, "pod network {net}"),
-            Self::Direct(net) => write!(f, "network {net} without masquerade"),
+            Self::Network(net) => write!(f, "network {net}"),
             Self::Sources(service) => write!(f, "source ranges of service number {service}"),
             Self::Frontend(key) if key.is_address() => write!(f, "service address {}", key.addr),
             Self::Frontend(key) => {

@@ -7,6 +7,7 @@ use datapath_common::{Mac, Node as NodeRow, Via, ViaKind};
 use ipnet::IpNet;
 
 use super::facts::{NodeFacts, derived_vtep_mac};
+use super::networks;
 use crate::model::{Fault, Model, Node, Warning};
 
 /// Another node that takes part in the overlay.
@@ -124,10 +125,10 @@ pub struct Ways {
     pub peers: BTreeMap<IpNet, Via>,
     /// Rows of `tulle_nodes_v4`.
     pub nodes: BTreeMap<Ipv4Addr, NodeRow>,
-    /// Keys of `tulle_direct_*`: what the operator excludes from masquerade, and
+    /// Rows of `tulle_direct_*`. Direct is what the operator excludes from masquerade, and
     /// pod networks that the programs do not know as such, because the kernel
     /// delivers there.
-    pub direct: BTreeSet<IpNet>,
+    pub networks: BTreeMap<IpNet, u32>,
     own: BTreeSet<IpNet>,
     hosts: BTreeSet<IpAddr>,
     /// Prefix lengths in `peers`, longest first by family.
@@ -141,8 +142,13 @@ const HOST: Via = Via {
 };
 
 impl Ways {
-    /// Compiles them.
-    pub fn new(model: &Model, facts: &NodeFacts, peers: &[Peer]) -> Self {
+    /// Compiles them; `services` are the networks that only Services have addresses from.
+    pub fn new(
+        model: &Model,
+        facts: &NodeFacts,
+        peers: &[Peer],
+        services: &BTreeSet<IpNet>,
+    ) -> Self {
         let mut ways = Self {
             own: model
                 .node(&facts.name)
@@ -159,17 +165,15 @@ impl Ways {
             ..Self::default()
         };
         let pods = peers.iter().flat_map(|peer| &peer.pod_cidrs);
-        ways.direct = facts
+        let mut direct: BTreeSet<IpNet> = facts
             .direct
             .iter()
             .chain(&ways.own)
             .chain(pods)
             .map(IpNet::trunc)
             .collect();
-        if !facts.overlay {
-            return ways;
-        }
-        for peer in peers {
+        let overlay = if facts.overlay { peers } else { &[] };
+        for peer in overlay {
             let row = NodeRow {
                 vtep_mac: peer.vtep_mac,
                 reserved: 0,
@@ -181,13 +185,14 @@ impl Ways {
             for net in &peer.pod_cidrs {
                 ways.peers.insert(*net, via);
                 if !facts.direct.contains(net) {
-                    ways.direct.remove(&net.trunc());
+                    direct.remove(&net.trunc());
                 }
                 let family = net.addr().is_ipv4();
                 ways.lengths
                     .insert((family, std::cmp::Reverse(net.prefix_len())));
             }
         }
+        ways.networks = networks::rows(&direct, services, model.cluster_ips_elsewhere());
         ways
     }
 

@@ -11,6 +11,7 @@ use super::applied::Applied;
 use super::compile::{Here, compile};
 use super::desired::{Desired, PortKey};
 use super::facts::NodeFacts;
+use super::networks;
 use super::numbers::Numbers;
 use super::ops::{FrontKey, MapWriter};
 use super::outcome::{Counts, Outcome, Unit};
@@ -37,7 +38,7 @@ pub struct Planner {
     model: Model,
     facts: Option<NodeFacts>,
     source_warnings: Arc<[Warning]>,
-    peer_warnings: Vec<Warning>,
+    way_warnings: Vec<Warning>,
     dirty: Dirty,
     ways_stale: bool,
     adopted: bool,
@@ -64,7 +65,7 @@ impl Planner {
             model: Model::default(),
             facts: None,
             source_warnings: Arc::default(),
-            peer_warnings: Vec::new(),
+            way_warnings: Vec::new(),
             dirty: Dirty::default(),
             ways_stale: true,
             adopted: false,
@@ -84,8 +85,8 @@ impl Planner {
             self.model.apply(change, &mut self.dirty);
         }
         self.source_warnings = batch.warnings;
-        self.ways_stale |= self.dirty.nodes;
-        self.dirty.nodes = false;
+        self.ways_stale |= self.dirty.nodes || self.dirty.networks;
+        (self.dirty.nodes, self.dirty.networks) = (false, false);
     }
 
     /// Services that [`Planner::run`] will compile anew: all that may have changed since it ran.
@@ -275,7 +276,7 @@ impl Planner {
     /// Everything that is wrong with the cluster's state.
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.source_warnings.to_vec();
-        warnings.extend(self.peer_warnings.iter().cloned());
+        warnings.extend(self.way_warnings.iter().cloned());
         warnings.extend(self.desired.warnings());
         warnings
     }
@@ -351,8 +352,10 @@ impl Planner {
 
     fn compile_ways(&mut self) {
         let Some(facts) = &self.facts else { return };
-        let (peers, warnings) = peers(&self.model, &self.here.node, facts.node_ip4);
-        let ways = Ways::new(&self.model, facts, &peers);
+        let (peers, mut warnings) = peers(&self.model, &self.here.node, facts.node_ip4);
+        let (services, of_services) = networks::of_services(&self.model, facts);
+        warnings.extend(of_services);
+        let ways = Ways::new(&self.model, facts, &peers, &services);
         let mut units: BTreeSet<Unit> = BTreeSet::new();
         units.extend(
             differing(&ways.pods, &self.applied.pods)
@@ -370,10 +373,9 @@ impl Planner {
                 .map(Unit::Node),
         );
         units.extend(
-            ways.direct
-                .symmetric_difference(&self.applied.direct)
+            differing(&ways.networks, &self.applied.networks)
                 .copied()
-                .map(Unit::Direct),
+                .map(Unit::Network),
         );
         for (first, last) in ways.changed_since(&self.ways) {
             let family = Family::of(first);
@@ -382,7 +384,7 @@ impl Planner {
         }
         self.pending
             .extend(units.into_iter().map(|unit| (unit, Retry::default())));
-        self.peer_warnings = warnings;
+        self.way_warnings = warnings;
         self.ways = ways;
     }
 }

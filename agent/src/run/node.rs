@@ -207,6 +207,7 @@ impl NodeView {
             next_hops: next_hops.clone(),
             own_addresses: addresses(uplink).collect(),
             direct: BTreeSet::new(),
+            services: BTreeSet::new(),
             overlay: true,
         }
     }

@@ -201,8 +201,9 @@ impl Serving {
         self.look_at_hops(shared).await;
         let (name, uplink) = (&shared.args.node, &shared.uplink);
         if let Some(mut facts) = self.found.facts(&self.view, name, uplink) {
-            let direct = &shared.args.services.masquerade_exclude;
-            facts.direct = direct.iter().copied().collect();
+            let args = &shared.args.services;
+            facts.direct = args.masquerade_exclude.iter().copied().collect();
+            facts.services = args.service_cidr.iter().copied().collect();
             self.planner.set_facts(facts);
         }
         let outcome = self.plan(shared);

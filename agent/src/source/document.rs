@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -140,6 +141,7 @@ fn object(value: &Value, items: &mut Vec<Item>, depth: usize) {
         "Service" => (Kind::Service, "v1"),
         "Node" => (Kind::Node, "v1"),
         "Pod" => (Kind::Pod, "v1"),
+        "ServiceCIDR" => (Kind::ServiceCidr, "networking.k8s.io/v1"),
         "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
         other => {
             tracing::debug!(kind = other, version, "object of another kind ignored");
@@ -206,9 +208,10 @@ fn key(kind: Kind, value: &Value) -> Result<ObjectKey, Fault> {
             "give the object a name; until then the file's objects stay as they were",
         ));
     };
-    let namespace = match kind {
-        Kind::Node => "",
-        Kind::Service | Kind::EndpointSlice | Kind::Pod => meta("namespace").unwrap_or("default"),
+    let namespace = if kind.is_cluster_wide() {
+        ""
+    } else {
+        meta("namespace").unwrap_or("default")
     };
     Ok(ObjectKey {
         kind,
@@ -244,6 +247,14 @@ fn convert(kind: Kind, value: &Value) -> Result<Converted<Object>, Fault> {
             let Converted { object, notes } = convert::pod(&decode::<core::Pod>(value)?)?;
             Ok(Converted {
                 object: Object::Pod(object.into()),
+                notes,
+            })
+        }
+        Kind::ServiceCidr => {
+            let decoded = decode::<networking::ServiceCIDR>(value)?;
+            let Converted { object, notes } = convert::service_cidr(&decoded)?;
+            Ok(Converted {
+                object: Object::ServiceCidr(object.into()),
                 notes,
             })
         }

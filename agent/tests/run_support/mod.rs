@@ -6,10 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use aya::maps::{Map, MapData, PerCpuArray};
+use datapath_common::{Counter, Hook, Reason, counter_index, maps};
 use testkit::agent::{Agent, AgentOptions};
 use testkit::http::HttpServer;
 use testkit::manifests::{Protocol, Service, StateDir};
-use testkit::{Cluster, ClusterBuilder};
+use testkit::{Cluster, ClusterBuilder, Node};
 
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tulle-agent");
@@ -108,6 +110,15 @@ impl World {
 pub fn addresses(service: &Service) -> Vec<SocketAddr> {
     let at = |ip: &IpAddr| SocketAddr::new(*ip, service.ports[0].port);
     service.ips.iter().map(at).collect()
+}
+
+/// Packets that a node's program has counted so far.
+pub fn counted(node: &Node, hook: Hook, reason: Reason) -> u64 {
+    let pin = node.bpffs().join(maps::COUNTERS);
+    let map = Map::PerCpuArray(MapData::from_pin(pin).unwrap());
+    let counters: PerCpuArray<_, Counter> = map.try_into().unwrap();
+    let cpus = counters.get(&counter_index(hook, reason), 0).unwrap();
+    cpus.iter().map(|cpu| cpu.packets).sum()
 }
 
 /// Ids of the pinned maps by name, as bpftool shows them.

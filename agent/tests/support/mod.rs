@@ -50,7 +50,8 @@ pub struct Sim {
     pub nodes: BTreeMap<IpAddr, Node>,
     /// Service number, prefix length with it, network.
     pub sources: BTreeSet<(u32, u32, IpAddr)>,
-    pub direct: BTreeSet<(IpAddr, u32)>,
+    /// Network and prefix length → bits of `Network`.
+    pub networks: BTreeMap<(IpAddr, u32), u32>,
     pub log: Vec<MapOp>,
     /// Service numbers whose source ranges a frontend put in this run looks at.
     restricted: BTreeSet<u32>,
@@ -242,17 +243,17 @@ impl Sim {
                 rows.nodes_v4.push(((*a).into(), *node));
             }
         }
-        for (addr, prefix_len) in &self.direct {
+        for ((addr, prefix_len), bits) in &self.networks {
             let prefix_len = *prefix_len;
             match addr {
-                IpAddr::V4(a) => rows.direct_v4.push(PeerKey {
-                    prefix_len,
-                    addr: (*a).into(),
-                }),
-                IpAddr::V6(a) => rows.direct_v6.push(PeerKey {
-                    prefix_len,
-                    addr: (*a).into(),
-                }),
+                IpAddr::V4(a) => {
+                    let addr = (*a).into();
+                    rows.direct_v4.push((PeerKey { prefix_len, addr }, *bits));
+                }
+                IpAddr::V6(a) => {
+                    let addr = (*a).into();
+                    rows.direct_v6.push((PeerKey { prefix_len, addr }, *bits));
+                }
             }
         }
         for (service, len, addr) in &self.sources {
@@ -298,7 +299,7 @@ impl Sim {
             pods: self.pods.clone(),
             peers: self.peers.clone(),
             nodes: self.nodes.clone(),
-            direct: self.direct.clone(),
+            networks: self.networks.clone(),
             source_rows: self.sources.len(),
         }
     }
@@ -351,7 +352,7 @@ pub struct Meaning {
     pub pods: BTreeMap<IpAddr, Via>,
     pub peers: BTreeMap<(IpAddr, u32), Via>,
     pub nodes: BTreeMap<IpAddr, Node>,
-    pub direct: BTreeSet<(IpAddr, u32)>,
+    pub networks: BTreeMap<(IpAddr, u32), u32>,
     pub source_rows: usize,
 }
 
@@ -437,17 +438,17 @@ impl MapWriter for Sim {
             MapOp::PutSource6 { key } => self.put_source(source(key)),
             MapOp::DeleteSource4 { key } => drop(self.sources.remove(&source(key))),
             MapOp::DeleteSource6 { key } => drop(self.sources.remove(&source(key))),
-            MapOp::PutDirect4 { key } => {
-                self.direct.insert(net(key.addr, key.prefix_len));
+            MapOp::PutDirect4 { key, bits } => {
+                self.networks.insert(net(key.addr, key.prefix_len), *bits);
             }
-            MapOp::PutDirect6 { key } => {
-                self.direct.insert(net(key.addr, key.prefix_len));
+            MapOp::PutDirect6 { key, bits } => {
+                self.networks.insert(net(key.addr, key.prefix_len), *bits);
             }
             MapOp::DeleteDirect4 { key } => {
-                self.direct.remove(&net(key.addr, key.prefix_len));
+                self.networks.remove(&net(key.addr, key.prefix_len));
             }
             MapOp::DeleteDirect6 { key } => {
-                self.direct.remove(&net(key.addr, key.prefix_len));
+                self.networks.remove(&net(key.addr, key.prefix_len));
             }
         }
         self.check();
@@ -513,6 +514,7 @@ pub fn facts(local: &[&str]) -> NodeFacts {
             .collect(),
         own_addresses: [[192, 168, 0, 1].into()].into(),
         direct: BTreeSet::new(),
+        services: BTreeSet::new(),
         overlay: true,
     }
 }
@@ -561,10 +563,12 @@ impl Unchecked {
         );
         sim.sources.extend(rows.srcs_v4.iter().map(source));
         sim.sources.extend(rows.srcs_v6.iter().map(source));
-        let direct = rows.direct_v4.iter().map(|k| net(k.addr, k.prefix_len));
-        sim.direct.extend(direct);
-        let direct = rows.direct_v6.iter().map(|k| net(k.addr, k.prefix_len));
-        sim.direct.extend(direct);
+        let v4 = rows.direct_v4.iter();
+        sim.networks
+            .extend(v4.map(|(k, bits)| (net(k.addr, k.prefix_len), *bits)));
+        let v6 = rows.direct_v6.iter();
+        sim.networks
+            .extend(v6.map(|(k, bits)| (net(k.addr, k.prefix_len), *bits)));
         Self { sim }
     }
 }
@@ -586,17 +590,17 @@ impl MapWriter for Unchecked {
             MapOp::PutSource6 { key } => drop(sim.sources.insert(source(key))),
             MapOp::DeleteSource4 { key } => drop(sim.sources.remove(&source(key))),
             MapOp::DeleteSource6 { key } => drop(sim.sources.remove(&source(key))),
-            MapOp::PutDirect4 { key } => {
-                sim.direct.insert(net(key.addr, key.prefix_len));
+            MapOp::PutDirect4 { key, bits } => {
+                sim.networks.insert(net(key.addr, key.prefix_len), *bits);
             }
             MapOp::DeleteDirect4 { key } => {
-                sim.direct.remove(&net(key.addr, key.prefix_len));
+                sim.networks.remove(&net(key.addr, key.prefix_len));
             }
-            MapOp::PutDirect6 { key } => {
-                sim.direct.insert(net(key.addr, key.prefix_len));
+            MapOp::PutDirect6 { key, bits } => {
+                sim.networks.insert(net(key.addr, key.prefix_len), *bits);
             }
             MapOp::DeleteDirect6 { key } => {
-                sim.direct.remove(&net(key.addr, key.prefix_len));
+                sim.networks.remove(&net(key.addr, key.prefix_len));
             }
             _ => {}
         }

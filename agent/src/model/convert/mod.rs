@@ -6,11 +6,13 @@ mod exposed;
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 mod slice;
 
 pub use node::node;
 pub use pod::pod;
 pub use service::service;
+pub use service_cidr::service_cidr;
 pub use slice::slice;
 
 use super::{Fault, NamespacedName, Protocol};

@@ -19,7 +19,11 @@ pub fn service(from: &api::Service) -> Result<Converted<Service>, Fault> {
     let exposure = exposure(from, spec)?;
     let mut notes = Vec::new();
     if exposure != Exposure::Served {
-        let object = Service::new(name, exposure);
+        let mut object = Service::new(name, exposure);
+        if exposure == Exposure::OtherProxy {
+            // What is wrong with them is the other proxy's to say.
+            object.cluster_ips = cluster_ips(spec, &mut Vec::new()).unwrap_or_default();
+        }
         return Ok(Converted { object, notes });
     }
     let cluster_ips = cluster_ips(spec, &mut notes)?;

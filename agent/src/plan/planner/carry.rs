@@ -57,13 +57,13 @@ impl Planner {
         }
     }
 
-    /// A network is a peer's or direct at every moment. An address refuses what meets no frontend: it is marked after its
+    /// A pod network is a peer's or direct at every moment. An address refuses what meets no frontend: it is marked after its
     /// frontends are there, and unmarked before they go.
     fn phase(&self, unit: &Unit) -> u8 {
         match unit {
-            Unit::Direct(net) if self.ways.direct.contains(net) => 0,
+            Unit::Network(net) if self.ways.networks.contains_key(net) => 0,
             Unit::Node(_) | Unit::Pod(_) | Unit::Peer(_) => 1,
-            Unit::Direct(_) => 2,
+            Unit::Network(_) => 2,
             Unit::Frontend(key) => match (key.is_address(), self.desired.has_address(key.addr)) {
                 (true, false) => 3,
                 (false, _) if self.desired.frontend(key).is_none() => 4,
@@ -113,9 +113,9 @@ impl Planner {
             Unit::Peer(net) => row(ways.peers.get(&net), applied.peers.get(&net), |via| {
                 MapOp::peer(net, via)
             }),
-            Unit::Direct(net) => {
-                let (want, have) = (ways.direct.get(&net), applied.direct.get(&net));
-                row(want, have, |want| MapOp::direct(net, want.is_some()))
+            Unit::Network(net) => {
+                let (want, have) = (ways.networks.get(&net), applied.networks.get(&net));
+                row(want, have, |bits| MapOp::network(net, bits))
             }
             Unit::Sources(service) => {
                 let port = self.numbers.name(service);

@@ -7,11 +7,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use bpf_tests::engine::{Engine, InProcess, Kernel, object};
+use bpf_tests::engine::{Change, Engine, InProcess, Kernel, object};
 use bpf_tests::model::{BackendRow, Ctx, FlowRow, Tuple, World, snat};
 use bpf_tests::packet::{Spec, Upper, tcp_flag};
 use bpf_tests::strategies::config;
-use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Hook, Via, proto};
+use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Hook, Reason, Via, proto};
 
 /// Backends, out of which the hash selects one.
 const BACKENDS: u32 = 500;
@@ -137,6 +137,85 @@ fn follow_one_hash(engine: &mut dyn Engine) -> anyhow::Result<()> {
         anyhow::ensure!(more.is_err(), "a port after {ATTEMPTS} attempts: {more:?}");
     }
     Ok(())
+}
+
+/// A packet of a connection by its source port: what it counts as, and the port
+/// that the connection's source is translated with.
+fn one(
+    engine: &mut dyn Engine,
+    sport: u16,
+    flags: u8,
+) -> anyhow::Result<(Option<Reason>, Option<u16>)> {
+    let spec = Spec::new(
+        Upper::Tcp(flags),
+        address(false, 20_000),
+        sport,
+        address(false, 0),
+        443,
+    );
+    let observed = engine.run(Hook::NicIn, &spec.build(), &Ctx::default())?;
+    let tuple = Tuple {
+        src: spec.src,
+        dst: spec.dst,
+        sport,
+        dport: spec.dport,
+        proto: proto::TCP,
+    };
+    let row = observed.flows.get(&tuple.forward());
+    Ok((
+        observed.counted.first().map(|counted| counted.reason),
+        row.and_then(FlowRow::translated_source).map(|nat| nat.1),
+    ))
+}
+
+/// Connections one after the other, many more than ports: what closed half a
+/// minute ago makes room, what closed just now does not, what is open never.
+fn short_connections(engine: &mut dyn Engine) -> anyhow::Result<()> {
+    use tcp_flag::{ACK, FIN, SYN};
+    const FEW: u16 = 4;
+    let mut world = world(false, 443);
+    (world.config.snat_ports, world.config.idle.tcp_closing) = (FEW, 10_000);
+    world.config.idle.tcp_opening = 10_000;
+    for row in world.frontends.values_mut() {
+        (row.len, row.out_len) = (1, 1);
+    }
+    engine.load(&world)?;
+    let served = Some(Reason::TranslatedToKernel);
+    let (reason, kept) = one(engine, 1000, SYN)?;
+    anyhow::ensure!(reason == served && kept.is_some(), "{reason:?}");
+    let mut next = 1000;
+    for round in 0..25 {
+        let mut ports: Vec<u16> = kept.into_iter().collect();
+        for _ in 1..FEW {
+            next += 1;
+            let (reason, port) = one(engine, next, SYN)?;
+            anyhow::ensure!(reason == served, "round {round}: {reason:?}");
+            ports.extend(port);
+            let (reason, _) = one(engine, next, FIN | ACK)?;
+            anyhow::ensure!(reason == served, "round {round}, closing: {reason:?}");
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        anyhow::ensure!(ports.len() == FEW as usize, "round {round}: {ports:?}");
+        let (reason, _) = one(engine, next + 1, SYN)?;
+        let exhausted = Some(Reason::SnatPortsExhausted);
+        anyhow::ensure!(reason == exhausted, "round {round}, too many: {reason:?}");
+        engine.apply_change(&Change::Ticks(30))?;
+    }
+    let (reason, port) = one(engine, 1000, ACK)?;
+    anyhow::ensure!(reason == served && port == kept, "{reason:?} by {port:?}");
+    Ok(())
+}
+
+#[test]
+fn short_connections_do_not_use_up_the_models_ports() {
+    short_connections(&mut InProcess::new(None)).unwrap();
+}
+
+#[test]
+fn short_connections_do_not_use_up_the_programs_ports() {
+    let mut engine = Kernel::new(object().unwrap()).unwrap();
+    short_connections(&mut engine).unwrap();
 }
 
 #[test]

@@ -54,6 +54,16 @@ pub fn live_state<A>(idle: &IdleTicks, flow: &Flow<A>, p: u8, now: u32) -> Optio
     }
 }
 
+/// Whether the row's backend is still there, if it has one: a row outlives it, and
+/// whoever has the address then is another.
+#[inline(always)]
+pub(crate) fn has_backend<A, T: Tables<A>>(tables: &T, flow: &Flow<A>) -> bool {
+    flow.backend == 0
+        || tables.backend(flow.backend).is_some_and(|backend| {
+            backend.generation == flow.generation && backend.state != BackendState::Free as u8
+        })
+}
+
 /// Ticks that `seen` may lag behind, so that a busy flow's row is seldom written.
 const SEEN_LAG: u32 = 2;
 
@@ -149,12 +159,8 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     }
     let now = tables.now();
     let state = live_state(&tables.config().idle, &flow, headers.proto, now)?;
-    // A row outlives its backend; whoever has the address now is another.
-    if flow.backend != 0 {
-        let backend = tables.backend(flow.backend)?;
-        if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
-            return None;
-        }
+    if !has_backend(tables, &flow) {
+        return None;
     }
     let next = step(state, Direction::Reply, headers.signal);
     if is_stale(&flow, next, now) {
@@ -269,7 +275,7 @@ fn give_back_reply<A: Address, T: Tables<A>>(
     row: T::Row,
     state: FlowState,
 ) {
-    let _ = tables.fill_flow(false, |key, reply| {
+    let _ = tables.fill_flow(|key, reply| {
         let own = row.get();
         *key = mate(&self::key(headers, Direction::Forward), &own);
         (reply.addr, reply.port) = (headers.dst, headers.dport);

@@ -6,7 +6,8 @@ use crate::{
     Decision, Family, Grant, Headers, Rewrite, Tables,
     flow::{self, is_stale, live_state, refresh, step},
     flow_hash,
-    open::{FAILED, Opening, claim_port, port_of},
+    open::{FAILED, Opening, port_of, stage_reply},
+    ports::facts,
     tables::FlowRow,
 };
 
@@ -40,7 +41,11 @@ pub(crate) fn masquerade<'t, F: Family, T: Tables<F::Addr>>(
     let port = if let Some(port) = known_port(tables, h) {
         port
     } else {
-        let mut told = claim_apart::<F, T>(tables, h);
+        let staged = stage_apart::<F, T>(tables, h);
+        let mut told = (staged >> 32) as u32;
+        if told == 0 {
+            told = tables.claim_port(staged as u32, facts(h));
+        }
         if told & FAILED == 0 {
             told = finish_apart::<F, T>(tables, h, told);
         }
@@ -79,13 +84,18 @@ fn known_port<A: Address, T: Tables<A>>(tables: &T, h: &Headers<A>) -> Option<u1
 
 // Functions of their own: each needs much of the stack.
 
+/// Prepares the reply row. Returns the hash for its port; above it, if that
+/// failed, [`FAILED`] and a reason.
 #[inline(never)]
-fn claim_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> u32 {
+fn stage_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> u64 {
+    let failed = |reason| ((FAILED | reason as u32) as u64) << 32;
     if !tables.grant(Grant::Flow) {
-        return FAILED | Reason::NewFlowLimit as u32;
+        return failed(Reason::NewFlowLimit);
     }
-    let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
-    claim_port(tables, h, &leaving::<F>(tables.config()), hash)
+    if !stage_reply(tables, h, &leaving::<F>(tables.config())) {
+        return failed(Reason::FlowTableFull);
+    }
+    flow_hash(h.src, h.dst, h.sport, h.dport, h.proto) as u64
 }
 
 #[inline(never)]

@@ -5,7 +5,9 @@ use datapath_common::{
     Reason, Via, ViaKind, proto,
 };
 
-use crate::{Family, Grant, Headers, Signal, Tables, reduce, service::Client, tables::FlowRow};
+use crate::{
+    Family, Grant, Headers, Signal, Tables, ports::facts, service::Client, tables::FlowRow,
+};
 
 /// How a flow is to be opened. In one word: it is passed in a register.
 #[derive(Clone, Copy)]
@@ -202,7 +204,7 @@ impl<A: Address> Opening<'_, A> {
             FlowState::Established
         };
         let forward = self.forward(h, state, tables.now(), told as u16);
-        if !tables.fill_flow(false, forward) {
+        if !tables.fill_flow(forward) {
             return FAILED | Reason::FlowTableFull as u32;
         }
         if let Some((front, id, _)) = self.through {
@@ -255,7 +257,7 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
 /// No flow was opened; instead of a port there is a reason's number.
 pub(crate) const FAILED: u32 = 1 << 16;
 /// The backend has been heard already.
-const HEARD: u32 = 1 << 17;
+pub(crate) const HEARD: u32 = 1 << 17;
 
 /// What an opening told.
 #[inline(always)]
@@ -309,7 +311,7 @@ fn keep_source<F: Family, T: Tables<F::Addr>>(
     } else {
         (FlowState::Opening, 0)
     };
-    if tables.fill_flow(false, new.reply(h, state, tables.now(), 0)) {
+    if tables.fill_flow(new.reply(h, state, tables.now(), 0)) {
         told
     } else {
         FAILED | Reason::FlowTableFull as u32
@@ -336,17 +338,6 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(
     new.finish(tables, h, told)
 }
 
-/// How many ports are tried.
-const ATTEMPTS: u32 = 32;
-
-/// Where attempt after attempt looks for a port.
-#[inline(always)]
-fn scatter(hash: u32, attempt: u32) -> u32 {
-    let x = hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
-    let x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
-    x ^ (x >> 13)
-}
-
 /// Writes the reply row of a flow whose source gets another address, with a port
 /// of its own: the row, which nobody else may have, claims it.
 #[inline(never)]
@@ -368,32 +359,20 @@ fn translate_source<F: Family, T: Tables<F::Addr>>(
         hairpin: false,
         nat: Manner(manner).address::<F>(tables.config()),
     };
-    claim_port(tables, h, new, hash)
+    if !stage_reply(tables, h, new) {
+        return FAILED | Reason::FlowTableFull as u32;
+    }
+    tables.claim_port(hash, facts(h))
 }
 
-/// Writes the reply row of a flow with a translated source. Returns its port, or
-/// [`FAILED`] and a reason.
+/// Prepares the reply row of a flow whose source gets another address, for
+/// [`crate::claim_port`]. False if there is no place.
 #[inline(always)]
-pub(crate) fn claim_port<A: Address, T: Tables<A>>(
+pub(crate) fn stage_reply<A: Address, T: Tables<A>>(
     tables: &T,
     h: &Headers<A>,
     new: &Opening<'_, A>,
-    hash: u32,
-) -> u32 {
-    let config = tables.config();
-    let (first, ports) = (config.snat_first, config.snat_ports as u32);
-    let (state, now) = (FlowState::Opening, tables.now());
-    let port = |attempt| first.wrapping_add(reduce(scatter(hash, attempt), ports) as u16);
-    if tables.fill_flow(true, new.reply(h, state, now, port(0))) {
-        return port(0) as u32;
-    }
-    // Only the port differs: the loop is short, for the verifier walks all of it.
-    let mut attempt = 1;
-    while attempt < ATTEMPTS {
-        if tables.claim_port(port(attempt)) {
-            return port(attempt) as u32;
-        }
-        attempt += 1;
-    }
-    FAILED | Reason::SnatPortsExhausted as u32
+) -> bool {
+    // The port is the key's and not the row's, which says only that there is one.
+    tables.stage(new.reply(h, FlowState::Opening, tables.now(), u16::MAX))
 }

@@ -1,11 +1,11 @@
 //! ICMP errors about packets that were translated: the packet that an error
 //! quotes is translated back, and the error goes to whoever sent it (RFC 5508 §4).
 
-use datapath_common::{Address, BackendState, Direction, Flow, FlowKey, proto};
+use datapath_common::{Address, Direction, Flow, FlowKey, proto};
 
 use crate::{
     Family, Headers, Packet, Tables,
-    flow::live_state,
+    flow::{has_backend, live_state},
     tables::FlowRow,
     wire::{Be16, Ports},
 };
@@ -152,14 +152,8 @@ fn known<A: Address, T: Tables<A>>(
     let flow = row.get();
     live_state(&tables.config().idle, &flow, q.proto, tables.now())?;
     // Who talks to himself through a service has nobody between to report errors.
-    if flow.hairpin != 0 {
+    if flow.hairpin != 0 || !has_backend(tables, &flow) {
         return None;
-    }
-    if flow.backend != 0 {
-        let backend = tables.backend(flow.backend)?;
-        if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
-            return None;
-        }
     }
     Some(row.get())
 }

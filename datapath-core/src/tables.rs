@@ -16,6 +16,17 @@ pub enum Grant {
     IcmpError,
 }
 
+/// How a row of the flow table is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Put {
+    /// If no row has its key.
+    New,
+    /// Whether one has or not. Then there is one at every moment.
+    Over,
+    /// In place of one that has. Of two that try only one succeeds.
+    Instead,
+}
+
 /// A row of the flow table, in place.
 pub trait FlowRow<A>: Copy {
     /// The row as it is now.
@@ -51,18 +62,27 @@ pub trait Tables<A> {
     fn backend(&self, id: u32) -> Option<&Backend<A>>;
     /// Row of `tulle_flow_*`.
     fn flow(&self, key: FlowKey<A>) -> Option<Self::Row>;
-    /// Writes a row of `tulle_flow_*`; false if the table did not take it.
+    /// Prepares a row of `tulle_flow_*`: `fill` writes every field of key and
+    /// value in place, for the stack has no room for them. False if there is no
+    /// place.
     #[must_use]
-    fn open_flow(&self, key: FlowKey<A>, flow: Flow<A>) -> bool;
-    /// Writes a row of `tulle_flow_*` that `fill` writes in place, every field
-    /// of key and value: the stack has no room for them. `claim`: only if there
-    /// is no row with this key. False if the table did not take it.
+    fn stage(&self, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool;
+    /// Gives the key of the prepared row another destination port.
+    fn stage_port(&self, dport: u16);
+    /// Writes the prepared row; false if the table did not take it.
     #[must_use]
-    fn fill_flow(&self, claim: bool, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool;
-    /// Writes once more what [`Self::fill_flow`] filled last, under the key with
-    /// this destination port, if there is no row with it.
+    fn put(&self, how: Put) -> bool;
+    /// The prepared row, and the one in the table that has its key.
+    fn rival(&self) -> Option<(Self::Row, Self::Row)>;
+    /// Prepares a row and writes it, in place of what is there.
     #[must_use]
-    fn claim_port(&self, dport: u16) -> bool;
+    #[inline(always)]
+    fn fill_flow(&self, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool {
+        self.stage(fill) && self.put(Put::Over)
+    }
+    /// Runs [`crate::claim_port`], where a verifier does not follow it again
+    /// for each state that leads there.
+    fn claim_port(&self, hash: u32, facts: u32) -> u32;
     /// Row of `tulle_affin_*`.
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
     /// Writes a row of `tulle_affin_*`; best effort.

@@ -13,7 +13,7 @@ use datapath_common::{
     SourceNet, TICK_SHIFT, Traffic, Via,
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
-use datapath_core::{FlowRow, Grant, Headers, Tables, overlay::OverlayTables};
+use datapath_core::{FlowRow, Grant, Headers, Put, Tables, claim_port, overlay::OverlayTables};
 
 use crate::{exit::Origin, maps};
 
@@ -42,6 +42,16 @@ impl Maps {
             config: config(),
             origin,
         }
+    }
+
+    /// For what asks nothing of a packet.
+    #[inline(always)]
+    fn nowhere() -> Self {
+        Self::new(Origin {
+            hook: Hook::PodFrom,
+            ifindex: 0,
+            len: 0,
+        })
     }
 
     /// The interface that the packet is at.
@@ -204,8 +214,25 @@ pub fn is_watched(kind: EventKind) -> bool {
     until != 0 && until.wrapping_sub(now()).cast_signed() >= 0
 }
 
+// Global functions, so that the verifier follows their loop once and not for
+// each state that leads there.
+
+/// [`claim_port`] for IPv4.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_claim_port4(hash: u32, facts: u32) -> u32 {
+    claim_port::<Ip4, _>(&Maps::nowhere(), hash, facts)
+}
+
+/// [`claim_port`] for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_claim_port6(hash: u32, facts: u32) -> u32 {
+    claim_port::<Ip6, _>(&Maps::nowhere(), hash, facts)
+}
+
 macro_rules! tables {
-    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident) => {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident, $claim:ident) => {
         impl Tables<$addr> for Maps {
             type Row = Row<$addr>;
 
@@ -249,47 +276,54 @@ macro_rules! tables {
                 }
             }
             #[inline(always)]
-            fn open_flow(&self, key: FlowKey<$addr>, flow: Flow<$addr>) -> bool {
-                let Some(work) = maps::$work.get_ptr_mut(0) else {
-                    return false;
-                };
-                // SAFETY: as above.
-                let work = unsafe { &mut *work };
-                // SAFETY: as above.
-                unsafe { write_flow_key(&raw mut work.key, &key) };
-                work.flow = flow;
-                maps::$flow
-                    .insert(&work.key, &work.flow, BPF_ANY as u64)
-                    .is_ok()
-            }
-            #[inline(always)]
-            fn fill_flow(
-                &self,
-                claim: bool,
-                fill: impl FnOnce(&mut FlowKey<$addr>, &mut Flow<$addr>),
-            ) -> bool {
+            fn stage(&self, fill: impl FnOnce(&mut FlowKey<$addr>, &mut Flow<$addr>)) -> bool {
                 let Some(work) = maps::$work.get_ptr_mut(0) else {
                     return false;
                 };
                 // SAFETY: as above.
                 let work = unsafe { &mut *work };
                 fill(&mut work.key, &mut work.flow);
-                let flags = if claim { BPF_NOEXIST } else { BPF_ANY };
-                maps::$flow
-                    .insert(&work.key, &work.flow, flags as u64)
-                    .is_ok()
+                true
             }
             #[inline(always)]
-            fn claim_port(&self, dport: u16) -> bool {
+            fn stage_port(&self, dport: u16) {
+                if let Some(work) = maps::$work.get_ptr_mut(0) {
+                    // SAFETY: as above.
+                    unsafe { (*work).key.dport = dport };
+                }
+            }
+            #[inline(always)]
+            fn put(&self, how: Put) -> bool {
                 let Some(work) = maps::$work.get_ptr_mut(0) else {
                     return false;
                 };
                 // SAFETY: as above.
                 let work = unsafe { &mut *work };
-                work.key.dport = dport;
+                // Of two that take a row's place only one removes it.
+                if how == Put::Instead && maps::$flow.remove(&work.key).is_err() {
+                    return false;
+                }
+                let flags = if how == Put::Over {
+                    BPF_ANY
+                } else {
+                    BPF_NOEXIST
+                };
                 maps::$flow
-                    .insert(&work.key, &work.flow, BPF_NOEXIST as u64)
+                    .insert(&work.key, &work.flow, flags as u64)
                     .is_ok()
+            }
+            #[inline(always)]
+            fn rival(&self) -> Option<(Row<$addr>, Row<$addr>)> {
+                let work = maps::$work.get_ptr_mut(0)?;
+                // SAFETY: as above; rows of an array stay.
+                unsafe {
+                    let there = maps::$flow.get_ptr_mut(&(*work).key)?;
+                    Some((Row(&raw mut (*work).flow), Row(there)))
+                }
+            }
+            #[inline(always)]
+            fn claim_port(&self, hash: u32, facts: u32) -> u32 {
+                $claim(hash, facts)
             }
             #[inline(always)]
             fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {
@@ -385,12 +419,34 @@ macro_rules! tables {
 }
 
 tables!(
-    Ip4, WORK_V4, FRONT_V4, BACK_V4, FLOW_V4, FRAG_V4, PODS_V4, PEERS_V4, AFFIN_V4, SRCS_V4,
-    DIRECT_V4, BK_STATS4
+    Ip4,
+    WORK_V4,
+    FRONT_V4,
+    BACK_V4,
+    FLOW_V4,
+    FRAG_V4,
+    PODS_V4,
+    PEERS_V4,
+    AFFIN_V4,
+    SRCS_V4,
+    DIRECT_V4,
+    BK_STATS4,
+    tulle_claim_port4
 );
 tables!(
-    Ip6, WORK_V6, FRONT_V6, BACK_V6, FLOW_V6, FRAG_V6, PODS_V6, PEERS_V6, AFFIN_V6, SRCS_V6,
-    DIRECT_V6, BK_STATS6
+    Ip6,
+    WORK_V6,
+    FRONT_V6,
+    BACK_V6,
+    FLOW_V6,
+    FRAG_V6,
+    PODS_V6,
+    PEERS_V6,
+    AFFIN_V6,
+    SRCS_V6,
+    DIRECT_V6,
+    BK_STATS6,
+    tulle_claim_port6
 );
 
 impl OverlayTables for Maps {

@@ -198,6 +198,25 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
         .flows
         .extend(rows(u, &other, FlowState::Established, 1));
     let taken = taken.drops(Reason::SnatPortsExhausted);
+    // Its own port, and one of a flow that is over.
+    let mut found = leaves(u, "data whose forward row is lost", &tcp(ACK)).writes(rows(
+        u,
+        &flow,
+        FlowState::Established,
+        0,
+    ));
+    let [_, reply] = rows(u, &flow, FlowState::Established, 1);
+    found.world.flows.extend([reply]);
+    let mut over = leaves(u, "the port of a flow that has expired", &tcp(ACK)).writes(rows(
+        u,
+        &flow,
+        FlowState::Opening,
+        0,
+    ));
+    let limit = over.world.config.idle.tcp_established;
+    over.world
+        .flows
+        .extend(rows(u, &other, FlowState::Established, limit + 2));
     let mut limited = u.case(OUT, "beyond the limit", &world(u), tcp(ACK).build());
     limited.world.config.flows_per_tick = 1;
     limited.world.flow_grants = Limit {
@@ -205,7 +224,7 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
         count: 1,
     };
     let limited = limited.drops(Reason::NewFlowLimit);
-    vec![known, end, lost, taken, limited]
+    vec![known, end, lost, taken, found, over, limited]
 }
 
 fn not_ours(u: &Uplink) -> Vec<Case> {

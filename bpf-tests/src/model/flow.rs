@@ -209,11 +209,15 @@ impl World {
         };
         let other = reply_of(tuple, &forward);
         // A reply row of this very backend shows that it has spoken: what comes
-        // now is data of a connection whose forward row was lost.
-        let heard = self
-            .flows
-            .get(&other)
-            .is_some_and(|row| (row.backend, row.generation) == (flow.backend, generation));
+        // now is data of a connection whose forward row was lost. A port may have
+        // been another client's.
+        let own = reply_row(tuple, &forward);
+        let same = |row: &FlowRow| {
+            (row.backend, row.generation) == (own.backend, own.generation)
+                && (flow.nat.is_none()
+                    || (row.addr, row.port, row.nat) == (own.addr, own.port, own.nat))
+        };
+        let heard = self.flows.get(&other).is_some_and(same);
         if heard && packet.is_data() {
             forward.state = FlowState::Established;
         }

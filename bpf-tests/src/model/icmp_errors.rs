@@ -126,6 +126,10 @@ fn quote(frame: &[u8], packet: &Packet) -> Option<Quote> {
 
 /// What the rows say about the packet that was quoted.
 fn translation(world: &World, packet: &Packet, quoted: &Tuple) -> Option<Translation> {
+    // An error goes to whoever sent what it quotes.
+    if packet.ip.dst != quoted.src {
+        return None;
+    }
     let back = Tuple {
         src: quoted.dst,
         dst: quoted.src,

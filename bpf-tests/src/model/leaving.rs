@@ -30,7 +30,14 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
             return Outcome::drop(Reason::NewFlowLimit, frame);
         }
         let target = (tuple.dst, tuple.dport);
-        let Some(port) = snat::port(world, target, tuple.proto, own, ctx.hash) else {
+        let wish = snat::Wish {
+            tuple,
+            opens: packet.opens(),
+            to: target,
+            backend: (0, 0),
+            addr: own,
+        };
+        let Some(port) = snat::port(world, &wish, ctx.hash) else {
             return Outcome::drop(Reason::SnatPortsExhausted, frame);
         };
         let flow = NewFlow {

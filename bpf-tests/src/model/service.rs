@@ -227,9 +227,14 @@ impl Way<'_> {
                 return Outcome::drop(Reason::NewFlowLimit, frame);
             }
             if let Some(addr) = masquerade {
-                let to = (backend.addr, backend.port);
-                let port = snat::port(world, to, tuple.proto, addr, self.ctx.hash);
-                let Some(port) = port else {
+                let wish = snat::Wish {
+                    tuple,
+                    opens: packet.opens(),
+                    to: (backend.addr, backend.port),
+                    backend: (self.backend, backend.generation),
+                    addr,
+                };
+                let Some(port) = snat::port(world, &wish, self.ctx.hash) else {
                     return Outcome::drop(Reason::SnatPortsExhausted, frame);
                 };
                 nat = Some((addr, port));

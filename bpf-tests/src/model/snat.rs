@@ -2,11 +2,15 @@
 
 use std::net::IpAddr;
 
+use datapath_common::FlowState;
+
 use super::world::World;
-use super::{FlowId, Hash, Tuple};
+use super::{FlowId, FlowRow, Hash, Tuple};
 
 /// How often a flow tries to get a port.
 const ATTEMPTS: u32 = 32;
+/// Ticks of silence after which a closing connection may lose its port.
+const QUIET_TICKS: u32 = 30;
 /// Exhaustion less likely than this is taken for a fault, as long as a port is free.
 const UNLIKELY: f64 = 1e-9;
 
@@ -22,50 +26,101 @@ pub fn candidate(hash: u32, attempt: u32, first: u16, ports: u16) -> u16 {
     first.wrapping_add(((u64::from(mixed) * u64::from(ports)) >> 32) as u16)
 }
 
-/// The port of `addr` that a new flow to `backend` takes for its source.
-pub fn port(
-    world: &World,
-    backend: (IpAddr, u16),
-    proto: u8,
-    addr: IpAddr,
-    hash: Hash,
-) -> Option<u16> {
+/// A flow that wants a port for its source.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// The client's packet.
+    pub tuple: Tuple,
+    /// Whether it opens a connection.
+    pub opens: bool,
+    /// Where it goes.
+    pub to: (IpAddr, u16),
+    /// Id and generation of the backend that this is, or zeros.
+    pub backend: (u32, u32),
+    /// The address that its source becomes.
+    pub addr: IpAddr,
+}
+
+/// What a port is to a flow that wants one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Port {
+    /// Nobody has it, or nobody any more, or the flow itself.
+    Free,
+    /// A connection that is closing and silent has it.
+    Quiet,
+    /// It is another's.
+    Busy,
+}
+
+impl Wish {
+    /// Key of the row that holds a port.
+    fn row(&self, port: u16) -> FlowId {
+        Tuple {
+            src: self.to.0,
+            dst: self.addr,
+            sport: self.to.1,
+            dport: port,
+            proto: self.tuple.proto,
+        }
+        .reply()
+    }
+
+    /// Whether the row that holds a port is this flow's own.
+    fn owns(&self, row: &FlowRow) -> bool {
+        (row.backend, row.generation) == self.backend
+            && (row.addr, row.port) == (self.tuple.dst, self.tuple.dport)
+            && row.translated_source() == Some((self.tuple.src, self.tuple.sport))
+    }
+
+    fn looks_at(&self, world: &World, port: u16) -> Port {
+        let id = self.row(port);
+        let Some(row) = world.flows.get(&id) else {
+            return Port::Free;
+        };
+        if self.owns(row) || world.live_reply(id).is_none() {
+            return Port::Free;
+        }
+        let silent = world.now.wrapping_sub(row.seen);
+        if row.state == FlowState::Closing && silent >= QUIET_TICKS {
+            return Port::Quiet;
+        }
+        Port::Busy
+    }
+}
+
+/// The port that a new flow takes for its source.
+pub fn port(world: &World, wish: &Wish, hash: Hash) -> Option<u16> {
     let (first, ports) = (world.config.snat_first, world.config.snat_ports);
-    // A row that has expired and is still there is in the way of another.
-    let is_free = |port: &u16| {
-        !world
-            .flows
-            .contains_key(&reply(backend, proto, (addr, *port)))
-    };
+    let is = |port: &u16, what: Port| wish.looks_at(world, *port) == what;
     let seen = match hash {
         Hash::Is(hash) => {
-            return (0..ATTEMPTS)
-                .map(|attempt| candidate(hash, attempt, first, ports))
-                .find(is_free);
+            let mut tried = (0..ATTEMPTS).map(|attempt| candidate(hash, attempt, first, ports));
+            let free = tried.clone().find(|port| is(port, Port::Free));
+            return free.or_else(|| tried.find(|port| wish.opens && is(port, Port::Quiet)));
         }
         Hash::Seen { port, .. } => port,
     };
     let all = || (0..ports).map(|more| first.wrapping_add(more));
-    if let Some(port) = seen.filter(|port| all().any(|one| one == *port) && is_free(port)) {
+    let seen = seen.filter(|port| all().any(|one| one == *port));
+    if let Some(port) = seen.filter(|port| is(port, Port::Free)) {
         return Some(port);
     }
     // What no hash, or hardly any, gives is not what was seen.
-    let taken = all().filter(|port| !is_free(port)).count();
-    let chance = (taken as f64 / f64::from(ports)).powi(ATTEMPTS.cast_signed());
-    if chance < UNLIKELY {
-        all().find(is_free)
-    } else {
-        None
+    let happens = |misses: &dyn Fn(&u16) -> bool| {
+        let missed = all().filter(misses).count();
+        (missed as f64 / f64::from(ports)).powi(ATTEMPTS.cast_signed()) >= UNLIKELY
+    };
+    if !happens(&|port| !is(port, Port::Free)) {
+        return all().find(|port| is(port, Port::Free));
     }
-}
-
-fn reply((src, sport): (IpAddr, u16), proto: u8, (dst, dport): (IpAddr, u16)) -> FlowId {
-    Tuple {
-        src,
-        dst,
-        sport,
-        dport,
-        proto,
+    if !wish.opens {
+        return None;
     }
-    .reply()
+    if let Some(port) = seen.filter(|port| is(port, Port::Quiet)) {
+        return Some(port);
+    }
+    if happens(&|port| is(port, Port::Busy)) {
+        return None;
+    }
+    all().find(|port| is(port, Port::Quiet))
 }

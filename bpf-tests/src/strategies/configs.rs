@@ -23,6 +23,12 @@ pub fn config(number: u8) -> Config {
         sctp_established: 50,
         sctp_closing: 4,
     };
+    // Long enough that ports of closing connections are asked for.
+    let long = IdleTicks {
+        tcp_closing: 45,
+        sctp_closing: 45,
+        ..idle
+    };
     let usual = Config {
         node_ip4: Ip4::new([192, 168, 7, 1]),
         pod_net4: Ip4::new([10, 244, 1, 0]),
@@ -73,6 +79,7 @@ pub fn config(number: u8) -> Config {
                 | Feature::MASQUERADE
                 | Feature::COUNT_SERVICES,
             snat_ports: 2,
+            idle: long,
             ..usual
         },
         5 => Config {
@@ -98,6 +105,7 @@ pub fn config(number: u8) -> Config {
             snat_ports: 1,
             flows_per_tick: 4,
             errors_per_tick: 3,
+            idle: long,
             ..usual
         },
     }

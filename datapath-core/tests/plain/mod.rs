@@ -7,7 +7,7 @@ use datapath_common::{
     Address, Affinity, AffinityKey, Backend, BackendState, Config, Direction, Flow, FlowKey,
     FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
-use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Tables};
+use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim_port};
 
 /// A frame in plain memory.
 pub struct Bytes<'a> {
@@ -45,6 +45,9 @@ impl Packet for Bytes<'_> {
     }
 }
 
+/// A row that is prepared, with its key.
+pub type Staged<A> = (FlowKey<A>, &'static Cell<Flow<A>>);
+
 /// The tables of one family.
 pub struct Plain<A: 'static> {
     pub config: Config,
@@ -61,7 +64,7 @@ pub struct Plain<A: 'static> {
     /// Bits of `Network` by address.
     pub networks: HashMap<A, u32>,
     /// What was filled last.
-    pub staged: Cell<Option<(FlowKey<A>, Flow<A>)>>,
+    pub staged: Cell<Option<Staged<A>>>,
     /// Packets by service, backend and direction.
     pub counts: RefCell<HashMap<(u32, u32, u8), u32>>,
     pub pods: HashMap<A, Via>,
@@ -133,9 +136,24 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
         first
     }
 
+    /// Writes a row; false if the table is full.
+    fn open_flow(&self, key: FlowKey<A>, flow: Flow<A>) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        if !flows.contains_key(&key) && flows.len() >= self.flow_limit {
+            return false;
+        }
+        flows.insert(key, leak(flow));
+        true
+    }
+
     pub fn flow_at(&self, key: FlowKey<A>) -> Option<Flow<A>> {
         self.flows.borrow().get(&key).map(|cell| cell.get())
     }
+}
+
+/// A row. Leaked: a test is over before it matters, and handles stay `Copy`.
+fn leak<A>(flow: Flow<A>) -> &'static Cell<Flow<A>> {
+    Box::leak(Box::new(Cell::new(flow)))
 }
 
 /// A `via` to a pod of this node.
@@ -199,16 +217,7 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     fn flow(&self, key: FlowKey<A>) -> Option<Handle<A>> {
         self.flows.borrow().get(&key).copied().map(Handle)
     }
-    fn open_flow(&self, key: FlowKey<A>, flow: Flow<A>) -> bool {
-        let mut flows = self.flows.borrow_mut();
-        if !flows.contains_key(&key) && flows.len() >= self.flow_limit {
-            return false;
-        }
-        // Leaked: a test is over before it matters, and handles stay `Copy`.
-        flows.insert(key, Box::leak(Box::new(Cell::new(flow))));
-        true
-    }
-    fn fill_flow(&self, claim: bool, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool {
+    fn stage(&self, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool {
         let unset = A::UNSPECIFIED;
         let mut key = FlowKey {
             src: unset,
@@ -234,15 +243,31 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             seen: 0,
         };
         fill(&mut key, &mut flow);
-        self.staged.set(Some((key, flow)));
-        !(claim && self.flow(key).is_some()) && self.open_flow(key, flow)
+        self.staged.set(Some((key, leak(flow))));
+        true
     }
-    fn claim_port(&self, dport: u16) -> bool {
-        let Some((key, flow)) = self.staged.get() else {
-            return false;
-        };
-        let key = FlowKey { dport, ..key };
-        self.flow(key).is_none() && self.open_flow(key, flow)
+    fn stage_port(&self, dport: u16) {
+        if let Some((key, flow)) = self.staged.get() {
+            self.staged.set(Some((FlowKey { dport, ..key }, flow)));
+        }
+    }
+    fn put(&self, how: Put) -> bool {
+        self.staged.get().is_some_and(|(key, flow)| {
+            let there = self.flow(key).is_some();
+            let may = match how {
+                Put::New => !there,
+                Put::Over => true,
+                Put::Instead => there,
+            };
+            may && self.open_flow(key, flow.get())
+        })
+    }
+    fn rival(&self) -> Option<(Handle<A>, Handle<A>)> {
+        let (key, flow) = self.staged.get()?;
+        Some((Handle(flow), self.flow(key)?))
+    }
+    fn claim_port(&self, hash: u32, facts: u32) -> u32 {
+        claim_port(self, hash, facts)
     }
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity> {
         self.affinities.borrow().get(&key).copied()

@@ -9,8 +9,8 @@
 mod kernel_support;
 
 use datapath_common::{
-    Address as _, Counter, Flow, FlowKey, FlowState, Hook, IdleTicks, Ip4, Ip6, Reason,
-    counter_index, proto,
+    Address as _, Affinity, AffinityKey, Counter, Flow, FlowKey, FlowState, Hook, IdleTicks, Ip4,
+    Ip6, Reason, Traffic, counter_index, proto,
 };
 use kernel_support::on_node;
 use tulle_agent::kernel::gc::{STEP_ROWS, mate};
@@ -334,6 +334,46 @@ fn counters_are_summed_over_cpus() {
         assert_eq!(counts.len(), Hook::ALL.len() * Reason::ALL.len());
         let others = counts.iter().filter(|c| c.packets != 0).count();
         assert_eq!(others, 1);
+    });
+}
+
+#[test]
+fn a_cleared_service_number_remembers_nobody_and_counts_from_zero() {
+    on_node(|node| {
+        let mut datapath = node.open();
+        let cpus = aya::util::nr_cpus().unwrap();
+        let key = |client: u8, service| AffinityKey {
+            client: Ip4::new([10, 0, 0, client]),
+            service,
+        };
+        let map = aya::maps::Map::LruHashMap(node.map("tulle_affin_v4"));
+        let mut clients =
+            aya::maps::HashMap::<_, AffinityKey<Ip4>, Affinity>::try_from(map).unwrap();
+        for (client, service) in [(1, 3), (2, 3), (1, 4), (1, 5)] {
+            clients
+                .insert(key(client, service), Affinity::default(), 0)
+                .unwrap();
+        }
+        let each = Traffic {
+            packets: 7,
+            ..Traffic::default()
+        };
+        for service in [3, 4] {
+            let rows = vec![each; cpus].try_into().unwrap();
+            datapath.maps.svc_stats.set(service, rows, 0).unwrap();
+        }
+        // 5 has no clients in IPv6, and nothing counts beyond the table.
+        datapath
+            .maps
+            .clear_services(&[3, 5, 16, u32::MAX].into())
+            .unwrap();
+        let left: Vec<_> = clients.keys().map(Result::unwrap).collect();
+        assert_eq!(left, [key(1, 4)]);
+        let packets = |service| {
+            let rows = datapath.maps.svc_stats.get(&service, 0).unwrap();
+            rows.iter().map(|row| row.packets).sum::<u64>()
+        };
+        assert_eq!([3, 4].map(packets), [0, 7 * cpus as u64]);
     });
 }
 

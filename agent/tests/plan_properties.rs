@@ -129,6 +129,24 @@ fn service() -> impl Strategy<Value = Object> {
         })
 }
 
+/// One port of one family.
+fn plain_service() -> Object {
+    let port = ServicePort {
+        name: String::new(),
+        port: 1,
+        protocol: Protocol::Tcp,
+        node_port: None,
+    };
+    Object::Service(
+        Service {
+            cluster_ips: vec![IpAddr::from([10, 96, 0, 1])],
+            ports: vec![port],
+            ..Service::new(name("s", 0), Exposure::Served)
+        }
+        .into(),
+    )
+}
+
 fn slice() -> impl Strategy<Value = Object> {
     let endpoint = (
         0..3_u8,
@@ -330,6 +348,8 @@ impl World {
             Step::Release => {
                 let draining = self.planner.draining();
                 self.planner.release_backends(draining, self.clock.now());
+                let numbers = self.planner.idle_numbers(|_| false, self.clock.now());
+                self.planner.reuse_numbers(&numbers);
             }
             Step::Restart => self.restart(),
             Step::Fail(failures) => self.sim.failures = failures,
@@ -381,6 +401,8 @@ impl World {
             .filter(|(key, _)| !key.is_address());
         rows.map(|(key, row)| {
             let name = self.planner.service_name(row.service);
+            let holder = self.planner.desired().frontend(key).map(|(port, _)| port);
+            assert_eq!(name, holder, "{key:?}");
             (
                 *key,
                 name.unwrap_or_else(|| panic!("no name for {row:?}"))
@@ -448,6 +470,12 @@ proptest! {
         prop_assert_eq!(applied.sources().count(), 0);
         prop_assert!(world.sim.sources.is_empty());
         prop_assert!(world.sim.backs.values().all(|b| b.state == 0));
+        // Every number may be given out again, the lowest first.
+        world.step(Step::Release);
+        world.step(Step::Put(plain_service()));
+        world.settle();
+        let numbers: Vec<u32> = world.sim.fronts.values().map(|row| row.service).collect();
+        prop_assert_eq!(numbers, [0, 1], "the mark and the port");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use datapath_common::{
     Backend, Counter, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, MonitorControl, Node,
-    PeerKey, SourceKey, SourceNet, Via, maps,
+    PeerKey, SourceKey, SourceNet, Traffic, Via, maps,
 };
 
 use super::capacity::flag;
@@ -58,6 +58,8 @@ pub struct Maps {
     pub flow_v6: Table<FlowKey<Ip6>, Flow<Ip6>>,
     /// Packets and bytes by hook and reason.
     pub counters: PerCpuArray<MapData, Counter>,
+    /// Traffic by service number.
+    pub svc_stats: PerCpuArray<MapData, Traffic>,
     /// What watchers want to see.
     pub monitor: List<MonitorControl>,
     /// All maps once more by name, for sizes and raw rows.
@@ -185,6 +187,7 @@ impl Maps {
             flow_v4: taker.take(maps::FLOW_V4)?,
             flow_v6: taker.take(maps::FLOW_V6)?,
             counters: taker.take(maps::COUNTERS)?,
+            svc_stats: taker.take(maps::SVC_STATS)?,
             monitor: taker.take(maps::MONITOR)?,
             by_name,
         })

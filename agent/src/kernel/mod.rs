@@ -15,6 +15,7 @@ pub mod gc;
 pub mod loader;
 pub mod lock;
 pub mod maps;
+mod numbers;
 pub mod pins;
 pub mod place;
 pub mod probe;

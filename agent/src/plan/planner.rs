@@ -50,6 +50,8 @@ pub struct Planner {
     leaving: BTreeMap<PortKey, BTreeSet<FrontKey>>,
     pending: BTreeMap<Unit, Retry>,
     releasing: BTreeSet<(Family, u32)>,
+    /// Whether numbers of a former agent were looked for.
+    numbers_known: bool,
 }
 
 impl Planner {
@@ -76,6 +78,7 @@ impl Planner {
             leaving: BTreeMap::new(),
             pending: BTreeMap::new(),
             releasing: BTreeSet::new(),
+            numbers_known: false,
         }
     }
 
@@ -141,7 +144,7 @@ impl Planner {
         self.run_units(writer, clock, &mut outcome, |unit| {
             matches!(unit, Unit::Sources(_) | Unit::Backend(..))
         });
-        self.release_numbers();
+        self.release_numbers(clock());
         outcome.pending = self.pending.len();
         outcome
     }
@@ -176,6 +179,35 @@ impl Planner {
                     .insert(Unit::Backend(family, id), Retry::default());
             }
         }
+    }
+
+    /// Service numbers that may be given out again once what programs know of
+    /// them is cleared: no row that the agent writes has them, nor did a living
+    /// flow when a scan of the flow tables that began at `scan_began` passed it.
+    pub fn idle_numbers(
+        &self,
+        in_flows: impl Fn(u32) -> bool,
+        scan_began: Instant,
+    ) -> BTreeSet<u32> {
+        let retired = self.numbers.retired_before(scan_began);
+        let mut idle: BTreeSet<u32> = retired.filter(|number| !in_flows(*number)).collect();
+        if !idle.is_empty() {
+            for (_, row) in self.applied.frontends() {
+                idle.remove(&row.service);
+            }
+            idle.retain(|number| !self.applied.sources.is_any_of(*number));
+        }
+        idle
+    }
+
+    /// Nobody remembers anything under these service numbers any more.
+    pub fn reuse_numbers(&mut self, numbers: &BTreeSet<u32>) {
+        self.numbers.reuse(numbers);
+    }
+
+    /// Service ports that have this number or a higher one.
+    pub fn numbered_from(&self, number: u32) -> usize {
+        self.numbers.count_from(number)
     }
 
     /// Takes in which frontends have flows, found by a scan of the flow tables

@@ -1,5 +1,6 @@
 //! Walks over the flow tables between other work, and what the plan learns from them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use datapath_common::{FlowState, FrontendFlags, IdleTicks, TICK_NANOS, maps, proto};
@@ -32,6 +33,8 @@ pub struct FlowWalk {
     due: Instant,
     /// As [`TABLES`].
     crowding: [Crowding; 2],
+    /// What kept service numbers from being given out again.
+    numbers_fault: Option<String>,
 }
 
 impl FlowWalk {
@@ -43,6 +46,7 @@ impl FlowWalk {
             began: None,
             due: now + FIRST,
             crowding: [Crowding::default(); 2],
+            numbers_fault: None,
         }
     }
 
@@ -55,7 +59,7 @@ impl FlowWalk {
     /// told; it then has to run. Says whether that was so.
     pub fn step(
         &mut self,
-        datapath: &Datapath,
+        datapath: &mut Datapath,
         planner: &mut Planner,
         now: Instant,
     ) -> Result<bool, TableError> {
@@ -92,6 +96,10 @@ impl FlowWalk {
         planner.release_backends(unused(planner, &pass), began);
         planner.note_flows(&pass.frontends, began);
         self.lost(&pass, datapath, planner, now);
+        let numbers = planner.idle_numbers(|number| pass.oldest.contains_key(&number), began);
+        self.numbers_fault = clear(datapath, planner, &numbers)
+            .err()
+            .map(|e| e.to_string());
         let crowded = self.crowding.iter().any(|table| table.is_crowded());
         let pause = if crowded {
             CROWDED.min(self.interval)
@@ -107,6 +115,7 @@ impl FlowWalk {
         let tables = TABLES.iter().zip(self.crowding);
         tables
             .filter_map(|((_, _, map), table)| table.fault(map, datapath.maps.limit(map)))
+            .chain(self.numbers_fault.clone())
             .collect()
     }
 
@@ -174,6 +183,20 @@ fn is_unasked(planner: &Planner, front: &FrontKey) -> bool {
     planner.applied().frontend(front).is_some_and(|row| {
         row.flags & asks == 0 && row.affinity_secs == 0 && (row.len != 0 || row.out_len != 0)
     })
+}
+
+/// Makes idle service numbers as good as new, for other service ports.
+fn clear(
+    datapath: &mut Datapath,
+    planner: &mut Planner,
+    numbers: &BTreeSet<u32>,
+) -> Result<(), TableError> {
+    if !numbers.is_empty() {
+        datapath.maps.clear_services(numbers)?;
+        planner.reuse_numbers(numbers);
+        tracing::debug!("{} service numbers may be given out again", numbers.len());
+    }
+    Ok(())
 }
 
 /// Draining backends that no living flow names.

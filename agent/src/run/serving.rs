@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use admin_api::{LinkAttachment, MapFault};
-use datapath_common::{Config, Hook};
+use datapath_common::{Config, Hook, maps};
 
 use super::faults::Part;
 use super::flows::{FlowWalk, lost_at_start};
@@ -45,6 +45,8 @@ pub struct Serving {
     map_faults: BTreeMap<&'static str, (String, Instant)>,
     /// When the change of a Node was noticed whose rows are not yet written.
     node_change: Option<Instant>,
+    /// Whether some service ports have no row for their traffic.
+    has_uncounted: bool,
     /// Services whose health check port may say something else now.
     touched: BTreeSet<NamespacedName>,
     /// Whether the uplink lacks a program that serves clients outside.
@@ -93,6 +95,7 @@ impl Serving {
             links: Vec::new(),
             map_faults: BTreeMap::new(),
             node_change: None,
+            has_uncounted: false,
             touched,
             uplink_fails: false,
             attached: false,
@@ -164,7 +167,27 @@ impl Serving {
             .retain(|_, (_, last)| pending && *last + MAP_FAULT_KEPT > now);
         let sentences = self.map_faults.values().map(|(s, _)| s.clone()).collect();
         shared.faults.set(Part::Maps, sentences);
+        self.tell_uncounted(shared);
         outcome
+    }
+
+    /// Says once that some service ports have no row for their traffic.
+    fn tell_uncounted(&mut self, shared: &Shared) {
+        let rows = shared.args.sizes.max_stats;
+        let uncounted = if shared.args.services.count_services {
+            self.planner.numbered_from(rows)
+        } else {
+            0
+        };
+        let news = uncounted > 0 && !self.has_uncounted;
+        self.has_uncounted = uncounted > 0;
+        if news {
+            tracing::warn!(
+                "{} has {rows} rows, too few for all service ports: traffic of {uncounted} is not \
+                 counted; raise --max-stats",
+                maps::SVC_STATS
+            );
+        }
     }
 
     /// Maps whose last write failed.
@@ -392,7 +415,7 @@ impl Serving {
         if !self.attached || now < self.walk.due() {
             return;
         }
-        match self.walk.step(&self.datapath, &mut self.planner, now) {
+        match self.walk.step(&mut self.datapath, &mut self.planner, now) {
             Ok(true) => {
                 let faults = self.walk.faults(&self.datapath);
                 shared.faults.set(Part::Flows, faults);

@@ -142,7 +142,7 @@ impl Planner {
         })
     }
 
-    pub(super) fn release_numbers(&mut self) {
+    pub(super) fn release_numbers(&mut self, now: Instant) {
         let Self {
             leaving,
             desired,
@@ -160,10 +160,13 @@ impl Planner {
             let used = number.is_some_and(|number| applied.sources.is_any_of(number));
             let written = fronts.is_empty() && !used;
             if written {
-                numbers.release(port);
+                numbers.release(port, now);
             }
             !written
         });
+        if !std::mem::replace(&mut self.numbers_known, true) {
+            self.numbers.release_unknown(now);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramInfo};
-use datapath_common::{Config, Feature, Hook, Ip4, Ip6, Mac, maps};
+use datapath_common::{Config, Feature, Hook, Ip4, Ip6, Mac, Part, maps};
 use kernel_support::{on_node, options, small};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -88,7 +88,7 @@ fn object() -> Cow<'static, [u8]> {
 }
 
 /// Loads one program alone, so that a refusal of another does not hide it.
-fn load(hook: Hook, config: &Config) -> Result<ProgramInfo, ProgramError> {
+fn load(name: &str, config: &Config) -> Result<ProgramInfo, ProgramError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("CONFIG", config, true);
     for map in maps::ALL {
@@ -97,8 +97,7 @@ fn load(hook: Hook, config: &Config) -> Result<ProgramInfo, ProgramError> {
         }
     }
     let mut ebpf = loader.load(&object()).expect("the maps are made");
-    let name = format!("tulle_{}", hook.name());
-    let program = ebpf.program_mut(&name).expect("the program");
+    let program = ebpf.program_mut(name).expect("the program");
     match program {
         Program::Xdp(xdp) => uninterrupted(|| xdp.load())?,
         Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load())?,
@@ -127,9 +126,11 @@ fn log_of(error: &ProgramError) -> String {
 fn every_program_is_verified() {
     let mut refused = Vec::new();
     for (features, bits) in FEATURES {
-        for hook in Hook::ALL {
-            let subject = format!("{features} tulle_{}", hook.name());
-            match load(hook, &config(bits)) {
+        let hooks = Hook::ALL.map(|hook| format!("tulle_{}", hook.name()));
+        let parts = Part::ALL.iter().map(|part| part.program().to_owned());
+        for name in hooks.into_iter().chain(parts) {
+            let subject = format!("{features} {name}");
+            match load(&name, &config(bits)) {
                 Ok(info) => println!(
                     "verdict {subject} verified {} {}",
                     or_dash(info.verified_instruction_count()),

@@ -2,11 +2,38 @@
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::programs::{Program, ProgramError};
+use aya::maps::ProgramArray;
+use aya::programs::{Program, ProgramError, SchedClassifier};
+use datapath_common::{Hook, PARTS, Part};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// How often a load is tried that signals interrupt.
 const ATTEMPTS: u32 = 5;
+
+/// Loads every program of the datapath's object, and joins them to their parts.
+pub fn datapath(ebpf: &mut Ebpf) -> Result<()> {
+    for part in Part::ALL {
+        program(ebpf, part.program())?;
+    }
+    let mut fds = Vec::new();
+    for part in Part::ALL {
+        let program = ebpf.program(part.program());
+        let program = program.with_context(|| format!("no {}", part.program()))?;
+        let classifier = <&SchedClassifier>::try_from(program)?;
+        fds.push((*part as u32, classifier.fd()?.try_clone()?));
+    }
+    let map = ebpf
+        .map_mut(PARTS)
+        .context("the object has no array of parts")?;
+    let mut parts = ProgramArray::try_from(map)?;
+    for (row, fd) in &fds {
+        parts.set(*row, fd, 0).context("set a part")?;
+    }
+    for hook in Hook::ALL {
+        program(ebpf, &format!("tulle_{}", hook.name()))?;
+    }
+    Ok(())
+}
 
 /// Loads the XDP program or classifier `name` of an object. The verifier gives
 /// up with `EAGAIN` when the thread has a signal pending, so they wait.

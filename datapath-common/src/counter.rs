@@ -28,6 +28,19 @@ impl Hook {
         Self::NicOut,
     ];
 
+    /// The hook with this number.
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        match n {
+            0 => Some(Self::PodFrom),
+            1 => Some(Self::PodTo),
+            2 => Some(Self::NicIn),
+            3 => Some(Self::Xdp),
+            4 => Some(Self::NicOut),
+            _ => None,
+        }
+    }
+
     /// The program's name without its prefix.
     pub const fn name(self) -> &'static str {
         match self {

@@ -16,6 +16,7 @@ mod flow;
 mod forward;
 mod fragment;
 pub mod maps;
+mod part;
 mod reason;
 mod service;
 
@@ -26,6 +27,7 @@ pub use event::{Event, EventKind, MonitorControl};
 pub use flow::{Direction, Flow, FlowKey, FlowState, TICK_NANOS, TICK_SHIFT, Work};
 pub use forward::{Network, Node, PeerKey, Via, ViaKind};
 pub use fragment::{FragmentKey, FragmentPorts};
+pub use part::{PARTS, Part};
 pub use reason::{Group, Reason};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Scope,

@@ -81,6 +81,8 @@ reasons! {
     TranslatedToKernel = 6, "translated_to_kernel", Passed, "translated, then left to the kernel's routing", "";
     ForeignVni = 7, "foreign_vni", Passed, "VXLAN of another network identifier", "";
     OverlayToKernel = 8, "overlay_to_kernel", Passed, "overlay packet for this node but for no pod that the datapath knows", "";
+    PartMissing = 9, "part_missing", Passed, "a part of the program is not loaded; left to the kernel",
+        "Somebody removed the pin of `tulle_parts` while no agent ran: restart the agent.";
 
     DeliveredLocal = 16, "delivered_local", Forwarded, "delivered to a pod of this node", "";
     Encapsulated = 17, "encapsulated", Forwarded, "sent to another node through the overlay", "";

@@ -2,13 +2,14 @@
 //! its packet, asks the core, carries the decision out and leaves by `exit`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)] // for what keeps tail calls apart
 
 mod apply;
 mod ctx;
-mod errors;
 mod exit;
 mod loaded;
 mod maps;
+mod parts;
 mod prog;
 mod shape;
 mod tables;

@@ -3,12 +3,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Ip4, Ip6, Limit, MonitorControl, Node, SourceNet, Traffic, Via, Work,
+    Frontend, FrontendKey, Ip4, Ip6, Limit, MonitorControl, Node, Part, SourceNet, Traffic, Via,
+    Work,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -72,3 +73,5 @@ pub static LIMITS: PerCpuArray<Limit, 2> = PerCpuArray::new();
 pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 #[btf_map(name = "tulle_monitor")]
 pub static MONITOR: Array<MonitorControl, 1> = Array::new();
+#[btf_map(name = "tulle_parts")]
+pub static PARTS: ProgramArray<{ Part::ALL.len() }> = ProgramArray::new();

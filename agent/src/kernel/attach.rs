@@ -400,9 +400,10 @@ impl Datapath {
     }
 
     /// Once every link has the new program, flows that old programs opened
-    /// meanwhile in a former flow table follow into the new one.
+    /// meanwhile in a former flow table follow into the new one, and the parts of
+    /// old programs are let go.
     fn settle(&mut self, report: &mut Report) {
-        if self.retired.is_empty() {
+        if self.retired.is_empty() && !self.has_former_parts {
             return;
         }
         let Ok(attached) = self.attached() else {
@@ -414,6 +415,15 @@ impl Datapath {
         {
             return;
         }
+        let mut fail = |error: PinError| {
+            report
+                .failed
+                .push((Place::new(Hook::NicIn, 0), error.into()));
+        };
+        match self.programs.parts.remove_former(&self.pins) {
+            Ok(()) => self.has_former_parts = false,
+            Err(error) => fail(error),
+        }
         for (map, former) in std::mem::take(&mut self.retired) {
             let copied = self
                 .maps
@@ -423,14 +433,11 @@ impl Datapath {
                     scan::copy(&RawMap::new(former.as_fd())?, &target, sys::NO_EXIST)
                 });
             if let Err(source) = copied {
-                let error = PinError::Kernel {
+                fail(PinError::Kernel {
                     what: "copy",
                     path: self.pins.map(map),
                     source,
-                };
-                report
-                    .failed
-                    .push((Place::new(Hook::NicIn, 0), error.into()));
+                });
             }
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::attach::{AttachError, drop_filter};
 use super::clsact::{self, Side};
+use super::parts::is_pin;
 use super::pins::{PinError, Pins, list, remove, remove_link};
 use super::place::Entry;
 use super::rtnl::Rtnl;
@@ -21,7 +22,7 @@ pub struct Cleaned {
     pub filters: u32,
     /// clsact qdiscs that the agent had added and nobody else uses.
     pub qdiscs: u32,
-    /// Maps, without the one of the layout version.
+    /// Maps, without the one of the layout version and the programs' parts.
     pub maps: u32,
     /// Whether the directory itself is gone.
     pub directory: bool,
@@ -94,7 +95,8 @@ fn try_cleanup(pins: &Pins, done: &mut Cleaned) -> Result<(), PinError> {
         if !ours(&file) {
             done.foreign.push(file);
         } else if remove(&pins.dir().join(&file))? {
-            done.maps += u32::from(file.starts_with("tulle_") && !file.ends_with("-next"));
+            let map = file.starts_with("tulle_") && !file.ends_with("-next") && !is_pin(&file);
+            done.maps += u32::from(map);
         }
     }
     if done.foreign.is_empty() && done.failed.is_empty() {

@@ -129,6 +129,8 @@ pub struct Datapath {
     /// Former flow tables that programs may still write, until every link has
     /// the new program.
     pub(crate) retired: Vec<(&'static str, OwnedFd)>,
+    /// Whether parts of former programs may be pinned still, likewise.
+    pub(crate) has_former_parts: bool,
     /// Where this process attached something.
     pub(crate) places: BTreeSet<Place>,
 }
@@ -168,6 +170,7 @@ impl Datapath {
                 return Err(e);
             }
         };
+        programs.parts.pin(&pins)?;
         let (fates, retired) = migrate(&pins, fates, &by_name, old)?;
         if fates.values().any(|f| *f == MapFate::Rebuilt) || pins.abi_version()?.is_none() {
             pins.set_abi_version(maps::ABI_VERSION)?;
@@ -201,6 +204,7 @@ impl Datapath {
                 warnings,
             },
             retired,
+            has_former_parts: true,
             places: BTreeSet::new(),
             pins,
         })
@@ -250,6 +254,8 @@ impl Datapath {
             &self.object,
             self.left_out,
         )?;
+        programs.parts.pin(&self.pins)?;
+        self.has_former_parts = true;
         self.programs = programs;
         self.left_out = left_out;
         self.config = *config;

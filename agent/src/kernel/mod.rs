@@ -16,6 +16,7 @@ pub mod loader;
 pub mod lock;
 pub mod maps;
 mod numbers;
+mod parts;
 pub mod pins;
 pub mod place;
 pub mod probe;

@@ -4,6 +4,7 @@
 //! DIR/<map>                     maps by name
 //! DIR/<map>-next                a map that is about to take the place of <map>
 //! DIR/abi                       the layout version that the maps were made with
+//! DIR/tulle_parts-<id>          the parts that the attached programs go on with
 //! DIR/links/<program>-<ifindex> TCX and XDP links
 //! DIR/links/clsact-<ifindex>    a directory: we added this device's clsact qdisc
 //! DIR/links/filter-<program>-<ifindex>  a directory: we put a filter there

@@ -7,6 +7,7 @@ use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramFd, SchedClassifier, Xdp};
 use datapath_common::Hook;
 
+use super::parts::Parts;
 use super::shape::ObjectError;
 use super::sys;
 
@@ -36,9 +37,24 @@ pub enum ProgramError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// The array of parts.
+    #[error("cannot fill the array of the programs' parts: {source}")]
+    Parts {
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl ProgramError {
+    /// The kernel refused the program.
+    pub(crate) fn refused(program: &'static str, source: aya::programs::ProgramError) -> Self {
+        Self::Refused {
+            program,
+            source: Box::new(source),
+        }
+    }
+
     /// Whether the verifier gave up because there was too much to follow (`E2BIG`).
     pub(crate) fn is_too_large(&self) -> bool {
         let Self::Refused { source, .. } = self else {
@@ -52,17 +68,22 @@ impl ProgramError {
     }
 }
 
-/// Descriptors and numbers of the loaded programs, in the order of [`Hook::ALL`].
+/// Descriptors and numbers of the loaded programs, in the order of [`Hook::ALL`],
+/// and their parts.
 #[derive(Debug)]
 pub(crate) struct Programs {
     loaded: [(ProgramFd, u32); Hook::ALL.len()],
+    /// What they go on with.
+    pub(crate) parts: Parts,
 }
 
 impl Programs {
     /// Loads every program of the object.
     pub(crate) fn load(ebpf: &mut Ebpf) -> Result<Self, ProgramError> {
+        let parts = Parts::load(ebpf)?;
         let mut one = |hook| load_one(ebpf, hook);
         Ok(Self {
+            parts,
             loaded: [
                 one(Hook::PodFrom)?,
                 one(Hook::PodTo)?,
@@ -103,10 +124,7 @@ fn load_one(ebpf: &mut Ebpf, hook: Hook) -> Result<(ProgramFd, u32), ProgramErro
         Program::Xdp(p) if hook == Hook::Xdp => load_xdp(p),
         _ => return Err(lacks.into()),
     };
-    loaded.map_err(|e| ProgramError::Refused {
-        program: program_name,
-        source: Box::new(e),
-    })
+    loaded.map_err(|e| ProgramError::refused(program_name, e))
 }
 
 type Loaded = Result<(ProgramFd, u32), aya::programs::ProgramError>;
@@ -128,7 +146,7 @@ pub fn uninterrupted(
     load()
 }
 
-fn load_classifier(program: &mut SchedClassifier) -> Loaded {
+pub(super) fn load_classifier(program: &mut SchedClassifier) -> Loaded {
     uninterrupted(|| program.load())?;
     Ok((program.fd()?.try_clone()?, program.info()?.id()))
 }

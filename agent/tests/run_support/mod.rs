@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, PerCpuArray};
-use datapath_common::{Counter, Hook, Reason, counter_index, maps};
+use datapath_common::{Counter, Hook, PARTS, Reason, counter_index, maps};
 use testkit::agent::{Agent, AgentOptions};
 use testkit::http::HttpServer;
 use testkit::manifests::{Protocol, Service, StateDir};
@@ -121,13 +121,14 @@ pub fn counted(node: &Node, hook: Hook, reason: Reason) -> u64 {
     cpus.iter().map(|cpu| cpu.packets).sum()
 }
 
-/// Ids of the pinned maps by name, as bpftool shows them.
+/// Ids of the pinned maps by name, as bpftool shows them, without the programs'
+/// parts: each loading has its own.
 pub fn map_ids(bpffs: &Path) -> BTreeMap<String, u64> {
     let mut ids = BTreeMap::new();
     for entry in std::fs::read_dir(bpffs).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with("tulle_") {
+        if name.starts_with("tulle_") && !name.starts_with(PARTS) {
             let map = aya::maps::MapInfo::from_pin(&path).unwrap();
             ids.insert(name, u64::from(map.id()));
         }

@@ -7,7 +7,7 @@ use aya::maps::{HashMap as BpfHash, PerCpuArray};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::{
-    Config, Counter, Flow, FlowKey, Hook, Ip4, Ip6, Reason, Traffic, counter_index, maps,
+    Config, Counter, Flow, FlowKey, Hook, Ip4, Ip6, Part, Reason, Traffic, counter_index, maps,
 };
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ impl Datapath {
             .map_max_entries(maps::FRONT_V4, FRONTENDS)
             .map_max_entries(maps::FRONT_V6, FRONTENDS);
         let mut ebpf = loader.load(&object).context("load the object")?;
-        load_programs(&mut ebpf)?;
+        crate::load::datapath(&mut ebpf)?;
         let ahead = world.now.wrapping_sub(tick(false)?);
         fill(&mut ebpf, world, ahead)?;
         let names: Vec<_> = maps::ALL.iter().map(|map| map.name).collect();
@@ -72,7 +72,7 @@ impl Datapath {
                 let config = setup.config(&world.config);
                 let other = upon_maps(&ebpf, &names, &config, &object);
                 let mut other = other.with_context(|| format!("load the object, {setup:?}"))?;
-                load_programs(&mut other)?;
+                crate::load::datapath(&mut other)?;
                 others.push((setup, other));
             }
         }
@@ -130,8 +130,9 @@ impl Datapath {
     /// What the verifier made of each program as the agent loads it by default.
     pub fn sizes(&self) -> Result<Vec<Size>> {
         let mut sizes = Vec::new();
-        for hook in Hook::ALL {
-            let name = program_name(hook);
+        let names = Hook::ALL.map(program_name).into_iter();
+        let parts = Part::ALL.iter().map(|part| part.program().to_owned());
+        for name in names.chain(parts) {
             let program = self.of(Setup::Counting).program(&name);
             let program = program.with_context(|| format!("the object has no program {name}"))?;
             let info = program.info()?;
@@ -178,13 +179,6 @@ impl Datapath {
         }
         Ok(counts)
     }
-}
-
-fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
-    for hook in Hook::ALL {
-        crate::load::program(ebpf, &program_name(hook))?;
-    }
-    Ok(())
 }
 
 /// An object upon the maps of `ebpf` that have these names, its programs not

@@ -96,9 +96,7 @@ impl Kernel {
             }
         }
         let mut ebpf = loader.load(&self.object).context("load the object")?;
-        for hook in Hook::ALL {
-            crate::load::program(&mut ebpf, &format!("tulle_{}", hook.name()))?;
-        }
+        crate::load::datapath(&mut ebpf)?;
         self.loaded.push((config, ebpf));
         self.current = self.loaded.len() - 1;
         Ok(())

@@ -1,14 +1,14 @@
 //! `tulle_pod_from`: packets that come from a pod.
 
-use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
+use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4};
-use datapath_core::{Client, ETH_LEN, Frame, Headers, Tables, V4, V6, frame, pod_from};
+use datapath_core::{ETH_LEN, Headers, Tables, V4, V6, frame, pod_from};
 
 use crate::{
     apply::{Side, carry_out},
     ctx::Skb,
-    errors::{self, UNTOUCHED},
     exit::{Origin, leave_unparsed},
+    parts::dispatch,
     shape::Shape,
     tables::Maps,
 };
@@ -16,56 +16,31 @@ use crate::{
 /// TC ingress of the host side of a pod's veth.
 #[classifier]
 pub fn tulle_pod_from(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
-    let frame = match frame(&skb) {
-        Ok(frame) => frame,
-        Err(reason) => return leave_unparsed::<Ip4>(Origin::of(Hook::PodFrom, &skb), reason),
-    };
-    let raw = skb.raw();
-    skb.look();
-    if errors::is_icmp(&skb, frame) {
-        let code = match frame {
-            Frame::V4 => error_v4(raw),
-            Frame::V6 => error_v6(raw),
-        };
-        if code != UNTOUCHED {
-            return code;
-        }
-    }
-    match frame {
-        Frame::V4 => v4(raw),
-        Frame::V6 => v6(raw),
+    let skb = Skb::open(Skb::new(ctx).raw());
+    match frame(&skb) {
+        Ok(frame) => dispatch(&skb, Hook::PodFrom, frame, false),
+        Err(reason) => leave_unparsed::<Ip4>(Origin::of(Hook::PodFrom, &skb), reason),
     }
 }
 
-// A function for each family, so that each has a stack frame of its own.
-
-#[inline(never)]
-fn v4(raw: *mut __sk_buff) -> i32 {
-    run::<V4>(raw)
+/// Its part for IPv4.
+#[classifier]
+pub fn tulle_pod_from4(ctx: TcContext) -> i32 {
+    run::<V4>(ctx)
 }
 
-#[inline(never)]
-fn v6(raw: *mut __sk_buff) -> i32 {
-    run::<V6>(raw)
-}
-
-#[inline(never)]
-fn error_v4(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V4>(raw, Hook::PodFrom, Client::Pod, 0)
-}
-
-#[inline(never)]
-fn error_v6(raw: *mut __sk_buff) -> i32 {
-    errors::handle::<V6>(raw, Hook::PodFrom, Client::Pod, 0)
+/// Its part for IPv6.
+#[classifier]
+pub fn tulle_pod_from6(ctx: TcContext) -> i32 {
+    run::<V6>(ctx)
 }
 
 #[inline(always)]
-fn run<F: Shape>(raw: *mut __sk_buff) -> i32
+fn run<F: Shape>(ctx: TcContext) -> i32
 where
     Maps: Tables<F::Addr>,
 {
-    let skb = &mut Skb::open(raw);
+    let skb = &mut Skb::open(Skb::new(ctx).raw());
     let origin = Origin::of(Hook::PodFrom, skb);
     let maps = Maps::new(origin);
     let mut headers = Headers::EMPTY;

@@ -1,14 +1,18 @@
-//! ICMP errors about translated packets, rewritten in place.
+//! `tulle_errors4`, `tulle_errors6`: ICMP errors about translated packets,
+//! rewritten in place.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_UNSPEC},
     helpers::generated::bpf_l4_csum_replace,
+    macros::classifier,
+    programs::TcContext,
 };
-use datapath_common::{Feature, Hook, Reason, proto};
+use datapath_common::{Hook, Reason, proto};
 use datapath_core::{
-    Client, ETH_LEN, Frame, Headers, Packet as _, Rewrite, Tables,
+    Client, ETH_LEN, Headers, Packet as _, Rewrite, Tables, V4, V6,
     checksum::Sum,
     error_on_its_way,
+    overlay::OVERHEAD,
     quoted::{ErrorRewrite, Quoted, quoted, translation},
     wire::Be16,
 };
@@ -18,47 +22,48 @@ use crate::{
     ctx::Skb,
     exit::{Origin, TcExit},
     loaded::Loaded,
+    parts::{Note, go_on_after_errors},
     shape::Shape,
-    tables::{Maps, config},
+    tables::Maps,
 };
 
-/// No code of a TC program: the packet is no error about a packet that was
-/// translated, and goes the way of all others.
-pub const UNTOUCHED: i32 = -2;
+/// ICMP errors at any hook.
+#[classifier]
+pub fn tulle_errors4(ctx: TcContext) -> i32 {
+    run::<V4>(ctx, false)
+}
 
-/// Whether the packet is ICMP or ICMPv6, without extension headers: all that [`handle`] is asked about.
-#[inline(always)]
-pub fn is_icmp(skb: &Skb, frame: Frame) -> bool {
-    if config().features & Feature::ICMP_ERRORS == 0 {
-        return false;
-    }
-    let (at, icmp) = match frame {
-        Frame::V4 => (ETH_LEN + 8, proto::ICMP),
-        Frame::V6 => (ETH_LEN + 5, proto::ICMPV6),
-    };
-    // The protocol is the second of these two octets.
-    matches!(skb.read::<[u8; 2]>(at), Ok([_, found]) if found == icmp)
+/// ICMPv6 errors at any hook.
+#[classifier]
+pub fn tulle_errors6(ctx: TcContext) -> i32 {
+    run::<V6>(ctx, true)
 }
 
 /// Translates an ICMP error about a packet of a known flow, and sends it to whom
-/// it concerns. [`UNTOUCHED`] if it is none. `outer`: octets that were around it
-/// when it arrived, which count too. For a function of its own, since
-/// it is seldom needed.
+/// it concerns; otherwise it goes the way of all other packets of its hook.
 #[inline(always)]
-pub fn handle<F: Shape>(raw: *mut __sk_buff, hook: Hook, from: Client, outer: usize) -> i32
+fn run<F: Shape>(ctx: TcContext, v6: bool) -> i32
 where
     Maps: Tables<F::Addr>,
 {
+    let raw = Skb::new(ctx).raw();
+    let note = Note::read(raw);
+    let Some(hook) = note.hook() else {
+        return TC_ACT_UNSPEC;
+    };
     let skb = &mut Skb::open(raw);
     let mut origin = Origin::of(hook, skb);
-    origin.len = origin.len.wrapping_add(outer as u32);
+    if note.tunneled() {
+        // Counted as it arrived.
+        origin.len = origin.len.wrapping_add(OVERHEAD as u32);
+    }
     let maps = &Maps::new(origin);
     let mut headers = Headers::EMPTY;
     if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {
-        return UNTOUCHED;
+        return go_on_after_errors(raw, hook, v6);
     }
     match translate_error::<F>(raw, maps, &mut headers) {
-        NO_FLOW => return UNTOUCHED,
+        NO_FLOW => return go_on_after_errors(raw, hook, v6),
         TRANSLATED => {}
         _ => return origin.leave(TcExit::DROP, Reason::RewriteFailed, Some(&headers)),
     }
@@ -66,10 +71,10 @@ where
         return origin.leave(TcExit::NEXT, Reason::ErrorTranslated, Some(&headers));
     }
     skb.look();
-    let side = if hook == Hook::NicOut {
-        Side::Egress
-    } else {
-        Side::Ingress
+    let (side, from) = match hook {
+        Hook::NicOut => (Side::Egress, Client::Node),
+        Hook::PodFrom => (Side::Ingress, Client::Pod),
+        _ => (Side::Ingress, Client::Outside),
     };
     let decision = error_on_its_way::<F, _, _>(skb, maps, &headers, from);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, side);

@@ -1,0 +1,65 @@
+//! The programs' parts: a program at a hook looks at the packet's family and
+//! goes on with the part for it by a tail call. Each part has a stack of its own
+//! and is verified by itself.
+
+use crate::Hook;
+
+macro_rules! parts {
+    ($($name:ident = $number:literal, $program:literal;)+) => {
+        /// A program that another one goes on with. The number is its row in
+        /// `tulle_parts`.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u32)]
+        pub enum Part {
+            $(#[doc = concat!("`", $program, "`")] $name = $number,)+
+        }
+
+        impl Part {
+            /// Every part, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The program's name.
+            pub const fn program(self) -> &'static str {
+                match self { $(Self::$name => $program,)+ }
+            }
+        }
+
+        const _: () = { $(assert!($program.len() <= 15);)+ };
+    };
+}
+
+parts! {
+    PodFrom4 = 0, "tulle_pod_from4";
+    PodFrom6 = 1, "tulle_pod_from6";
+    PodTo4 = 2, "tulle_pod_to4";
+    PodTo6 = 3, "tulle_pod_to6";
+    NicIn4 = 4, "tulle_nic_in4";
+    NicIn6 = 5, "tulle_nic_in6";
+    NicOut4 = 6, "tulle_nic_out4";
+    NicOut6 = 7, "tulle_nic_out6";
+    Errors4 = 8, "tulle_errors4";
+    Errors6 = 9, "tulle_errors6";
+}
+
+/// Name of the array of parts. It belongs to one loading of the programs, so it
+/// is none of the maps that the next one takes over.
+pub const PARTS: &str = "tulle_parts";
+
+impl Part {
+    /// The part of a hook's program for packets of IPv6 or IPv4; `None` if the
+    /// program has no parts.
+    #[inline(always)]
+    pub const fn of(hook: Hook, v6: bool) -> Option<Self> {
+        Some(match (hook, v6) {
+            (Hook::PodFrom, false) => Self::PodFrom4,
+            (Hook::PodFrom, true) => Self::PodFrom6,
+            (Hook::PodTo, false) => Self::PodTo4,
+            (Hook::PodTo, true) => Self::PodTo6,
+            (Hook::NicIn, false) => Self::NicIn4,
+            (Hook::NicIn, true) => Self::NicIn6,
+            (Hook::NicOut, false) => Self::NicOut4,
+            (Hook::NicOut, true) => Self::NicOut6,
+            (Hook::Xdp, _) => return None,
+        })
+    }
+}

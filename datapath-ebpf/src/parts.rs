@@ -1,0 +1,145 @@
+//! From a program at a hook to the part for the packet, by a tail call.
+
+use core::arch::asm;
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use datapath_common::{Feature, Hook, Ip4, Part, Reason, proto};
+use datapath_core::{ETH_LEN, Frame, Packet as _};
+
+use crate::{
+    ctx::Skb,
+    exit::{Origin, TcExit},
+    maps,
+    tables::config,
+};
+
+/// What a part is told beside the packet, in the first word of its control block.
+#[derive(Clone, Copy)]
+pub struct Note(u32);
+
+impl Note {
+    const TUNNELED: u32 = 1 << 8;
+
+    /// From the program of `hook`; `tunneled`: the packet came out of the overlay here.
+    #[inline(always)]
+    pub const fn new(hook: Hook, tunneled: bool) -> Self {
+        Self(hook as u32 | if tunneled { Self::TUNNELED } else { 0 })
+    }
+
+    /// What the program before left.
+    #[inline(always)]
+    pub fn read(raw: *mut __sk_buff) -> Self {
+        // SAFETY: the program's own context.
+        Self(unsafe { (*raw).cb[0] })
+    }
+
+    /// Leaves it for the next program.
+    #[inline(always)]
+    fn write(self, raw: *mut __sk_buff) {
+        // SAFETY: the program's own context; the control block is the programs'
+        // until the packet leaves them.
+        unsafe { (*raw).cb[0] = self.0 };
+    }
+
+    /// The hook that the packet is at.
+    #[inline(always)]
+    pub fn hook(self) -> Option<Hook> {
+        Hook::from_u8(self.0 as u8)
+    }
+
+    /// Whether the packet came out of the overlay at this hook.
+    #[inline(always)]
+    pub fn tunneled(self) -> bool {
+        self.0 & Self::TUNNELED != 0
+    }
+}
+
+/// Goes on with a part. Returns only if it is not there.
+#[inline(always)]
+fn go_on<const PART: u32>(raw: *mut __sk_buff) {
+    // SAFETY: the call does not come back; nothing here waits to be dropped.
+    unsafe { maps::PARTS.tail_call(&TcContext::new(raw), PART) };
+    // SAFETY: sets a scratch register. It keeps the calls apart: the kernel makes a
+    // jump of a call whose row is a constant, and the compiler would make one call of all.
+    unsafe { asm!("r0 = {part}", part = const PART, out("r0") _) };
+}
+
+/// [`go_on`] with the part of a hook for packets of IPv6 or IPv4.
+#[inline(always)]
+fn go_on_at(raw: *mut __sk_buff, hook: Hook, v6: bool) {
+    match Part::of(hook, v6) {
+        Some(Part::PodFrom4) => go_on::<{ Part::PodFrom4 as u32 }>(raw),
+        Some(Part::PodFrom6) => go_on::<{ Part::PodFrom6 as u32 }>(raw),
+        Some(Part::PodTo4) => go_on::<{ Part::PodTo4 as u32 }>(raw),
+        Some(Part::PodTo6) => go_on::<{ Part::PodTo6 as u32 }>(raw),
+        Some(Part::NicIn4) => go_on::<{ Part::NicIn4 as u32 }>(raw),
+        Some(Part::NicIn6) => go_on::<{ Part::NicIn6 as u32 }>(raw),
+        Some(Part::NicOut4) => go_on::<{ Part::NicOut4 as u32 }>(raw),
+        Some(Part::NicOut6) => go_on::<{ Part::NicOut6 as u32 }>(raw),
+        Some(Part::Errors4 | Part::Errors6) | None => {}
+    }
+}
+
+/// Goes on with the part that the packet is for: its family's of this hook, or
+/// the one for ICMP errors.
+#[inline(always)]
+pub fn dispatch(skb: &Skb, hook: Hook, frame: Frame, tunneled: bool) -> i32 {
+    let raw = skb.raw();
+    let note = Note::new(hook, tunneled);
+    if is_error(skb, frame) {
+        note.write(raw);
+        match frame {
+            Frame::V4 => go_on::<{ Part::Errors4 as u32 }>(raw),
+            Frame::V6 => go_on::<{ Part::Errors6 as u32 }>(raw),
+        }
+    } else {
+        if hook == Hook::NicIn {
+            note.write(raw);
+        }
+        match frame {
+            Frame::V4 => go_on_at(raw, hook, false),
+            Frame::V6 => go_on_at(raw, hook, true),
+        }
+    }
+    missing(Origin::of(hook, skb))
+}
+
+/// Goes on with the part for packets that are no error about a translated one,
+/// as the program at the hook would have.
+#[inline(always)]
+pub fn go_on_after_errors(raw: *mut __sk_buff, hook: Hook, v6: bool) -> i32 {
+    go_on_at(raw, hook, v6);
+    missing(Origin::of(hook, &Skb::new(TcContext::new(raw))))
+}
+
+#[inline(always)]
+fn missing(origin: Origin) -> i32 {
+    origin.leave::<Ip4>(TcExit::NEXT, Reason::PartMissing, None)
+}
+
+/// Whether the packet may be an ICMP error, without options or extension headers:
+/// all that the part for them takes.
+#[inline(always)]
+fn is_error(skb: &Skb, frame: Frame) -> bool {
+    /// IPv4's version and a header without options.
+    const PLAIN_V4: u8 = 0x45;
+    /// ICMP types (RFC 792) of echoes: most of what is no error.
+    const ECHO_REPLY: u8 = 0;
+    const ECHO: u8 = 8;
+    /// ICMPv6 types below are errors (RFC 4443 §2.1).
+    const FIRST_INFORMATIONAL: u8 = 128;
+    if config().features & Feature::ICMP_ERRORS == 0 {
+        return false;
+    }
+    match frame {
+        Frame::V4 => {
+            matches!(skb.read::<u8>(ETH_LEN + 9), Ok(proto::ICMP))
+                && matches!(skb.read::<u8>(ETH_LEN), Ok(PLAIN_V4))
+                && matches!(skb.read::<u8>(ETH_LEN + 20), Ok(kind) if kind != ECHO && kind != ECHO_REPLY)
+        }
+        Frame::V6 => {
+            matches!(skb.read::<u8>(ETH_LEN + 6), Ok(proto::ICMPV6))
+                && matches!(skb.read::<u8>(ETH_LEN + 40), Ok(kind) if kind < FIRST_INFORMATIONAL)
+        }
+    }
+}

@@ -18,9 +18,11 @@ use crate::packet::checksum;
 
 const ECHO_REQUEST: (u8, u8) = (8, 128);
 const ECHO_REPLY: (u8, u8) = (0, 129);
+/// From one request to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Sends one echo request with `size` octets of data from the namespace and
-/// waits for its reply. Returns the time between them.
+/// Sends an echo request with `size` octets of data from the namespace each second,
+/// until a reply comes. Returns the time from the first request to it.
 ///
 /// # Errors
 /// [`Error::Timeout`] without a reply; [`Error::Io`] if the kernel knows at
@@ -40,19 +42,21 @@ fn ping_here(to: IpAddr, size: usize, limit: Duration) -> Result<Duration> {
     let request = request(to, id, size);
     let start = Instant::now();
     let target = SockaddrStorage::from(SocketAddr::new(to, 0));
-    sendto(fd.as_raw_fd(), &request, &target, MsgFlags::empty()).trying(what)?;
     let mut buffer = vec![0; size + 128];
+    let mut next = Duration::ZERO;
     loop {
-        let Some(left) = limit
-            .checked_sub(start.elapsed())
-            .filter(|left| !left.is_zero())
-        else {
+        let now = start.elapsed();
+        if now >= limit {
             return Err(timeout(to, limit));
-        };
-        match receive(&fd, &mut buffer, left) {
+        }
+        if now >= next {
+            sendto(fd.as_raw_fd(), &request, &target, MsgFlags::empty()).trying(what)?;
+            next = now + INTERVAL;
+        }
+        match receive(&fd, &mut buffer, (next.min(limit)).saturating_sub(now)) {
             Ok(n) if is_reply(to, &buffer[..n], &request) => return Ok(start.elapsed()),
             Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(timeout(to, limit)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e).trying(what),
         }
     }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc as std_mpsc};
@@ -16,11 +16,9 @@ use tokio::sync::mpsc;
 
 use super::directory::{Contents, Directory};
 use super::document::{self, Parsed};
+use super::file::{Fingerprint, is_manifest, is_swapped_link, text};
 use super::{Batch, Change};
 use crate::model::{Fault, Warning};
-
-/// Larger files are refused: they are a mistake, and reading them costs memory.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Why a directory cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -124,28 +122,6 @@ impl Noticed {
         Self {
             instant: Instant::now(),
             time: SystemTime::now(),
-        }
-    }
-}
-
-/// Tells apart what a path named before and names now.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl From<&Metadata> for Fingerprint {
-    fn from(meta: &Metadata) -> Self {
-        Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
         }
     }
 }
@@ -434,47 +410,4 @@ impl Reader {
         self.watcher = Some((watcher, identity));
         Ok(())
     }
-}
-
-/// `*.yaml`, `*.yml`, `*.json`; not hidden, not an editor's own file.
-fn is_manifest(path: &Path) -> bool {
-    let hidden = path
-        .file_name()
-        .and_then(OsStr::to_str)
-        .is_none_or(|n| n.starts_with(['.', '#']));
-    let extension = path.extension().and_then(OsStr::to_str);
-    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
-}
-
-/// Mounted ConfigMaps swap a link `..data` that all visible files go through.
-fn is_swapped_link(path: &Path) -> bool {
-    path.file_name()
-        .and_then(OsStr::to_str)
-        .is_some_and(|name| name.starts_with(".."))
-}
-
-/// The file's text; `None` if it does not exist or is no regular file.
-fn text(path: &Path, print: &mut Option<Fingerprint>) -> io::Result<Option<String>> {
-    let meta = match fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    *print = Some(Fingerprint::from(&meta));
-    // Opening anything else, a FIFO for one, could block.
-    if !meta.is_file() {
-        return Ok(None);
-    }
-    if meta.len() > MAX_FILE_BYTES {
-        return Err(io::Error::other(format!(
-            "it is larger than {MAX_FILE_BYTES} bytes"
-        )));
-    }
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(file) => file.take(MAX_FILE_BYTES).read_to_string(&mut text)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok(Some(text))
 }

@@ -3,6 +3,7 @@
 
 mod directory;
 mod document;
+mod file;
 pub mod manifests;
 
 use std::path::Path;

@@ -7,11 +7,11 @@ use datapath_common::{
     IdleTicks, proto,
 };
 
-use crate::{FlowRow, Fragment, Headers, Rewrite, Signal, Tables};
+use crate::{FlowRow, Fragment, Headers, Put, Rewrite, Signal, Tables};
 
 /// The state that a packet leads to. Total over state, direction and signal.
 #[inline(always)]
-pub(crate) fn step(state: FlowState, direction: Direction, signal: Signal) -> FlowState {
+fn step(state: FlowState, direction: Direction, signal: Signal) -> FlowState {
     match (state, direction, signal) {
         // Either end closes or resets. What follows (the last ACKs) changes nothing.
         (FlowState::Closing, _, _) | (_, _, Signal::Close) => FlowState::Closing,
@@ -69,7 +69,7 @@ const SEEN_LAG: u32 = 2;
 
 /// Whether a row must be written: its state changes or `seen` is old.
 #[inline(always)]
-pub(crate) fn is_stale<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
+fn is_stale<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
     flow.state != state as u8 || now.wrapping_sub(flow.seen) >= SEEN_LAG
 }
 
@@ -162,9 +162,14 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     if !has_backend(tables, &flow) {
         return None;
     }
+    if headers.signal == Signal::Accept && is_quiet(&flow, state, now) {
+        // It accepts a connection that knows nothing of this row's, which is over.
+        retire(tables, row, headers.proto);
+        return None;
+    }
     let next = step(state, Direction::Reply, headers.signal);
     if is_stale(&flow, next, now) {
-        refresh(tables, headers, row, Direction::Reply, next);
+        touch_both(tables, headers, row, Direction::Reply, next);
     }
     remember_ports(tables, headers);
     // Read only now: kept over the calls it would take much of the stack.
@@ -185,6 +190,14 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
         dport,
     };
     Some((rewrite, hairpin))
+}
+
+/// Makes a closing row one that has expired.
+#[inline(never)]
+fn retire<A, T: Tables<A>>(tables: &T, row: T::Row, proto: u8) {
+    let limit = idle_limit(&tables.config().idle, proto, FlowState::Closing);
+    let seen = tables.now().wrapping_sub(limit).wrapping_sub(SEEN_LAG);
+    row.touch(FlowState::Closing, seen);
 }
 
 /// Key of the other direction's row.
@@ -228,54 +241,140 @@ pub fn mate<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     }
 }
 
-/// Refreshes a flow's row, which `headers` met, and the other row, unless the
-/// client's next flow has it by now. Gives the reply's row back if it was
-/// evicted: without it answers would go out untranslated.
+/// The forward row of a packet, if the flow goes on by it: it lives, `fits`, and
+/// no other flow has its port. Refreshes both rows; `lost`: in any case, for the
+/// reply's may be missing, however fresh this one is.
 #[inline(always)]
-pub(crate) fn refresh<A: Address, T: Tables<A>>(
+pub(crate) fn continued<A: Address, T: Tables<A>>(
     tables: &T,
-    headers: &Headers<A>,
+    h: &Headers<A>,
+    lost: bool,
+    fits: impl FnOnce(&Flow<A>) -> bool,
+) -> Option<T::Row> {
+    let row = tables.flow(key(h, Direction::Forward))?;
+    let flow = row.get();
+    let now = tables.now();
+    let state = live_state(&tables.config().idle, &flow, h.proto, now)?;
+    if h.signal == Signal::Open && state == FlowState::Closing {
+        // The client uses the port again.
+        return None;
+    }
+    if !fits(&flow) {
+        return None;
+    }
+    let next = step(state, Direction::Forward, h.signal);
+    if (lost || is_stale(&flow, next, now)) && !refresh(tables, h, row, next) {
+        return None;
+    }
+    Some(row)
+}
+
+/// Refreshes the rows of a flow whose forward row `h` met. Gives the reply's row
+/// back if it was evicted: without it answers would go out untranslated. False if
+/// that is another flow's by now, and with it the port of the translated source.
+#[inline(always)]
+fn refresh<A: Address, T: Tables<A>>(
+    tables: &T,
+    h: &Headers<A>,
     row: T::Row,
-    direction: Direction,
     state: FlowState,
-) {
-    if !touch_both(tables, headers, row, direction, state) && direction == Direction::Forward {
-        give_back_reply(tables, headers, row, state);
+) -> bool {
+    match touch_both(tables, h, row, Direction::Forward, state) {
+        OTHERS => false,
+        GONE => give_back_reply(tables, h, row, state),
+        _ => true,
     }
 }
 
 // Functions of their own: they are seldom needed, and need much of the stack. The
 // row is read again at each step for the same reason.
 
-/// Refreshes both rows. False if the other one is not there.
-#[inline(never)]
+// What `touch_both` says of the other row.
+
+/// It is refreshed too, or not this flow's.
+const DONE: u32 = 0;
+/// It is not there.
+const GONE: u32 = 1;
+/// Another flow has it; nothing was refreshed.
+const OTHERS: u32 = 2;
+
+/// Refreshes the row that `h` met, and the flow's other row.
+#[inline(always)]
 fn touch_both<A: Address, T: Tables<A>>(
     tables: &T,
-    headers: &Headers<A>,
+    h: &Headers<A>,
     row: T::Row,
     direction: Direction,
     state: FlowState,
-) -> bool {
-    row.touch(state, tables.now());
-    let Some(other) = tables.flow(mate(&key(headers, direction), &row.get())) else {
-        return false;
-    };
-    let own = row.get();
-    if other.names(own.backend, own.generation) {
-        other.touch(state, tables.now());
+) -> u32 {
+    match direction {
+        Direction::Forward => touch_apart::<A, T, true>(tables, h, row, state),
+        Direction::Reply => touch_apart::<A, T, false>(tables, h, row, state),
     }
-    true
 }
 
-/// Writes the reply row of a forward row. Best effort: the next refresh tries again.
+#[inline(never)]
+fn touch_apart<A: Address, T: Tables<A>, const FORWARD: bool>(
+    tables: &T,
+    h: &Headers<A>,
+    row: T::Row,
+    state: FlowState,
+) -> u32 {
+    let direction = if FORWARD {
+        Direction::Forward
+    } else {
+        Direction::Reply
+    };
+    let said = match tables.flow(mate(&key(h, direction), &row.get())) {
+        None => GONE,
+        Some(other) if is_mate::<A, T::Row, FORWARD>(h, row, other) => {
+            other.touch(state, tables.now());
+            DONE
+        }
+        Some(_) if FORWARD && row.get().nat_port != 0 => return OTHERS,
+        Some(_) => DONE,
+    };
+    row.touch(state, tables.now());
+    said
+}
+
+/// Whether `other`, which has the key of the other row of a flow, is that: the
+/// client's next flow may have it, or who has the port now.
+#[inline(always)]
+fn is_mate<A: Address, R: FlowRow<A>, const FORWARD: bool>(
+    h: &Headers<A>,
+    row: R,
+    other: R,
+) -> bool {
+    let (own, found) = (row.get(), other.get());
+    if !other.names(own.backend, own.generation) || found.hairpin != own.hairpin {
+        return false;
+    }
+    let translated = own.nat_port != 0;
+    // Frontend and client, or backend and what it knows as the client.
+    if FORWARD {
+        found.port == h.dport
+            && is_same(found.addr, h.dst)
+            && found.nat_port == if translated { h.sport } else { 0 }
+            && (!translated || is_same(found.nat_addr, h.src))
+    } else {
+        found.port == h.sport
+            && is_same(found.addr, h.src)
+            && found.nat_port == if translated { h.dport } else { 0 }
+            && (!translated || is_same(found.nat_addr, h.dst))
+    }
+}
+
+/// Writes the reply row of a forward row. False if another flow was faster; what
+/// else may fail the next refresh tries again.
 #[inline(never)]
 fn give_back_reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     row: T::Row,
     state: FlowState,
-) {
-    let _ = tables.fill_flow(|key, reply| {
+) -> bool {
+    let staged = tables.stage(|key, reply| {
         let own = row.get();
         *key = mate(&self::key(headers, Direction::Forward), &own);
         (reply.addr, reply.port) = (headers.dst, headers.dport);
@@ -288,6 +387,29 @@ fn give_back_reply<A: Address, T: Tables<A>>(
         (reply.backend, reply.generation) = (own.backend, own.generation);
         (reply.service, reply.opened, reply.seen) = (own.service, own.opened, tables.now());
     });
+    // A port is never taken from another flow.
+    let translated = row.get().nat_port != 0;
+    let put = staged && tables.put(if translated { Put::New } else { Put::Over });
+    put || !translated
+}
+
+/// Ticks of silence after which a closing connection makes room for a new one: 30 s
+/// at the least, for `seen` may lag by two ticks.
+const QUIET_TICKS: u32 = 30;
+
+/// Whether a row in this state has been silent for that long.
+#[inline(always)]
+pub(crate) fn is_quiet<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
+    let silent = now.wrapping_sub(flow.seen).cast_signed();
+    state == FlowState::Closing && silent >= QUIET_TICKS.cast_signed()
+}
+
+/// Whether two addresses are the same. In words: the octets of two rows are not
+/// copied for it.
+#[inline(always)]
+pub(crate) fn is_same<A: Address>(a: A, b: A) -> bool {
+    let (a, b) = (a.words(), b.words());
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
 #[cfg(test)]

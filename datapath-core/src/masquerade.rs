@@ -1,11 +1,9 @@
 //! Pods that leave the cluster with the node's address.
 
-use datapath_common::{Address, Config, Direction, Network, Reason};
+use datapath_common::{Address, Config, Flow, Network, Reason};
 
 use crate::{
-    Decision, Family, Grant, Headers, Rewrite, Tables,
-    flow::{self, is_stale, live_state, refresh, step},
-    flow_hash,
+    Decision, Family, Grant, Headers, Rewrite, Tables, flow, flow_hash,
     open::{FAILED, Opening, port_of, stage_reply},
     ports::facts,
     tables::FlowRow,
@@ -67,19 +65,9 @@ pub(crate) fn masquerade<'t, F: Family, T: Tables<F::Addr>>(
 /// The port that the flow has already.
 #[inline(always)]
 fn known_port<A: Address, T: Tables<A>>(tables: &T, h: &Headers<A>) -> Option<u16> {
-    let row = tables.flow(flow::key(h, Direction::Forward))?;
-    let own = row.get();
-    let now = tables.now();
-    let state = live_state(&tables.config().idle, &own, h.proto, now)?;
-    if own.backend != 0 || own.nat_port == 0 {
-        return None;
-    }
-    let port = own.nat_port;
-    let next = step(state, Direction::Forward, h.signal);
-    if is_stale(&own, next, now) {
-        refresh(tables, h, row, Direction::Forward, next);
-    }
-    Some(port)
+    let is_own = |flow: &Flow<A>| flow.backend == 0 && flow.nat_port != 0;
+    let row = flow::continued(tables, h, false, is_own)?;
+    Some(row.get().nat_port)
 }
 
 // Functions of their own: each needs much of the stack.

@@ -5,7 +5,7 @@ use datapath_common::{Address, FlowState, Reason, proto};
 
 use crate::{
     Headers, Signal, Tables,
-    flow::{has_backend, live_state},
+    flow::{has_backend, is_quiet, is_same, live_state},
     open::{FAILED, HEARD},
     reduce,
     tables::{FlowRow, Put},
@@ -21,10 +21,6 @@ fn scatter(hash: u32, attempt: u32) -> u32 {
     let x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
     x ^ (x >> 13)
 }
-
-/// Ticks of silence after which a closing connection may lose its port: 30 s at
-/// the least, for `seen` may lag by two ticks.
-const QUIET_TICKS: u32 = 30;
 
 // What `claim_port` is told of the packet, beside its protocol.
 
@@ -114,8 +110,7 @@ fn look<A: Address, T: Tables<A>>(tables: &T, facts: u32) -> Port {
     let row = there.get();
     match live_state(&tables.config().idle, &row, facts as u8, now) {
         Some(state) if has_backend(tables, &row) => {
-            let silent = now.wrapping_sub(row.seen).cast_signed();
-            if state == FlowState::Closing && silent >= QUIET_TICKS.cast_signed() {
+            if is_quiet(&row, state, now) {
                 Port::Quiet
             } else {
                 Port::Busy
@@ -134,12 +129,4 @@ fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R) -> bool {
         && (a.port, a.nat_port) == (b.port, b.nat_port)
         && is_same(a.addr, b.addr)
         && is_same(a.nat_addr, b.nat_addr)
-}
-
-/// Whether two addresses are the same. In words: the octets of two rows are not
-/// copied for it.
-#[inline(always)]
-fn is_same<A: Address>(a: A, b: A) -> bool {
-    let (a, b) = (a.words(), b.words());
-    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }

@@ -1,14 +1,12 @@
 //! From a frontend to a backend: flow table, then affinity, then segment.
 
 use datapath_common::{
-    Address, AffinityKey, Backend, BackendState, Config, Direction, Feature, FlowState, Frontend,
+    Address, AffinityKey, Backend, BackendState, Config, Direction, Feature, Frontend,
     FrontendFlags, Reason, TICK_SHIFT, Via, ViaKind, proto,
 };
 
 use crate::{
-    Decision, Family, Headers, Packet, Rewrite, Signal, Tables,
-    flow::{self, is_stale, live_state, refresh, step},
-    flow_hash,
+    Decision, Family, Headers, Packet, Rewrite, Signal, Tables, flow, flow_hash,
     hooks::{expired, fits_overlay, needs_kernel, outer_port},
     icmp::IcmpError,
     open::{Manner, Source, open},
@@ -306,27 +304,17 @@ fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     h: &Headers<F::Addr>,
     lost: bool,
 ) -> Option<Pinned<'t, F::Addr>> {
-    let row = tables.flow(flow::key(h, Direction::Forward))?;
-    let flow = row.get();
-    let now = tables.now();
-    let state = live_state(&tables.config().idle, &flow, h.proto, now)?;
-    let backend = tables.backend(flow.backend)?;
-    if backend.generation != flow.generation || backend.state == BackendState::Free as u8 {
-        return None;
-    }
-    let opening = h.signal == Signal::Open;
-    if opening && state == FlowState::Closing {
-        // The client uses the port again.
-        return None;
-    }
-    if !backend.is_active() && (opening || h.proto == proto::UDP) {
-        return None;
-    }
-    let next = step(state, Direction::Forward, h.signal);
-    if lost || is_stale(&flow, next, now) {
-        refresh(tables, h, row, Direction::Forward, next);
-    }
+    let mut backend = None;
+    let row = flow::continued(tables, h, lost, |flow| {
+        backend = tables.backend(flow.backend).filter(|backend| {
+            let opens = h.signal == Signal::Open || h.proto == proto::UDP;
+            backend.generation == flow.generation
+                && backend.state != BackendState::Free as u8
+                && (backend.is_active() || !opens)
+        });
+        backend.is_some()
+    })?;
     // Read only now: kept over the calls it would take much of the stack.
     let flow = row.get();
-    Some((flow.backend, backend, flow.nat_addr, flow.nat_port))
+    Some((flow.backend, backend?, flow.nat_addr, flow.nat_port))
 }

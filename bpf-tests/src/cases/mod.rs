@@ -11,6 +11,7 @@ mod node_clients;
 mod north_south;
 mod overlay;
 mod parsing;
+mod ports;
 mod refusals;
 mod service_networks;
 mod services;
@@ -255,6 +256,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(overlay::cases(&fixture));
         let uplink = Uplink::new(v6);
         cases.extend(north_south::cases(&uplink));
+        cases.extend(ports::cases(&uplink));
         cases.extend(answers::cases(&uplink));
         cases.extend(node_clients::cases(&uplink));
         cases.extend(leaving::cases(&uplink));

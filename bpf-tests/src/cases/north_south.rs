@@ -4,8 +4,8 @@ use datapath_common::{Feature, FlowState, FrontendFlags, Hook, Ip4, Ip6, Reason}
 
 use super::Case;
 use super::fixture::{LOCAL_ID, NOW, OUTSIDE_ID, OWN_ID, REMOTE_ID, SPORT};
-use super::uplink::{Flow, HOST_ID, MASQUERADE, NODE_PORT, OPENERS, SNAT, SYN, Uplink};
-use crate::model::{FlowId, FlowRow, FragmentId, FragmentRow, Verdict};
+use super::uplink::{Flow, HOST_ID, MASQUERADE, NODE_PORT, OPENERS, SYN, Uplink};
+use crate::model::{FragmentId, FragmentRow, Verdict};
 use crate::packet::tcp_flag::{ACK, FIN};
 use crate::packet::{Piece, Spec, Upper};
 
@@ -20,7 +20,6 @@ pub fn cases(u: &Uplink) -> Vec<Case> {
     let mut cases = opening(u);
     cases.extend(refusals(u));
     cases.extend(lists(u));
-    cases.extend(ports(u));
     cases.extend(later_packets(u));
     cases.extend(fragments(u));
     cases
@@ -242,177 +241,6 @@ fn lists(u: &Uplink) -> Vec<Case> {
     );
     case.world = u.world_of(&pod, FrontendFlags::DROP_OUTSIDE, &[], Some(&[]));
     cases.push(case.answered(Reason::NoEndpoints, u.base.reset(&u.sent(&pod))));
-    cases
-}
-
-/// Ticks of silence after which a closing connection may lose its port.
-const QUIET: u32 = 30;
-
-/// How a masqueraded flow gets its port.
-fn ports(u: &Uplink) -> Vec<Case> {
-    let flow = masqueraded(u, u.outside_flow(SYN, REMOTE_ID));
-    let other = Flow {
-        client: (u.client, SPORT + 1),
-        ..flow
-    };
-    let taken = u
-        .case(
-            Hook::NicIn,
-            "every port is taken",
-            &u.world(&flow, MASQUERADE),
-            u.sent(&flow).build(),
-        )
-        .drops(Reason::SnatPortsExhausted);
-    let taken = among(&taken, "", u.rows(&other, FlowState::Established, 1));
-
-    let second = Flow {
-        nat: Some((u.vtep, SNAT + 1)),
-        ..flow
-    };
-    let mut next = u.opens(Hook::NicIn, "the other port is free", &second, MASQUERADE);
-    next.world.config.snat_ports = 2;
-    // A port that nobody has is better than one of a connection that is closing.
-    next.world.config.idle.tcp_closing = 4 * QUIET;
-    let next = among(&next, "", u.rows(&other, FlowState::Closing, QUIET));
-
-    // The same port serves another backend.
-    let elsewhere = masqueraded(u, u.outside_flow(SYN, LOCAL_ID));
-    let shared = u.opens(
-        Hook::NicIn,
-        "taken towards another backend",
-        &elsewhere,
-        MASQUERADE,
-    );
-    let shared = among(&shared, "", u.rows(&other, FlowState::Established, 1));
-    let mut cases = vec![taken, next, shared];
-    cases.extend(own_ports(u, &flow));
-    cases.extend(ports_taken_over(u, &flow, &other));
-    cases
-}
-
-/// The same with these rows, and so much more of a name.
-fn among(case: &Case, name: &str, rows: impl IntoIterator<Item = (FlowId, FlowRow)>) -> Case {
-    let mut case = case.clone();
-    case.name += name;
-    case.world.flows.extend(rows);
-    case
-}
-
-/// A flow finds its own port again.
-fn own_ports(u: &Uplink, flow: &Flow) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let anew = u.opens(Hook::NicIn, "a SYN to a closing flow", flow, MASQUERADE);
-    cases.push(among(
-        &anew,
-        ": its port",
-        u.rows(flow, FlowState::Closing, 1),
-    ));
-    // What lost its forward row goes on as if it had not.
-    for (name, upper, state) in [
-        ("data", Upper::Tcp(ACK), FlowState::Established),
-        (
-            "a SYN",
-            Upper::Tcp(crate::packet::tcp_flag::SYN),
-            FlowState::Opening,
-        ),
-    ] {
-        let spec = Spec {
-            upper,
-            ..u.sent(flow)
-        };
-        let (reason, verdict, out) = u.leaving(Hook::NicIn, flow, &u.translated(flow, &spec));
-        for before in [FlowState::Established, FlowState::Closing] {
-            let name = format!(
-                "{name}, the forward row lost, the reply's {}",
-                before.name()
-            );
-            let world = u.world(flow, MASQUERADE);
-            let case = u
-                .case(Hook::NicIn, &name, &world, spec.build())
-                .leaves(reason, verdict, out.clone())
-                .writes(u.rows(flow, state, 0));
-            let [_, reply] = u.rows(flow, before, 1);
-            cases.push(among(&case, "", [reply]));
-        }
-    }
-    // Not its own: by another frontend, or to the backend's row before this one.
-    let spec = Spec {
-        upper: Upper::Tcp(ACK),
-        ..u.sent(flow)
-    };
-    let beside = Flow {
-        frontend: (u.vip, 81),
-        ..*flow
-    };
-    let [_, reply] = u.rows(&beside, FlowState::Established, 1);
-    let case = u
-        .case(
-            Hook::NicIn,
-            "the client's own flow by another frontend has the port",
-            &u.world(flow, MASQUERADE),
-            spec.build(),
-        )
-        .drops(Reason::SnatPortsExhausted);
-    cases.push(among(&case, "", [reply]));
-    cases
-}
-
-/// Ports of flows that are over, or nearly so.
-fn ports_taken_over(u: &Uplink, flow: &Flow, other: &Flow) -> Vec<Case> {
-    let long = |mut case: Case| {
-        case.world.config.idle.tcp_closing = 4 * QUIET;
-        case
-    };
-    let opens = |name: &str| long(u.opens(Hook::NicIn, name, flow, MASQUERADE));
-    let mut cases = Vec::new();
-    let idle = opens("").world.config.idle;
-    for (state, limit) in [
-        (FlowState::Opening, idle.tcp_opening),
-        (FlowState::Established, idle.tcp_established),
-        (FlowState::Closing, idle.tcp_closing),
-    ] {
-        let case = opens(&format!(
-            "the port of a flow that has expired, {}",
-            state.name()
-        ));
-        cases.push(among(&case, "", u.rows(other, state, limit + 2)));
-    }
-    let rows = u
-        .rows(other, FlowState::Established, 1)
-        .map(|(id, mut row)| {
-            row.generation -= 1;
-            (id, row)
-        });
-    cases.push(among(
-        &opens("the port of a flow of a former backend"),
-        "",
-        rows,
-    ));
-
-    let closing = |age| u.rows(other, FlowState::Closing, age);
-    let mut quiet = opens("the port of a silent closing connection");
-    quiet.world.flows.extend(closing(QUIET));
-    // The clock may step once.
-    let mut young = quiet.clone().drops(Reason::SnatPortsExhausted);
-    young.name += ", not silent for long";
-    young.flows.clear();
-    young.world.flows.extend(closing(QUIET - 2));
-    let mut data = quiet.clone().drops(Reason::SnatPortsExhausted);
-    data.name += ", for data";
-    data.flows.clear();
-    data.frame = Spec {
-        upper: Upper::Tcp(ACK),
-        ..u.sent(flow)
-    }
-    .build();
-    let mut heard = quiet.clone().drops(Reason::SnatPortsExhausted);
-    heard.name += ", no: it is open";
-    heard.flows.clear();
-    heard
-        .world
-        .flows
-        .extend(u.rows(other, FlowState::Established, QUIET));
-    cases.extend([quiet, young, data, heard]);
     cases
 }
 

@@ -20,13 +20,11 @@ pub enum Client {
 
 /// The live reply row of a packet whose client is not to be found by its
 /// destination alone.
-pub fn row_to_client(world: &World, packet: &Packet) -> Option<FlowRow> {
+pub fn row_to_client(world: &mut World, packet: &Packet) -> Option<FlowRow> {
     if !world.has(Feature::UPLINK_SERVICES) || !packet.has_ports {
         return None;
     }
-    world
-        .live_reply(packet.tuple().reply())
-        .filter(|row| !row.hairpin)
+    world.replied(packet, |row| !row.hairpin)
 }
 
 /// What a reply becomes: from the frontend, to whoever the flow's client is.

@@ -13,6 +13,8 @@ const SCTP_INIT_ACK: u8 = 2;
 const SCTP_ABORT: u8 = 6;
 /// SHUTDOWN, its ACK and its COMPLETE (RFC 9260 §3.2).
 const SCTP_SHUTDOWN: [u8; 3] = [7, 8, 14];
+/// Ticks of silence after which a closing connection makes room for a new one.
+pub const QUIET_TICKS: u32 = 30;
 /// A row's `seen` is written when it is this old.
 const REFRESH_TICKS: u32 = 2;
 
@@ -35,6 +37,15 @@ impl Packet {
         match self.ip.proto {
             proto::TCP => self.tcp_flags & (SYN | ACK | FIN | RST) == SYN,
             proto::SCTP => self.chunk == SCTP_INIT,
+            _ => false,
+        }
+    }
+
+    /// TCP SYN with ACK, SCTP INIT ACK.
+    pub fn accepts(&self) -> bool {
+        match self.ip.proto {
+            proto::TCP => self.tcp_flags & (SYN | ACK | FIN | RST) == SYN | ACK,
+            proto::SCTP => self.chunk == SCTP_INIT_ACK,
             _ => false,
         }
     }
@@ -214,8 +225,7 @@ impl World {
         let own = reply_row(tuple, &forward);
         let same = |row: &FlowRow| {
             (row.backend, row.generation) == (own.backend, own.generation)
-                && (flow.nat.is_none()
-                    || (row.addr, row.port, row.nat) == (own.addr, own.port, own.nat))
+                && (flow.nat.is_none() || is_same_flow(row, &own))
         };
         let heard = self.flows.get(&other).is_some_and(same);
         if heard && packet.is_data() {
@@ -227,25 +237,33 @@ impl World {
     }
 
     /// What a forward packet does to its live row and the reply's, which it
-    /// gives back if it is gone. Where rows may be lost, at once.
-    pub fn note_forward(&mut self, packet: &Packet, row: &FlowRow, lost: bool) {
+    /// gives back if it is gone. Where rows may be lost, at once. False, and nothing
+    /// done, if another flow has the reply's row and with it this one's port.
+    #[must_use]
+    pub fn note_forward(&mut self, packet: &Packet, row: &FlowRow, lost: bool) -> bool {
         let tuple = packet.tuple();
         let state = if packet.closes() {
             FlowState::Closing
         } else {
             row.state
         };
-        let other = reply_of(tuple, row);
-        let written = lost || self.is_written(row, state);
-        if written && !self.flows.contains_key(&other) {
-            let reply = FlowRow {
-                state,
-                seen: self.now,
-                ..reply_row(tuple, row)
-            };
-            self.flows.insert(other, reply);
+        if !lost && !self.is_written(row, state) {
+            return true;
         }
-        self.note(tuple.forward(), other, row, state, written);
+        let (other, own) = (reply_of(tuple, row), reply_row(tuple, row));
+        let is_own = match self.flows.get(&other) {
+            None => true,
+            Some(found) => is_same_flow(found, &own),
+        };
+        if !is_own && row.translated_source().is_some() {
+            return false;
+        }
+        if is_own {
+            let reply = self.flows.entry(other).or_insert(own);
+            (reply.state, reply.seen) = (state, self.now);
+        }
+        self.write(tuple.forward(), state);
+        true
     }
 
     /// Whether a packet that leads a row to `state` writes it.
@@ -262,22 +280,61 @@ impl World {
         } else {
             row.state.max(FlowState::Established)
         };
-        let written = self.is_written(row, state);
-        self.note(id, forward_of(id.tuple, row), row, state, written);
-    }
-
-    fn note(&mut self, id: FlowId, other: FlowId, row: &FlowRow, state: FlowState, written: bool) {
-        let same_flow =
-            |found: &FlowRow| (found.backend, found.generation) == (row.backend, row.generation);
-        for id in [id, other] {
-            if let Some(found) = self.flows.get_mut(&id).filter(|found| same_flow(found)) {
-                // A row is written whole.
-                if written {
-                    (found.state, found.seen) = (state, self.now);
-                }
-            }
+        if !self.is_written(row, state) {
+            return;
+        }
+        self.write(id, state);
+        let forward = forward_of(id.tuple, row);
+        let leads_here = |found: &FlowRow| {
+            reply_of(forward.tuple, found) == id
+                && is_same_flow(&reply_row(forward.tuple, found), row)
+        };
+        if self.flows.get(&forward).is_some_and(leads_here) {
+            self.write(forward, state);
         }
     }
+
+    /// Writes state and time of a row.
+    fn write(&mut self, id: FlowId, state: FlowState) {
+        if let Some(row) = self.flows.get_mut(&id) {
+            (row.state, row.seen) = (state, self.now);
+        }
+    }
+
+    /// The live row that a packet is a reply of, if it is `wanted`. What accepts a
+    /// new connection is no reply of one that is closing and has been silent for
+    /// long, and that one is over then.
+    pub fn replied(
+        &mut self,
+        packet: &Packet,
+        wanted: impl Fn(&FlowRow) -> bool,
+    ) -> Option<FlowRow> {
+        let id = packet.tuple().reply();
+        let row = self.live_reply(id).filter(wanted)?;
+        let silent = self.now.wrapping_sub(row.seen);
+        if !packet.accepts() || row.state != FlowState::Closing || silent < QUIET_TICKS {
+            return Some(row);
+        }
+        // Two more than it may be silent: whoever reads it takes it for expired.
+        let over = self.idle_limit(id.tuple.proto, FlowState::Closing) + 2;
+        let now = self.now;
+        if let Some(row) = self.flows.get_mut(&id) {
+            row.seen = now.wrapping_sub(over);
+        }
+        None
+    }
+}
+
+/// Whether two reply rows are of one flow: the same client, frontend and backend.
+fn is_same_flow(one: &FlowRow, other: &FlowRow) -> bool {
+    let of = |row: &FlowRow| {
+        (
+            (row.backend, row.generation, row.hairpin),
+            (row.addr, row.port),
+            row.translated_source(),
+        )
+    };
+    of(one) == of(other)
 }
 
 /// Key of the reply row of a flow, from the forward tuple and row: the tuple

@@ -19,10 +19,10 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
     let known = world
         .live(tuple.forward(), packet)
         .filter(|row| row.backend == 0)
-        .and_then(|row| row.translated_source().map(|source| (row, source)));
+        .and_then(|row| row.translated_source().map(|source| (row, source)))
+        .filter(|(row, _)| world.note_forward(packet, row, false));
     let mut opened = None;
-    let (src, sport) = if let Some((row, source)) = known {
-        world.note_forward(packet, &row, false);
+    let (src, sport) = if let Some((_, source)) = known {
         source
     } else {
         let (limit, now) = (world.config.flows_per_tick, world.now);

@@ -21,7 +21,7 @@ pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     if is_overlay(world, &packet) {
         return untouched;
     }
-    if let Some(row) = world.live_reply(packet.tuple().reply()) {
+    if let Some(row) = world.replied(&packet, |_| true) {
         return reply(world, frame, &packet, &row);
     }
     let own = world.node_address(packet.ip.src) == packet.ip.src;

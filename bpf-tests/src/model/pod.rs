@@ -43,8 +43,7 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     }
     if packet.has_ports
         && packet.ip.ttl > 1
-        && let Some(row) = world.live_reply(packet.tuple().reply())
-        && row.hairpin
+        && let Some(row) = world.replied(&packet, |row| row.hairpin)
     {
         // Whatever becomes of it, the backend was heard.
         world.note_reply(&packet, &row);
@@ -69,10 +68,7 @@ pub fn pod_to(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return untouched;
     };
     world.add_fragment_ports(&mut packet);
-    let Some(row) = world
-        .live_reply(packet.tuple().reply())
-        .filter(|row| !row.hairpin)
-    else {
+    let Some(row) = world.replied(&packet, |row| !row.hairpin) else {
         return untouched;
     };
     let mut frame = frame.to_vec();
@@ -98,8 +94,7 @@ pub fn to_pod(
     world.add_fragment_ports(&mut packet);
     let packet = &packet;
     if packet.has_ports
-        && let Some(row) = world.live_reply(packet.tuple().reply())
-        && !row.hairpin
+        && let Some(row) = world.replied(packet, |row| !row.hairpin)
     {
         if let Err(fault) = translate(&mut out, packet, &as_reply(packet, &row)) {
             return Outcome::drop(fault, frame);

@@ -76,7 +76,11 @@ pub fn service(
         .then(|| world.live(packet.tuple().forward(), packet))
         .flatten()
         // A flow of no service is none of this one's.
-        .filter(|row| row.backend != 0);
+        .filter(|row| row.backend != 0)
+        .filter(|row| {
+            let lost = has(frontend, FrontendFlags::FLOWS_MAY_BE_LOST);
+            world.note_forward(packet, row, lost)
+        });
     let mut way = Way {
         packet,
         frontend,
@@ -90,8 +94,6 @@ pub fn service(
         way.backend = row.backend;
         let mut outcome = way.forward(world, frame);
         way.give(&mut outcome);
-        let lost = has(frontend, FrontendFlags::FLOWS_MAY_BE_LOST);
-        world.note_forward(packet, &row, lost);
         outcome.opened_flow = way.opened;
         return outcome;
     }

@@ -4,13 +4,12 @@ use std::net::IpAddr;
 
 use datapath_common::FlowState;
 
+use super::flow::QUIET_TICKS;
 use super::world::World;
 use super::{FlowId, FlowRow, Hash, Tuple};
 
 /// How often a flow tries to get a port.
 const ATTEMPTS: u32 = 32;
-/// Ticks of silence after which a closing connection may lose its port.
-const QUIET_TICKS: u32 = 30;
 /// Exhaustion less likely than this is taken for a fault, as long as a port is free.
 const UNLIKELY: f64 = 1e-9;
 

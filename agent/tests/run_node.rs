@@ -219,6 +219,27 @@ fn the_programs_follow_the_vtep_device() {
     assert_eq!(replaced(&agent), before, "it was there at the start");
 }
 
+#[test]
+fn a_start_that_fails_takes_the_device_back_that_it_made() {
+    let world = small("refused");
+    world.state.write_service(&world.web()).unwrap();
+    let mut agent = started(&world, &[]);
+    agent.terminate(LIMIT).unwrap();
+    let node = first(&world);
+    let device = |args: &[&str]| ip(node.ns(), &[&["link"], args, &["flannel.1"]].concat());
+    let too_small = [("--max-frontends", "1")];
+    // One that was there stays, whatever happens.
+    let text = refusal(&run(node, world.state.path(), &too_small), 1);
+    assert!(
+        text.contains("--max-frontends is 1; give at least"),
+        "{text}"
+    );
+    device(&["show"]).unwrap();
+    device(&["del"]).unwrap();
+    refusal(&run(node, world.state.path(), &too_small), 1);
+    assert!(device(&["show"]).is_err());
+}
+
 /// Detaches a program at a pod as `bpftool link detach` does.
 fn detach_a_link(node: &Node) {
     let links = std::fs::read_dir(node.bpffs().join("links")).unwrap();

@@ -44,6 +44,7 @@ const FEATURES: [(&str, u32); 4] = [
             | Feature::UPLINK_SERVICES
             | Feature::MASQUERADE
             | Feature::ICMP_ERRORS
+            | Feature::HOLD_FRAGMENTS
             | Feature::COUNT_SERVICES,
     ),
 ];

@@ -23,10 +23,15 @@ impl Feature {
     pub const COUNT_SERVICES: u32 = 16;
     /// ICMP errors about translated packets are translated.
     pub const ICMP_ERRORS: u32 = 32;
+    /// Later fragments for a service that come before the first one are held until it comes.
+    pub const HOLD_FRAGMENTS: u32 = 64;
     /// What a node can do without, where the kernel's verifier cannot follow the
     /// programs with all of it: services for pods and the overlay stay.
-    pub const OPTIONAL: u32 =
-        Self::UPLINK_SERVICES | Self::MASQUERADE | Self::COUNT_SERVICES | Self::ICMP_ERRORS;
+    pub const OPTIONAL: u32 = Self::UPLINK_SERVICES
+        | Self::MASQUERADE
+        | Self::COUNT_SERVICES
+        | Self::ICMP_ERRORS
+        | Self::HOLD_FRAGMENTS;
 }
 
 /// When an idle flow has expired, in ticks by state.

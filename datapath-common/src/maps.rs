@@ -3,7 +3,8 @@
 
 use crate::{
     Affinity, AffinityKey, Backend, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey, SourceKey, Traffic, Via, Work,
+    FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey, SourceKey, Traffic,
+    Via, Work,
 };
 
 /// Changes whenever a key, a value or a map's kind changes. Pinned maps of
@@ -59,6 +60,9 @@ maps! {
     SRCS_V6 = "tulle_srcs_v6", 16_384, Agent, "IPv6 networks that may use a service";
     FRAG_V4 = "tulle_frag_v4", 4_096, Programs, "IPv4 fragments: identification to ports";
     FRAG_V6 = "tulle_frag_v6", 4_096, Programs, "IPv6 fragments: identification to ports";
+    HELD_V4 = "tulle_held_v4", 256, Programs, "IPv4 fragments that came before the first of their datagram";
+    HELD_V6 = "tulle_held_v6", 256, Programs, "IPv6 fragments that came before the first of their datagram";
+    HELD_WORK = "tulle_held_work", 1, Programs, "a fragment that is about to be held, for each CPU";
     PODS_V4 = "tulle_pods_v4", 4_096, Agent, "IPv4 pods of this node";
     PODS_V6 = "tulle_pods_v6", 4_096, Agent, "IPv6 pods of this node";
     PEERS_V4 = "tulle_peers_v4", 16_384, Agent, "IPv4 pod networks of other nodes";
@@ -105,6 +109,9 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         SVC_STATS | BK_STATS4 | BK_STATS6 => of::<u32, Traffic>(),
         FRAG_V4 => of::<FragmentKey<Ip4>, FragmentPorts>(),
         FRAG_V6 => of::<FragmentKey<Ip6>, FragmentPorts>(),
+        HELD_V4 => of::<HeldKey<Ip4>, Held>(),
+        HELD_V6 => of::<HeldKey<Ip6>, Held>(),
+        HELD_WORK => of::<u32, Held>(),
         PODS_V4 => of::<Ip4, Via>(),
         PODS_V6 => of::<Ip6, Via>(),
         PEERS_V4 => of::<PeerKey<Ip4>, Via>(),

@@ -39,6 +39,8 @@ parts! {
     NicOut6 = 7, "tulle_nic_out6";
     Errors4 = 8, "tulle_errors4";
     Errors6 = 9, "tulle_errors6";
+    Fragments4 = 10, "tulle_frags4";
+    Fragments6 = 11, "tulle_frags6";
 }
 
 /// Name of the array of parts. It belongs to one loading of the programs, so it

@@ -107,6 +107,12 @@ pub(crate) fn recall_ports<A: Address, T: Tables<A>>(tables: &T, headers: &mut H
     true
 }
 
+/// Whether the ports of a later fragment's datagram are known.
+#[inline(always)]
+pub fn knows_ports<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
+    recall_ports(tables, &mut { *headers })
+}
+
 /// Remembers the ports of a first fragment whose datagram is translated.
 #[inline(always)]
 pub(crate) fn remember_ports<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) {

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Ip4, Ip6, Limit, MonitorControl, Node, Part, SourceNet, Traffic, Via,
-    Work,
+    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part, SourceNet,
+    Traffic, Via, Work,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -41,6 +41,12 @@ pub static SRCS_V6: LpmTrie<SourceNet<Ip6>, u32, 16_384> = LpmTrie::new();
 pub static FRAG_V4: LruHashMap<FragmentKey<Ip4>, FragmentPorts, 4_096> = LruHashMap::new();
 #[btf_map(name = "tulle_frag_v6")]
 pub static FRAG_V6: LruHashMap<FragmentKey<Ip6>, FragmentPorts, 4_096> = LruHashMap::new();
+#[btf_map(name = "tulle_held_v4")]
+pub static HELD_V4: LruHashMap<HeldKey<Ip4>, Held, 256> = LruHashMap::new();
+#[btf_map(name = "tulle_held_v6")]
+pub static HELD_V6: LruHashMap<HeldKey<Ip6>, Held, 256> = LruHashMap::new();
+#[btf_map(name = "tulle_held_work")]
+pub static HELD_WORK: PerCpuArray<Held, 1> = PerCpuArray::new();
 #[btf_map(name = "tulle_pods_v4")]
 pub static PODS_V4: HashMap<Ip4, Via, 4_096, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "tulle_pods_v6")]

@@ -76,12 +76,12 @@ fn go_on_at(raw: *mut __sk_buff, hook: Hook, v6: bool) {
         Some(Part::NicIn6) => go_on::<{ Part::NicIn6 as u32 }>(raw),
         Some(Part::NicOut4) => go_on::<{ Part::NicOut4 as u32 }>(raw),
         Some(Part::NicOut6) => go_on::<{ Part::NicOut6 as u32 }>(raw),
-        Some(Part::Errors4 | Part::Errors6) | None => {}
+        Some(Part::Errors4 | Part::Errors6 | Part::Fragments4 | Part::Fragments6) | None => {}
     }
 }
 
 /// Goes on with the part that the packet is for: its family's of this hook, or
-/// the one for ICMP errors.
+/// one for ICMP errors or fragments.
 #[inline(always)]
 pub fn dispatch(skb: &Skb, hook: Hook, frame: Frame, tunneled: bool) -> i32 {
     let raw = skb.raw();
@@ -91,6 +91,12 @@ pub fn dispatch(skb: &Skb, hook: Hook, frame: Frame, tunneled: bool) -> i32 {
         match frame {
             Frame::V4 => go_on::<{ Part::Errors4 as u32 }>(raw),
             Frame::V6 => go_on::<{ Part::Errors6 as u32 }>(raw),
+        }
+    } else if is_fragment(skb, hook, frame) {
+        note.write(raw);
+        match frame {
+            Frame::V4 => go_on::<{ Part::Fragments4 as u32 }>(raw),
+            Frame::V6 => go_on::<{ Part::Fragments6 as u32 }>(raw),
         }
     } else {
         if hook == Hook::NicIn {
@@ -104,10 +110,10 @@ pub fn dispatch(skb: &Skb, hook: Hook, frame: Frame, tunneled: bool) -> i32 {
     missing(Origin::of(hook, skb))
 }
 
-/// Goes on with the part for packets that are no error about a translated one,
-/// as the program at the hook would have.
+/// Goes on with the part for most packets of a hook, from one for ICMP errors or
+/// fragments.
 #[inline(always)]
-pub fn go_on_after_errors(raw: *mut __sk_buff, hook: Hook, v6: bool) -> i32 {
+pub fn go_on_from(raw: *mut __sk_buff, hook: Hook, v6: bool) -> i32 {
     go_on_at(raw, hook, v6);
     missing(Origin::of(hook, &Skb::new(TcContext::new(raw))))
 }
@@ -141,5 +147,25 @@ fn is_error(skb: &Skb, frame: Frame) -> bool {
             matches!(skb.read::<u8>(ETH_LEN + 6), Ok(proto::ICMPV6))
                 && matches!(skb.read::<u8>(ETH_LEN + 40), Ok(kind) if kind < FIRST_INFORMATIONAL)
         }
+    }
+}
+
+/// Whether the packet may be a fragment that comes in.
+#[inline(always)]
+fn is_fragment(skb: &Skb, hook: Hook, frame: Frame) -> bool {
+    /// Next header of IPv6's fragment header (RFC 8200 §4.5), where it comes first.
+    const FRAGMENT: u8 = 44;
+    /// IPv4's "more fragments" and offset.
+    const PIECE: u16 = 0x3fff;
+    if !matches!(hook, Hook::PodFrom | Hook::NicIn)
+        || config().features & Feature::HOLD_FRAGMENTS == 0
+    {
+        return false;
+    }
+    match frame {
+        Frame::V4 => {
+            matches!(skb.read::<u16>(ETH_LEN + 6), Ok(piece) if u16::from_be(piece) & PIECE != 0)
+        }
+        Frame::V6 => matches!(skb.read::<u8>(ETH_LEN + 6), Ok(FRAGMENT)),
     }
 }

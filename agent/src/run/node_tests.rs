@@ -78,6 +78,7 @@ fn the_config_follows_node_and_uplink() {
         features: Feature::OVERLAY
             | Feature::DECAP_6_IN_4
             | Feature::ICMP_ERRORS
+            | Feature::HOLD_FRAGMENTS
             | Feature::UPLINK_SERVICES
             | Feature::COUNT_SERVICES
             | Feature::MASQUERADE,
@@ -92,7 +93,7 @@ fn the_config_follows_node_and_uplink() {
         "--count-services=false",
     ]);
     let old = view.config(&uplink(), &plain, 0, false);
-    let features = Feature::OVERLAY | Feature::ICMP_ERRORS;
+    let features = Feature::OVERLAY | Feature::ICMP_ERRORS | Feature::HOLD_FRAGMENTS;
     assert_eq!((old.features, old.vtep), (features, 0));
 }
 

@@ -22,7 +22,7 @@ use crate::{
     ctx::Skb,
     exit::{Origin, TcExit},
     loaded::Loaded,
-    parts::{Note, go_on_after_errors},
+    parts::{Note, go_on_from},
     shape::Shape,
     tables::Maps,
 };
@@ -60,10 +60,10 @@ where
     let maps = &Maps::new(origin);
     let mut headers = Headers::EMPTY;
     if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {
-        return go_on_after_errors(raw, hook, v6);
+        return go_on_from(raw, hook, v6);
     }
     match translate_error::<F>(raw, maps, &mut headers) {
-        NO_FLOW => return go_on_after_errors(raw, hook, v6),
+        NO_FLOW => return go_on_from(raw, hook, v6),
         TRANSLATED => {}
         _ => return origin.leave(TcExit::DROP, Reason::RewriteFailed, Some(&headers)),
     }

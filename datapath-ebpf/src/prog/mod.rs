@@ -1,6 +1,8 @@
-//! One file for each program, and one for what all of them do with ICMP errors.
+//! One file for each program, one for what all of them do with ICMP errors, and
+//! one for what those at ingress do with fragments.
 
 mod errors;
+mod fragments;
 mod nic_in;
 mod nic_out;
 mod pod_from;

@@ -244,3 +244,46 @@ fn pods_that_leave_the_cluster_have_the_nodes_address_unless_it_is_excluded() {
         assert_eq!(answer.seen.ip(), from.ips()[family]);
     }
 }
+
+#[test]
+fn a_client_outside_reaches_a_pod_by_its_own_address() {
+    // No network is excluded from masquerade: only what pods answer is.
+    let town = Town::with("straight", 1, &[], strict_rp_filter);
+    let outsider = &town.world.cluster.outsiders()[0];
+    for node in town.world.cluster.nodes() {
+        for network in [
+            node.pod_cidr4().to_string(),
+            node.pod_cidr6().unwrap().to_string(),
+        ] {
+            outsider.route(&network, node).unwrap();
+        }
+    }
+    let server = PodServer::start(outsider.ns(), outsider.name()).unwrap();
+    for (node, pod) in town.world.cluster.pods() {
+        for family in 0..2 {
+            let own = outsider.ips()[family];
+            let at = |port| SocketAddr::new(pod.ips()[family], port);
+            for (udp, port) in [(false, 8080), (true, ECHO_PORT)] {
+                for _ in 0..10 {
+                    let answer = ask(outsider.ns(), at(port), udp, SOON).unwrap();
+                    assert_eq!(answer.pod, pod.name());
+                    assert_eq!(answer.seen.ip(), own, "{own} → {}, udp {udp}", pod.name());
+                }
+            }
+            let seen = transfer(outsider.ns(), at(ECHO_PORT), 1 << 20, SOON).unwrap();
+            assert_eq!(seen.pod, pod.name());
+            let socket = udp_connect(outsider.ns(), at(ECHO_PORT)).unwrap();
+            assert_eq!(udp_exchange(&socket, &[7; 4000], SOON).unwrap(), pod.name());
+            // What the pod opens itself has the node's address all the same.
+            let to = SocketAddr::new(own, 8080);
+            let answer = ask(pod.ns(), to, false, SOON).unwrap();
+            assert_eq!(
+                answer.seen.ip(),
+                node.ips()[family],
+                "{} → {to}",
+                pod.name()
+            );
+        }
+    }
+    drop(server);
+}

@@ -7,11 +7,11 @@ use datapath_common::{
     IdleTicks, proto,
 };
 
-use crate::{FlowRow, Fragment, Headers, Put, Rewrite, Signal, Tables};
+use crate::{FlowRow, Fragment, Headers, Put, Rewrite, Signal, Tables, straight::is_straight};
 
 /// The state that a packet leads to. Total over state, direction and signal.
 #[inline(always)]
-fn step(state: FlowState, direction: Direction, signal: Signal) -> FlowState {
+pub(crate) fn step(state: FlowState, direction: Direction, signal: Signal) -> FlowState {
     match (state, direction, signal) {
         // Either end closes or resets. What follows (the last ACKs) changes nothing.
         (FlowState::Closing, _, _) | (_, _, Signal::Close) => FlowState::Closing,
@@ -64,12 +64,24 @@ pub(crate) fn has_backend<A, T: Tables<A>>(tables: &T, flow: &Flow<A>) -> bool {
         })
 }
 
+/// The state of a row that has not expired, and whose backend is still there.
+#[inline(always)]
+pub(crate) fn living<A, T: Tables<A>>(
+    tables: &T,
+    flow: &Flow<A>,
+    p: u8,
+    now: u32,
+) -> Option<FlowState> {
+    let state = live_state(&tables.config().idle, flow, p, now)?;
+    has_backend(tables, flow).then_some(state)
+}
+
 /// Ticks that `seen` may lag behind, so that a busy flow's row is seldom written.
 const SEEN_LAG: u32 = 2;
 
 /// Whether a row must be written: its state changes or `seen` is old.
 #[inline(always)]
-fn is_stale<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
+pub(crate) fn is_stale<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
     flow.state != state as u8 || now.wrapping_sub(flow.seen) >= SEEN_LAG
 }
 
@@ -143,11 +155,13 @@ pub(crate) fn reply<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
 ) -> Option<Rewrite<A>> {
-    reply_of(tables, headers, Some(false)).map(|(rewrite, _)| rewrite)
+    let (rewrite, _) = reply_of(tables, headers, Some(false))?;
+    rewrite.any.then_some(rewrite)
 }
 
 /// The translation of a reply, and whether its client is its own backend; `wanted`:
-/// only of those of which this is so, or is not.
+/// only of those of which this is so, or is not. What answers somebody who came
+/// straight to a pod is a reply too, of which nothing changes.
 #[inline(always)]
 pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     tables: &T,
@@ -189,7 +203,7 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
         (headers.dst, headers.dport)
     };
     let rewrite = Rewrite {
-        any: true,
+        any: !is_straight(&flow),
         src: flow.addr,
         sport: flow.port,
         dst,

@@ -11,6 +11,7 @@ use crate::{
     reduce,
     reply::to_client,
     service::{self, Client},
+    straight::comes_straight,
 };
 
 /// Decides about a packet that comes from a pod of this node.
@@ -32,7 +33,7 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             if headers.ttl <= 1 {
                 return expired(headers);
             }
-            return to_pod::<F, T>(tables, headers, via, Reason::DeliveredLocal);
+            return to_pod::<F, T>(tables, headers, via, Reason::DeliveredLocal, false);
         }
     } else if let Some(via) = tables.peer(&headers.dst) {
         return to_peer::<F, P, T>(packet, tables, headers, via);
@@ -49,6 +50,7 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if has_ports
         && (clients || itself)
         && let Some((rewrite, hairpin)) = flow::reply_of(tables, headers, wanted)
+        && rewrite.any
     {
         if !hairpin {
             return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Pod);
@@ -115,7 +117,10 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     }
     let known = flow::recall_ports(tables, headers);
     if known && let Some((rewrite, hairpin)) = flow::reply_of(tables, headers, None) {
-        return if hairpin {
+        return if !rewrite.any {
+            // Who came straight to the pod is answered by it.
+            Decision::kernel(Reason::NotOurs, headers)
+        } else if hairpin {
             Decision::turn_back(Reason::ReplyTranslated, headers)
         } else {
             Decision::kernel(Reason::ReplyTranslated, headers)
@@ -132,7 +137,8 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if config.features & Feature::MASQUERADE != 0
         && known
         && headers.has_flow()
-        && leaves::<F, T>(tables, headers, network)
+        && headers.src != F::vtep(config)
+        && leaves::<F, T>(tables, headers.src, headers.dst, network)
     {
         return masquerade::<F, T>(tables, headers);
     }
@@ -181,29 +187,29 @@ pub fn pod_to<F: Family, T: Tables<F::Addr>>(
 }
 
 /// A packet for the pod behind `via`: translated if it is a reply, then
-/// delivered. `reason` counts it if it is none.
+/// delivered. `reason` counts it if it is none. `straight`: it comes from outside,
+/// and not through the overlay.
 #[inline(always)]
 pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
     tables: &T,
     headers: &mut Headers<F::Addr>,
     via: &'t Via,
     reason: Reason,
+    straight: bool,
 ) -> Decision<'t, F::Addr> {
     // What is to expire here is the kernel's to answer: not every hook can.
     if via.kind != ViaKind::Local as u8 || headers.ttl <= 1 {
         return Decision::kernel(Reason::SlowPath, headers);
     }
     let known_ports = flow::recall_ports(tables, headers);
-    match if known_ports {
-        flow::reply(tables, headers)
-    } else {
-        None
-    } {
-        Some(rewrite) => {
-            Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite)
-        }
-        None => Decision::deliver(via, reason, headers),
+    if known_ports && let Some(rewrite) = flow::reply(tables, headers) {
+        return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
     }
+    let masquerade = tables.config().features & Feature::MASQUERADE != 0;
+    if straight && known_ports && masquerade {
+        comes_straight::<F, T>(tables, headers);
+    }
+    Decision::deliver(via, reason, headers)
 }
 
 /// TTL or hop limit used up on the way to a pod.

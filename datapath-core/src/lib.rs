@@ -24,6 +24,7 @@ pub mod quoted;
 mod reply;
 pub mod reset;
 mod service;
+mod straight;
 mod tables;
 pub mod wire;
 

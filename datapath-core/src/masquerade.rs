@@ -3,26 +3,26 @@
 use datapath_common::{Address, Config, Flow, Network, Reason};
 
 use crate::{
-    Decision, Family, Grant, Headers, Rewrite, Tables, flow, flow_hash,
+    Decision, Family, Grant, Headers, Rewrite, Signal, Tables, flow, flow_hash,
     open::{FAILED, Opening, port_of, stage_reply},
     ports::facts,
     tables::FlowRow,
 };
 
-/// Whether the packet comes from a pod of this node and leaves the cluster.
-/// `network`: bits of the network that it goes to.
+/// Whether `src` is in this node's pod network, and `dst` out of the cluster.
+/// `network`: bits of the network of `dst`.
 #[inline(always)]
 pub(crate) fn leaves<F: Family, T: Tables<F::Addr>>(
     tables: &T,
-    h: &Headers<F::Addr>,
+    src: F::Addr,
+    dst: F::Addr,
     network: u32,
 ) -> bool {
     let config = tables.config();
-    F::is_own_pod(config, h.src)
-        && h.src != F::vtep(config)
-        && !F::is_own_pod(config, h.dst)
+    F::is_own_pod(config, src)
+        && !F::is_own_pod(config, dst)
         && network & Network::DIRECT == 0
-        && tables.peer(&h.dst).is_none()
+        && tables.peer(&dst).is_none()
 }
 
 /// Gives a packet that leaves the cluster the node's address. `headers` has its ports.
@@ -38,6 +38,9 @@ pub(crate) fn masquerade<'t, F: Family, T: Tables<F::Addr>>(
     }
     let port = if let Some(port) = known_port(tables, h) {
         port
+    } else if matches!(h.signal, Signal::Accept | Signal::Close) {
+        // It opens no flow, and belongs to none that is known.
+        return Decision::kernel(Reason::NotOurs, h);
     } else {
         let staged = stage_apart::<F, T>(tables, h);
         let mut told = (staged >> 32) as u32;

@@ -6,6 +6,7 @@ use datapath_common::{Address, Direction, Flow, FlowKey, proto};
 use crate::{
     Family, Headers, Packet, Tables,
     flow::{has_backend, live_state},
+    straight::is_straight,
     tables::FlowRow,
     wire::{Be16, Ports},
 };
@@ -100,7 +101,7 @@ pub fn translation<F: Family, T: Tables<F::Addr>>(
         return None;
     }
     // About a packet to a backend, as it was after its translation.
-    if let Some(row) = known(tables, q, Direction::Reply) {
+    if let Some(row) = known(tables, q, Direction::Reply).filter(|row| !is_straight(row)) {
         let (client, port) = if row.nat_port == 0 {
             (q.src, q.sport)
         } else {

@@ -95,7 +95,7 @@ fn reply<'t>(tables: &'t Plain<Ip4>, frame: &[u8]) -> Decision<'t, Ip4> {
     let mut headers = Headers::EMPTY;
     V4::parse(&packet, ETH_LEN, &mut headers).unwrap();
     let via = &tables.pods[&headers.dst];
-    to_pod::<V4, _>(tables, &mut headers, via, Reason::Decapsulated)
+    to_pod::<V4, _>(tables, &mut headers, via, Reason::Decapsulated, false)
 }
 
 fn forward_key(sport: u16) -> FlowKey<Ip4> {

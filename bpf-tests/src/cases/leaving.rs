@@ -9,7 +9,7 @@ use super::Case;
 use super::fixture::{BPORT, LOCAL_ID, NOW, SPORT};
 use super::uplink::{Flow, Kind, OPENERS, SNAT, SYN, Uplink};
 use crate::model::{FragmentId, FragmentRow, Verdict, World};
-use crate::packet::tcp_flag::{ACK, FIN};
+use crate::packet::tcp_flag::{ACK, FIN, SYN as SYN_FLAG};
 use crate::packet::{Piece, Spec, Upper};
 
 const OUT: Hook = Hook::NicOut;
@@ -182,12 +182,10 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
         (id, row)
     });
     let end = end.writes(ended);
-    let lost = leaves(u, "a FIN of no flow opens it", &tcp(FIN | ACK)).writes(rows(
-        u,
-        &flow,
-        FlowState::Opening,
-        0,
-    ));
+    // What opens no flow leaves as it is: it answers somebody, or nobody.
+    let nothing = |name: &str, flags| u.case(OUT, name, &world(u), tcp(flags).build());
+    let lost = nothing("a FIN of no flow", FIN | ACK);
+    let accepts = nothing("a SYN-ACK of no flow", SYN_FLAG | ACK);
     let other = Flow {
         client: (u.base.client, SPORT + 1),
         ..flow
@@ -224,7 +222,7 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
         count: 1,
     };
     let limited = limited.drops(Reason::NewFlowLimit);
-    vec![known, end, lost, taken, found, over, limited]
+    vec![known, end, lost, accepts, taken, found, over, limited]
 }
 
 fn not_ours(u: &Uplink) -> Vec<Case> {

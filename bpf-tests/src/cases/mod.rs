@@ -16,6 +16,7 @@ mod refusals;
 mod service_networks;
 mod services;
 mod source_ranges_affinity;
+mod straight;
 pub(crate) mod uplink;
 
 use std::collections::HashMap;
@@ -260,6 +261,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(answers::cases(&uplink));
         cases.extend(node_clients::cases(&uplink));
         cases.extend(leaving::cases(&uplink));
+        cases.extend(straight::cases(&uplink));
         cases.extend(service_networks::cases(&uplink));
         cases.extend(icmp_errors::cases(&uplink));
         cases.extend(source_ranges_affinity::cases(&uplink));

@@ -267,7 +267,7 @@ impl World {
     }
 
     /// Whether a packet that leads a row to `state` writes it.
-    fn is_written(&self, row: &FlowRow, state: FlowState) -> bool {
+    pub fn is_written(&self, row: &FlowRow, state: FlowState) -> bool {
         state != row.state || self.now.wrapping_sub(row.seen) >= REFRESH_TICKS
     }
 
@@ -295,16 +295,32 @@ impl World {
     }
 
     /// Writes state and time of a row.
-    fn write(&mut self, id: FlowId, state: FlowState) {
+    pub fn write(&mut self, id: FlowId, state: FlowState) {
         if let Some(row) = self.flows.get_mut(&id) {
             (row.state, row.seen) = (state, self.now);
         }
     }
 
+    /// The live row that a packet is a translated reply of, if it is `wanted`.
+    pub fn replied(
+        &mut self,
+        packet: &Packet,
+        wanted: impl Fn(&FlowRow) -> bool,
+    ) -> Option<FlowRow> {
+        let row = self.answering(packet, wanted)?;
+        if row.is_straight() {
+            // An answer all the same.
+            self.note_reply(packet, &row);
+            self.leave_fragment_ports(packet);
+            return None;
+        }
+        Some(row)
+    }
+
     /// The live row that a packet is a reply of, if it is `wanted`. What accepts a
     /// new connection is no reply of one that is closing and has been silent for
     /// long, and that one is over then.
-    pub fn replied(
+    pub fn answering(
         &mut self,
         packet: &Packet,
         wanted: impl Fn(&FlowRow) -> bool,

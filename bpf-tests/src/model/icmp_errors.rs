@@ -137,7 +137,10 @@ fn translation(world: &World, packet: &Packet, quoted: &Tuple) -> Option<Transla
         dport: quoted.sport,
         proto: quoted.proto,
     };
-    if let Some(row) = world.live_reply(back.reply()).filter(|row| !row.hairpin) {
+    if let Some(row) = world
+        .live_reply(back.reply())
+        .filter(|row| !row.hairpin && !row.is_straight())
+    {
         let (src, sport) = row
             .translated_source()
             .unwrap_or((quoted.src, quoted.sport));

@@ -1,11 +1,14 @@
-//! Masquerade of pods that leave the cluster: step 4 of `tulle_nic_out`.
+//! Masquerade of pods that leave the cluster: step 4 of `tulle_nic_out`; and of
+//! whom it is kept away.
 
-use datapath_common::{Feature, Reason};
+use std::net::IpAddr;
+
+use datapath_common::{Feature, FlowState, Reason, proto};
 
 use super::flow::{NewFlow, granted};
 use super::parse::Packet;
 use super::rewrite::translate;
-use super::{Ctx, Outcome, Tuple, World, snat};
+use super::{Ctx, FlowRow, Outcome, Tuple, World, snat};
 
 /// The packet with the node's address as source, if it is to have it.
 pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -> Outcome {
@@ -24,6 +27,9 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
     let mut opened = None;
     let (src, sport) = if let Some((_, source)) = known {
         source
+    } else if packet.closes() || packet.accepts() {
+        // It opens nothing, and belongs to nothing that is known.
+        return untouched;
     } else {
         let (limit, now) = (world.config.flows_per_tick, world.now);
         if !granted(&mut world.flow_grants, limit, now) {
@@ -69,11 +75,70 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
 
 fn is_wanted(world: &World, packet: &Packet) -> bool {
     let (src, dst) = (packet.ip.src, packet.ip.dst);
+    packet.has_ports && src != world.vtep_address(src) && leaves(world, src, dst)
+}
+
+/// Whether what this node's pods send there is masqueraded.
+fn leaves(world: &World, src: IpAddr, dst: IpAddr) -> bool {
     world.has(Feature::MASQUERADE)
-        && packet.has_ports
         && world.in_pod_network(src)
-        && src != world.vtep_address(src)
         && !world.in_pod_network(dst)
         && world.peer(dst).is_none()
         && !world.is_direct(dst)
+}
+
+/// Notes a packet from outside that goes straight to a pod, so that what the pod
+/// answers is not masqueraded.
+pub fn comes_straight(world: &mut World, packet: &Packet) {
+    let tuple = packet.tuple();
+    let back = Tuple {
+        src: tuple.dst,
+        dst: tuple.src,
+        sport: tuple.dport,
+        dport: tuple.sport,
+        proto: tuple.proto,
+    };
+    let has_flow = matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP);
+    if !packet.has_ports || !has_flow || !leaves(world, back.src, back.dst) {
+        return;
+    }
+    if let Some(row) = world.live_reply(back.reply())
+        && !(packet.opens() && row.state == FlowState::Closing)
+    {
+        let state = if packet.closes() {
+            FlowState::Closing
+        } else {
+            row.state
+        };
+        if row.is_straight() && world.is_written(&row, state) {
+            world.write(back.reply(), state);
+        }
+        return;
+    }
+    // What the pod itself opened keeps the node's address.
+    let own = world.live_reply(back.forward());
+    if own.is_some_and(|row| row.backend == 0 && row.translated_source().is_some()) {
+        return;
+    }
+    let (limit, now) = (world.config.flows_per_tick, world.now);
+    if !granted(&mut world.flow_grants, limit, now) {
+        return;
+    }
+    let row = FlowRow {
+        addr: back.src,
+        port: back.sport,
+        nat: None,
+        state: if packet.closes() {
+            FlowState::Closing
+        } else {
+            FlowState::Opening
+        },
+        hairpin: false,
+        backend: 0,
+        generation: 0,
+        service: 0,
+        opened: now,
+        seen: now,
+    };
+    world.flows.insert(back.reply(), row);
 }

@@ -21,7 +21,12 @@ pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     if is_overlay(world, &packet) {
         return untouched;
     }
-    if let Some(row) = world.replied(&packet, |_| true) {
+    if let Some(row) = world.answering(&packet, |_| true) {
+        if row.is_straight() {
+            world.note_reply(&packet, &row);
+            world.leave_fragment_ports(&packet);
+            return untouched;
+        }
         return reply(world, frame, &packet, &row);
     }
     let own = world.node_address(packet.ip.src) == packet.ip.src;

@@ -66,7 +66,7 @@ pub fn nic_in(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return outcome;
     }
     match target {
-        Overlay::Pod(via) => to_pod(world, inner, &packet, &via, Reason::Decapsulated),
+        Overlay::Pod(via) => to_pod(world, inner, &packet, &via, Reason::Decapsulated, false),
         _ => to_vtep(world, inner, &packet, ctx),
     }
 }
@@ -115,7 +115,16 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         if packet.ip.ttl <= 1 {
             return Outcome::kernel(Reason::SlowPath, frame);
         }
-        return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal);
+        // XDP marks what it took out of the overlay by the sender's address.
+        let straight = frame[6..12] != world.config.vtep_mac.octets();
+        return to_pod(
+            world,
+            frame,
+            &packet,
+            &via,
+            Reason::DeliveredLocal,
+            straight,
+        );
     }
     world.add_fragment_ports(&mut packet);
     let (dst, client) = (packet.ip.dst, Client::Outside);

@@ -5,6 +5,7 @@ use datapath_common::{Hook, Reason, Via};
 use super::client::{Client, as_reply, row_to_client, to_client};
 use super::forward::{deliver, to_peer};
 use super::icmp::refuse;
+use super::leaving::comes_straight;
 use super::parse::{Packet, parse};
 use super::rewrite::translate;
 use super::service::{frontend_of, service, service_address};
@@ -27,7 +28,7 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         if packet.ip.ttl <= 1 {
             return refuse(world, frame, &packet, Reason::TtlExceeded, client, ctx);
         }
-        return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal);
+        return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal, false);
     }
     if let Some(via) = world.peer(dst) {
         if packet.ip.ttl <= 1 {
@@ -80,13 +81,15 @@ pub fn pod_to(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     Outcome::kernel(Reason::ReplyTranslated, &frame)
 }
 
-/// Reply look-up and delivery. `reason` is counted for what is no reply.
+/// Reply look-up and delivery. `reason` is counted for what is no reply. `straight`:
+/// from outside, and not through the overlay.
 pub fn to_pod(
     world: &mut World,
     frame: &[u8],
     packet: &Packet,
     via: &Via,
     reason: Reason,
+    straight: bool,
 ) -> Outcome {
     let mut out = frame.to_vec();
     let mut reason = reason;
@@ -102,6 +105,8 @@ pub fn to_pod(
         world.note_reply(packet, &row);
         world.leave_fragment_ports(packet);
         reason = Reason::ReplyTranslated;
+    } else if straight {
+        comes_straight(world, packet);
     }
     deliver(out, packet, via, Client::Pod, reason)
 }

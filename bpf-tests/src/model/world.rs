@@ -64,6 +64,12 @@ impl FlowRow {
     pub fn translated_source(&self) -> Option<(IpAddr, u16)> {
         self.nat.filter(|(_, port)| *port != 0)
     }
+
+    /// A reply row of a flow that was not translated at all: from outside straight
+    /// to a pod.
+    pub fn is_straight(&self) -> bool {
+        self.backend == 0 && self.translated_source().is_none()
+    }
 }
 
 /// Where a client's last flow to a service port went.

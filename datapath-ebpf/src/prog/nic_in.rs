@@ -1,9 +1,9 @@
 //! `tulle_nic_in`: packets that arrive at the uplink, after XDP.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use datapath_common::{Feature, Hook, Ip4, Reason};
+use datapath_common::{Feature, Hook, Ip4, Mac, Reason};
 use datapath_core::{
-    ETH_LEN, Frame, Headers, Tables, V4, V6, frame, nic_in,
+    ETH_LEN, Frame, Headers, Packet as _, Tables, V4, V6, frame, nic_in,
     overlay::{Arrival, OVERHEAD, arrival},
     to_pod,
 };
@@ -93,11 +93,21 @@ where
         return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
     }
     let decision = match via {
-        Some(via) => to_pod::<F, _>(maps, &mut headers, via, reason),
+        Some(via) => {
+            let straight = !tunneled && !is_stripped(skb);
+            to_pod::<F, _>(maps, &mut headers, via, reason, straight)
+        }
         None => nic_in::<F, _, _>(skb, maps, &mut headers, tunneled),
     };
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))
+}
+
+/// Whether `tulle_xdp` took the packet out of the overlay.
+#[inline(always)]
+fn is_stripped(skb: &Skb) -> bool {
+    skb.read::<Mac>(6)
+        .is_ok_and(|sender| sender == config().vtep_mac)
 }
 
 /// Whether a packet that cannot be parsed names a local pod all the same.

@@ -41,6 +41,8 @@ parts! {
     Errors6 = 9, "tulle_errors6";
     Fragments4 = 10, "tulle_frags4";
     Fragments6 = 11, "tulle_frags6";
+    Uplink4 = 12, "tulle_uplink4";
+    Uplink6 = 13, "tulle_uplink6";
 }
 
 /// Name of the array of parts. It belongs to one loading of the programs, so it

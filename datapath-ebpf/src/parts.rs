@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath_common::{Feature, Hook, Ip4, Part, Reason, proto};
-use datapath_core::{ETH_LEN, Frame, Packet as _};
+use datapath_core::{ETH_LEN, Family, Frame, Packet as _, V4, V6};
 
 use crate::{
     ctx::Skb,
@@ -76,8 +76,19 @@ fn go_on_at(raw: *mut __sk_buff, hook: Hook, v6: bool) {
         Some(Part::NicIn6) => go_on::<{ Part::NicIn6 as u32 }>(raw),
         Some(Part::NicOut4) => go_on::<{ Part::NicOut4 as u32 }>(raw),
         Some(Part::NicOut6) => go_on::<{ Part::NicOut6 as u32 }>(raw),
-        Some(Part::Errors4 | Part::Errors6 | Part::Fragments4 | Part::Fragments6) | None => {}
+        _ => {}
     }
+}
+
+/// Goes on with the part for packets from the uplink that are for no pod of this node.
+#[inline(always)]
+pub fn go_on_to_uplink(raw: *mut __sk_buff, v6: bool) -> i32 {
+    if v6 {
+        go_on::<{ Part::Uplink6 as u32 }>(raw);
+    } else {
+        go_on::<{ Part::Uplink4 as u32 }>(raw);
+    }
+    missing(Origin::of(Hook::NicIn, &Skb::new(TcContext::new(raw))))
 }
 
 /// Goes on with the part that the packet is for: its family's of this hook, or
@@ -103,6 +114,8 @@ pub fn dispatch(skb: &Skb, hook: Hook, frame: Frame, tunneled: bool) -> i32 {
             note.write(raw);
         }
         match frame {
+            Frame::V4 if is_for_uplink::<V4>(skb, hook) => return go_on_to_uplink(raw, false),
+            Frame::V6 if is_for_uplink::<V6>(skb, hook) => return go_on_to_uplink(raw, true),
             Frame::V4 => go_on_at(raw, hook, false),
             Frame::V6 => go_on_at(raw, hook, true),
         }
@@ -167,5 +180,18 @@ fn is_fragment(skb: &Skb, hook: Hook, frame: Frame) -> bool {
             matches!(skb.read::<u16>(ETH_LEN + 6), Ok(piece) if u16::from_be(piece) & PIECE != 0)
         }
         Frame::V6 => matches!(skb.read::<u8>(ETH_LEN + 6), Ok(FRAGMENT)),
+    }
+}
+
+/// Whether a packet from the uplink cannot be for a pod of this node. The part for
+/// pods finds out about those that could.
+#[inline(always)]
+fn is_for_uplink<F: Family>(skb: &Skb, hook: Hook) -> bool {
+    if hook != Hook::NicIn || config().features & Feature::UPLINK_SERVICES == 0 {
+        return false;
+    }
+    match F::destination(skb, ETH_LEN) {
+        Ok(dst) => !F::is_own_pod(config(), dst) || dst == F::vtep(config()),
+        Err(_) => false,
     }
 }

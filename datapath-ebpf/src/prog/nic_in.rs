@@ -1,7 +1,7 @@
 //! `tulle_nic_in`: packets that arrive at the uplink, after XDP.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use datapath_common::{Feature, Hook, Ip4, Mac, Reason};
+use datapath_common::{Address as _, Feature, Hook, Ip4, Mac, Reason};
 use datapath_core::{
     ETH_LEN, Frame, Headers, Packet as _, Tables, V4, V6, frame, nic_in,
     overlay::{Arrival, OVERHEAD, arrival},
@@ -12,7 +12,7 @@ use crate::{
     apply::{Side, carry_out, decapsulate},
     ctx::Skb,
     exit::{Origin, TcExit, leave_unparsed},
-    parts::{Note, dispatch},
+    parts::{Note, dispatch, go_on_to_uplink},
     shape::Shape,
     tables::{Maps, config},
 };
@@ -56,23 +56,14 @@ pub fn tulle_nic_in6(ctx: TcContext) -> i32 {
     hand_over::<V6>(ctx)
 }
 
-/// Hands the packet to the local pod or service that it is for, or to the
-/// kernel.
+/// Hands the packet to the local pod that it is for; what is for none goes on.
 #[inline(always)]
 fn hand_over<F: Shape>(ctx: TcContext) -> i32
 where
     Maps: Tables<F::Addr>,
 {
     let skb = &mut Skb::open(Skb::new(ctx).raw());
-    let tunneled = Note::read(skb.raw()).tunneled();
-    let mut origin = Origin::of(Hook::NicIn, skb);
-    let reason = if tunneled {
-        // Counted as it arrived.
-        origin.len = origin.len.wrapping_add(OVERHEAD as u32);
-        Reason::Decapsulated
-    } else {
-        Reason::DeliveredLocal
-    };
+    let (origin, tunneled) = arrived(skb);
     let maps = &Maps::new(origin);
     let mut headers = Headers::EMPTY;
     if let Err(reason) = F::parse(skb, ETH_LEN, &mut headers) {
@@ -88,17 +79,20 @@ where
     } else {
         None
     };
-    let services = maps.config().features & Feature::UPLINK_SERVICES != 0;
-    if via.is_none() && !services {
-        return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
-    }
-    let decision = match via {
-        Some(via) => {
-            let straight = !tunneled && !is_stripped(skb);
-            to_pod::<F, _>(maps, &mut headers, via, reason, straight)
-        }
-        None => nic_in::<F, _, _>(skb, maps, &mut headers, tunneled),
+    let Some(via) = via else {
+        return if maps.config().features & Feature::UPLINK_SERVICES == 0 {
+            origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
+        } else {
+            go_on_to_uplink(skb.raw(), F::Addr::VERSION == 6)
+        };
     };
+    let reason = if tunneled {
+        Reason::Decapsulated
+    } else {
+        Reason::DeliveredLocal
+    };
+    let straight = !tunneled && !is_stripped(skb);
+    let decision = to_pod::<F, _>(maps, &mut headers, via, reason, straight);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))
 }
@@ -108,6 +102,51 @@ where
 fn is_stripped(skb: &Skb) -> bool {
     skb.read::<Mac>(6)
         .is_ok_and(|sender| sender == config().vtep_mac)
+}
+
+/// Its part for IPv4 packets that are for no pod of this node.
+#[classifier]
+pub fn tulle_uplink4(ctx: TcContext) -> i32 {
+    serve::<V4>(ctx)
+}
+
+/// Its part for IPv6 packets that are for no pod of this node.
+#[classifier]
+pub fn tulle_uplink6(ctx: TcContext) -> i32 {
+    serve::<V6>(ctx)
+}
+
+/// Serves clients outside, and brings answers to those that were masqueraded.
+#[inline(always)]
+fn serve<F: Shape>(ctx: TcContext) -> i32
+where
+    Maps: Tables<F::Addr>,
+{
+    let skb = &mut Skb::open(Skb::new(ctx).raw());
+    let (origin, tunneled) = arrived(skb);
+    let maps = &Maps::new(origin);
+    let mut headers = Headers::EMPTY;
+    if let Err(reason) = F::parse(skb, ETH_LEN, &mut headers) {
+        return if tunneled {
+            leave_unparsed::<F::Addr>(origin, reason)
+        } else {
+            origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
+        };
+    }
+    let decision = nic_in::<F, _, _>(skb, maps, &mut headers, tunneled);
+    let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
+    origin.leave(exit, reason, Some(&headers))
+}
+
+/// Where the packet is, as it arrived, and whether it came out of the overlay here.
+#[inline(always)]
+fn arrived(skb: &Skb) -> (Origin, bool) {
+    let tunneled = Note::read(skb.raw()).tunneled();
+    let mut origin = Origin::of(Hook::NicIn, skb);
+    if tunneled {
+        origin.len = origin.len.wrapping_add(OVERHEAD as u32);
+    }
+    (origin, tunneled)
 }
 
 /// Whether a packet that cannot be parsed names a local pod all the same.

@@ -286,6 +286,36 @@ fn a_udp_socket_stays_on_its_backend_and_leaves_it_when_it_is_removed() {
 }
 
 #[test]
+fn kp_117_a_udp_socket_leaves_what_only_another_service_has() {
+    let paths = Paths::start("udp-two", &[]);
+    let pods = [(0, 1), (1, 0)];
+    let mut service = paths.service("echo", 20, &pods);
+    let other = paths.service("other", 21, &pods);
+    let client = paths.pod(0, 0).ns();
+    let gone = "node-2-pod-1";
+    let open = |service: &Service| {
+        let all = addresses(service).into_iter();
+        all.flat_map(|address| (0..20).map(move |_| udp_connect(client, address).unwrap()))
+            .map(|socket| (udp_exchange(&socket, b"first", SOON).unwrap(), socket))
+            .collect::<Vec<_>>()
+    };
+    let (own, others) = (open(&service), open(&other));
+    for sockets in [&own, &others] {
+        assert!(sockets.iter().any(|(pod, _)| pod == gone));
+        assert!(sockets.iter().any(|(pod, _)| pod != gone));
+    }
+    service.remove_endpoint(gone).unwrap();
+    paths.world.write(&service);
+    for (was, socket) in &own {
+        let pod = udp_exchange(socket, b"again", SOON).unwrap();
+        assert_ne!(pod, gone, "was at {was}");
+    }
+    for (was, socket) in &others {
+        assert_eq!(udp_exchange(socket, b"again", SOON).unwrap(), *was);
+    }
+}
+
+#[test]
 fn large_datagrams_pass_a_service_in_fragments() {
     let paths = Paths::start("frag", &[]);
     let far = paths.service("far", 20, &[(1, 0)]);

@@ -36,5 +36,5 @@ pub use hooks::{error_on_its_way, nic_in, nic_out, pod_from, pod_to, to_pod};
 pub use packet::{ETH_LEN, Packet};
 pub use parse::{Fragment, Frame, Headers, Signal, frame};
 pub use ports::claim_port;
-pub use service::Client;
+pub use service::{Client, holds};
 pub use tables::{FlowRow, Grant, Put, Tables};

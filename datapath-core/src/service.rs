@@ -200,8 +200,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         id: 0,
     };
     if !known {
-        let lost = front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
-        if let Some((id, backend, nat, nat_port)) = pinned::<F, T>(tables, h, lost) {
+        if let Some((id, backend, nat, nat_port)) = pinned::<F, T>(tables, h, front, offer) {
             chosen.backend = Some(backend);
             chosen.pinned = true;
             chosen.id = id;
@@ -258,7 +257,7 @@ fn remembered<'t, F: Family, T: Tables<F::Addr>>(
     let backend = tables.backend(row.backend)?;
     if backend.generation != row.generation
         || !backend.is_active()
-        || !holds::<F, T>(tables, offer, row.backend)
+        || !tables.holds(offer.start, offer.len, row.backend)
     {
         return None;
     }
@@ -268,10 +267,10 @@ fn remembered<'t, F: Family, T: Tables<F::Addr>>(
 /// Steps of a binary search through the longest segment.
 const SEARCH_STEPS: u32 = 18;
 
-/// Whether the segment holds the id.
+/// Whether a segment holds the id. Ids ascend in it.
 #[inline(always)]
-fn holds<F: Family, T: Tables<F::Addr>>(tables: &T, offer: &Offer, id: u32) -> bool {
-    let (mut low, mut len) = (offer.start, offer.len);
+pub fn holds<A, T: Tables<A>>(tables: &T, start: u32, len: u32, id: u32) -> bool {
+    let (mut low, mut len) = (start, len);
     for _ in 0..SEARCH_STEPS {
         if len == 0 {
             return false;
@@ -297,13 +296,16 @@ type Pinned<'t, A> = (u32, &'t Backend<A>, A, u16);
 
 /// The backend that the flow table names for this packet, if it may have it,
 /// and its translated source.
-/// `lost`: the reply's row may be missing, however fresh this one is.
 #[inline(always)]
 fn pinned<'t, F: Family, T: Tables<F::Addr>>(
     tables: &'t T,
     h: &Headers<F::Addr>,
-    lost: bool,
+    front: &Frontend,
+    offer: &Offer,
 ) -> Option<Pinned<'t, F::Addr>> {
+    let lost = front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;
+    // A datagram does not go where its own service would send none (KP-117).
+    let moves = front.flags & FrontendFlags::FLOWS_DECIDE != 0 && h.proto == proto::UDP;
     let mut backend = None;
     let row = flow::continued(tables, h, lost, |flow| {
         backend = tables.backend(flow.backend).filter(|backend| {
@@ -311,6 +313,7 @@ fn pinned<'t, F: Family, T: Tables<F::Addr>>(
             backend.generation == flow.generation
                 && backend.state != BackendState::Free as u8
                 && (backend.is_active() || !opens)
+                && (!moves || tables.holds(offer.start, offer.len, flow.backend))
         });
         backend.is_some()
     })?;

@@ -58,6 +58,9 @@ pub trait Tables<A> {
     fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend>;
     /// Slot of `tulle_segments`.
     fn slot(&self, index: u32) -> Option<u32>;
+    /// Runs [`crate::holds`], where a verifier does not follow it again for each
+    /// state that leads there.
+    fn holds(&self, start: u32, len: u32, id: u32) -> bool;
     /// Row of `tulle_back_*`.
     fn backend(&self, id: u32) -> Option<&Backend<A>>;
     /// Row of `tulle_flow_*`.

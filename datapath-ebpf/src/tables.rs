@@ -13,7 +13,9 @@ use datapath_common::{
     SourceNet, TICK_SHIFT, Traffic, Via,
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
-use datapath_core::{FlowRow, Grant, Headers, Put, Tables, claim_port, overlay::OverlayTables};
+use datapath_core::{
+    FlowRow, Grant, Headers, Put, Tables, claim_port, holds, overlay::OverlayTables,
+};
 
 use crate::{exit::Origin, maps};
 
@@ -214,8 +216,15 @@ pub fn is_watched(kind: EventKind) -> bool {
     until != 0 && until.wrapping_sub(now()).cast_signed() >= 0
 }
 
-// Global functions, so that the verifier follows their loop once and not for
+// Global functions, so that the verifier follows their loops once and not for
 // each state that leads there.
+
+/// [`holds`]: whether a segment holds a backend's id.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_holds(start: u32, len: u32, id: u32) -> u32 {
+    holds::<Ip4, _>(&Maps::nowhere(), start, len, id) as u32
+}
 
 /// [`claim_port`] for IPv4.
 #[inline(never)]
@@ -260,6 +269,10 @@ macro_rules! tables {
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {
                 maps::SEGMENTS.get(index).copied()
+            }
+            #[inline(always)]
+            fn holds(&self, start: u32, len: u32, id: u32) -> bool {
+                tulle_holds(start, len, id) != 0
             }
             #[inline(always)]
             fn backend(&self, id: u32) -> Option<&Backend<$addr>> {

@@ -2,7 +2,7 @@
 
 use datapath_common::{BackendState, FlowState, FrontendFlags, Hook, Reason, proto};
 
-use super::fixture::{BPORT, LOCAL_ID, NOW, OWN_ID, SPORT};
+use super::fixture::{BPORT, LOCAL_ID, NOW, OWN_ID, REMOTE_ID, SPORT};
 use super::{Case, Fixture};
 use crate::model::{FlowId, FlowRow, FragmentId, FragmentRow, Verdict};
 use crate::packet::tcp_flag::{ACK, FIN, RST, SYN};
@@ -20,6 +20,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
     cases.extend(hairpin_reply(f));
     cases.extend(reply_fragments(f));
     cases.extend(lost_rows(f));
+    cases.extend(of_another_service(f));
     cases
 }
 
@@ -462,5 +463,50 @@ fn lost_rows(f: &Fixture) -> Vec<Case> {
         row.flags |= FrontendFlags::FLOWS_MAY_BE_LOST;
     }
     cases.push(case);
+    cases
+}
+
+/// A flow to a backend that its frontend does not name any more, but another does.
+fn of_another_service(f: &Fixture) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, protocol, upper, more) in [
+        ("UDP", proto::UDP, Upper::Udp, 10),
+        ("TCP", proto::TCP, Upper::Tcp(ACK), 0),
+        ("SCTP", proto::SCTP, Upper::Sctp(Some(1)), 20),
+    ] {
+        let spec = f.from_client(upper, f.local_service, 80);
+        let elsewhere = f.rows(protocol, f.local_service, REMOTE_ID + more, Established, 1);
+        let to = Spec {
+            dst: f.remote,
+            dport: BPORT,
+            ..spec.clone()
+        };
+        let (verdict, out) = f.encapsulated(&to);
+        let name = format!("KP-117 {name} to a backend of another service");
+        let mut stays =
+            f.case(&format!("{name} alone"), &spec)
+                .leaves(Reason::Encapsulated, verdict, out);
+        for row in stays.world.frontends.values_mut() {
+            row.flags |= FrontendFlags::FLOWS_DECIDE;
+        }
+        stays.world.flows.extend(elsewhere);
+        if protocol == proto::UDP {
+            let new = local_rows(f, protocol, Opening, 0);
+            let mut moves = again(f, &name, upper, elsewhere, new);
+            moves.world = stays.world.clone();
+            cases.push(moves);
+            // Of its own it keeps the backend.
+            let old = local_rows(f, protocol, Established, 1);
+            let mut own = again(f, "KP-117 UDP to a backend of its own", upper, old, old);
+            own.world.frontends.clone_from(&stays.world.frontends);
+            cases.push(own);
+            // Where nothing has changed, nothing is looked for.
+            for row in stays.world.frontends.values_mut() {
+                row.flags &= !FrontendFlags::FLOWS_DECIDE;
+            }
+            stays.name += ", unchanged";
+        }
+        cases.push(stays);
+    }
     cases
 }

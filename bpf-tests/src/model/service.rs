@@ -1,7 +1,7 @@
 //! "Service", and "Service address".
 
 use datapath_common::{
-    BackendState, Feature, Frontend, FrontendFlags, Group, Reason, Via, ViaKind,
+    BackendState, Feature, Frontend, FrontendFlags, Group, Reason, Via, ViaKind, proto,
 };
 
 use super::client::{Client, as_reply};
@@ -77,6 +77,13 @@ pub fn service(
         .flatten()
         // A flow of no service is none of this one's.
         .filter(|row| row.backend != 0)
+        // A datagram does not go where its own service would send none.
+        .filter(|row| {
+            let moved = has(frontend, FrontendFlags::FLOWS_DECIDE)
+                && packet.ip.proto == proto::UDP
+                && !segment.contains(&row.backend);
+            !moved
+        })
         .filter(|row| {
             let lost = has(frontend, FrontendFlags::FLOWS_MAY_BE_LOST);
             world.note_forward(packet, row, lost)

@@ -7,7 +7,7 @@ use datapath_common::{
     Address, Affinity, AffinityKey, Backend, BackendState, Config, Direction, Flow, FlowKey,
     FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
-use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim_port};
+use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim_port, holds};
 
 /// A frame in plain memory.
 pub struct Bytes<'a> {
@@ -210,6 +210,9 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     }
     fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(index as usize).copied()
+    }
+    fn holds(&self, start: u32, len: u32, id: u32) -> bool {
+        holds(self, start, len, id)
     }
     fn backend(&self, id: u32) -> Option<&Backend<A>> {
         self.backends.get(id as usize)

@@ -48,15 +48,15 @@ impl Manner {
         self.0 & bits != 0
     }
 
-    /// The address that the source gets; unspecified if it stays.
+    /// What the source becomes.
     #[inline(always)]
-    fn address<F: Family>(self, config: &Config) -> F::Addr {
+    const fn translated(self) -> Source {
         if self.has(Self::AS_NODE) {
-            F::node(config)
+            Source::Node
         } else if self.has(Self::AS_VTEP) {
-            F::vtep(config)
+            Source::Vtep
         } else {
-            F::Addr::UNSPECIFIED
+            Source::Own
         }
     }
 }
@@ -333,7 +333,7 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
         hairpin: Manner(manner).has(Manner::HAIRPIN),
-        nat: Manner(manner).address::<F>(tables.config()),
+        nat: Manner(manner).translated().address::<F>(tables.config()),
     };
     new.finish(tables, h, told)
 }
@@ -357,7 +357,7 @@ fn translate_source<F: Family, T: Tables<F::Addr>>(
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
         hairpin: false,
-        nat: Manner(manner).address::<F>(tables.config()),
+        nat: Manner(manner).translated().address::<F>(tables.config()),
     };
     if !stage_reply(tables, h, new) {
         return FAILED | Reason::FlowTableFull as u32;

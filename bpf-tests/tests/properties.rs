@@ -33,7 +33,7 @@ fn play(
     let mut memory = Memory::default();
     for (at, event) in events.iter().enumerate() {
         if let Event::Packet(plan) = event {
-            let (hook, ctx) = (plan.hook, Ctx::default());
+            let (hook, ctx) = (plan.hook, plan.ctx());
             let frame = plan.build(&world);
             if !engine.takes(hook, &frame) {
                 continue;

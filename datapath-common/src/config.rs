@@ -81,6 +81,9 @@ pub struct Config {
     pub uplink: u32,
     /// The VTEP device's interface index.
     pub vtep: u32,
+    /// The loopback device's interface index, where `tulle_nic_out` is attached
+    /// too; 0 if it is not.
+    pub loopback: u32,
     /// First port for translated sources, host order.
     pub snat_first: u16,
     /// How many ports there are for them.
@@ -107,7 +110,7 @@ pub struct Config {
 
 pod! {
     IdleTicks = 32 [u32, u32, u32, u32, u32, u32, u32, u32];
-    Config = 156 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
+    Config = 160 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
 }
 
 const fn secs(s: u64) -> u32 {
@@ -142,6 +145,7 @@ impl Config {
         node_ip6: Ip6::new([0; 16]),
         uplink: 0,
         vtep: 0,
+        loopback: 0,
         snat_first: 0,
         snat_ports: 0,
         vni: 1,

@@ -51,6 +51,19 @@ pub enum FlowState {
     Closing = 3,
 }
 
+/// Whether a flow's client is a process of this node, and where its packets meet the
+/// programs: answers are given back to the node there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum NodeClient {
+    /// It is none.
+    No = 0,
+    /// Where they leave by the uplink.
+    Uplink = 1,
+    /// At the loopback device: the frontend has an address of this node.
+    Loopback = 2,
+}
+
 /// Value of `tulle_flow_v4` and `tulle_flow_v6`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
@@ -69,8 +82,10 @@ pub struct Flow<A> {
     /// 1 if the client is its own backend (the source is translated to the
     /// frontend, and back).
     pub hairpin: u8,
+    /// A [`NodeClient`].
+    pub node: u8,
     /// Always zero.
-    pub reserved: u16,
+    pub reserved: u8,
     /// Backend id; 0 for a flow of no service that is masqueraded.
     pub backend: u32,
     /// Generation of the backend's row when the flow opened.
@@ -105,8 +120,8 @@ pod! {
     Work<Ip6> = 152 [u64, FlowKey<Ip6>, Flow<Ip6>, FragmentKey<Ip6>, u32];
     FlowKey<Ip4> = 16 [Ip4, Ip4, u16, u16, u8, u8, u16];
     FlowKey<Ip6> = 40 [Ip6, Ip6, u16, u16, u8, u8, u16];
-    Flow<Ip4> = 36 [Ip4, Ip4, u16, u16, u8, u8, u16, u32, u32, u32, u32, u32];
-    Flow<Ip6> = 60 [Ip6, Ip6, u16, u16, u8, u8, u16, u32, u32, u32, u32, u32];
+    Flow<Ip4> = 36 [Ip4, Ip4, u16, u16, u8, u8, u8, u8, u32, u32, u32, u32, u32];
+    Flow<Ip6> = 60 [Ip6, Ip6, u16, u16, u8, u8, u8, u8, u32, u32, u32, u32, u32];
 }
 
 impl FlowState {

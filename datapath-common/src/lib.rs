@@ -24,7 +24,7 @@ pub use addr::{Address, Ip4, Ip6, Mac};
 pub use config::{Config, Feature, IdleTicks};
 pub use counter::{COUNTERS, Counter, Hook, Limit, counter_index};
 pub use event::{Event, EventKind, MonitorControl};
-pub use flow::{Direction, Flow, FlowKey, FlowState, TICK_NANOS, TICK_SHIFT, Work};
+pub use flow::{Direction, Flow, FlowKey, FlowState, NodeClient, TICK_NANOS, TICK_SHIFT, Work};
 pub use forward::{Network, Node, PeerKey, Via, ViaKind};
 pub use fragment::{FragmentKey, FragmentPorts, HELD_FRAGMENTS, HELD_OCTETS, Held, HeldKey};
 pub use part::{PARTS, Part};

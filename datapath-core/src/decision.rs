@@ -26,6 +26,8 @@ pub enum Verdict {
     TurnBack,
     /// Into this node, as if it had come from the VTEP device.
     ToVtep,
+    /// Into this node, by the loopback device.
+    ToLoopback,
     /// Nowhere; the sender gets `error`.
     Refuse,
 }
@@ -126,6 +128,12 @@ impl<'a, A: Copy> Decision<'a, A> {
     #[inline(always)]
     pub const fn to_vtep(h: &Headers<A>) -> Self {
         Self::new(Verdict::ToVtep, Reason::OverlayToKernel, h)
+    }
+
+    /// Gives the packet to a process of this node by the loopback device.
+    #[inline(always)]
+    pub const fn to_loopback(reason: Reason, h: &Headers<A>) -> Self {
+        Self::new(Verdict::ToLoopback, reason, h)
     }
 
     /// Delivers the packet to a pod of this node.

@@ -24,7 +24,7 @@ pub trait Family: Copy {
     /// quotes, starts, and its protocol. `None` if it is not known or not there.
     fn quoted_upper<P: Packet>(packet: &P, ip: usize) -> Option<(usize, u8)>;
     /// The addresses in the IP header at `ip`.
-    fn quoted_addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Self::Addr, Self::Addr)>;
+    fn addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Self::Addr, Self::Addr)>;
     /// Multicast, broadcast or link-local: the kernel's business.
     fn is_control(dst: Self::Addr) -> bool;
     /// No sender may have it: unspecified, loopback, multicast, broadcast.
@@ -73,7 +73,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn quoted_addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Ip4, Ip4)> {
+    fn addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Ip4, Ip4)> {
         let [src, dst]: [Ip4; 2] = packet.read(ip + 12).ok()?;
         Some((src, dst))
     }
@@ -129,7 +129,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn quoted_addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Ip6, Ip6)> {
+    fn addresses<P: Packet>(packet: &P, ip: usize) -> Option<(Ip6, Ip6)> {
         let src: Ip6 = packet.read(ip + 8).ok()?;
         let dst: Ip6 = packet.read(ip + 24).ok()?;
         Some((src, dst))

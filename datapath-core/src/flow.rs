@@ -159,15 +159,24 @@ pub(crate) fn reply<A: Address, T: Tables<A>>(
     rewrite.any.then_some(rewrite)
 }
 
-/// The translation of a reply, and whether its client is its own backend; `wanted`:
-/// only of those of which this is so, or is not. What answers somebody who came
+/// Whose a reply is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Asker {
+    /// The client is its own backend.
+    pub hairpin: bool,
+    /// A [`datapath_common::NodeClient`].
+    pub node: u8,
+}
+
+/// The translation of a reply, and who its client is; `wanted`: only of those
+/// whose client is its own backend, or is not. What answers somebody who came
 /// straight to a pod is a reply too, of which nothing changes.
 #[inline(always)]
 pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     wanted: Option<bool>,
-) -> Option<(Rewrite<A>, bool)> {
+) -> Option<(Rewrite<A>, Asker)> {
     if !headers.has_flow() {
         return None;
     }
@@ -209,7 +218,11 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
         dst,
         dport,
     };
-    Some((rewrite, hairpin))
+    let asker = Asker {
+        hairpin,
+        node: flow.node,
+    };
+    Some((rewrite, asker))
 }
 
 /// Makes a closing row one that has expired.
@@ -403,7 +416,8 @@ fn give_back_reply<A: Address, T: Tables<A>>(
         } else {
             (headers.src, headers.sport)
         };
-        (reply.state, reply.hairpin, reply.reserved) = (state as u8, own.hairpin, 0);
+        (reply.state, reply.hairpin) = (state as u8, own.hairpin);
+        (reply.node, reply.reserved) = (own.node, 0);
         (reply.backend, reply.generation) = (own.backend, own.generation);
         (reply.service, reply.opened, reply.seen) = (own.service, own.opened, tables.now());
     });

@@ -49,11 +49,12 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     };
     if has_ports
         && (clients || itself)
-        && let Some((rewrite, hairpin)) = flow::reply_of(tables, headers, wanted)
+        && let Some((rewrite, asker)) = flow::reply_of(tables, headers, wanted)
         && rewrite.any
     {
-        if !hairpin {
-            return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Pod);
+        if !asker.hairpin {
+            let from = Client::Pod;
+            return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker.node);
         }
         if let Some(via) = tables.pod(&headers.src) {
             return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
@@ -68,15 +69,17 @@ fn serves_uplink(config: &Config) -> bool {
     config.features & Feature::UPLINK_SERVICES != 0
 }
 
-/// Decides about an ICMP error that was translated already, at a hook of `from`.
+/// Decides about an ICMP error that was translated already, at a hook of `from`;
+/// `node` is the [`datapath_common::NodeClient`] that it is for.
 #[inline(always)]
 pub fn error_on_its_way<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
     tables: &'t T,
     headers: &Headers<F::Addr>,
     from: Client,
+    node: u8,
 ) -> Decision<'t, F::Addr> {
-    to_client::<F, P, T>(packet, tables, headers, Rewrite::none(headers), from)
+    to_client::<F, P, T>(packet, tables, headers, Rewrite::none(headers), from, node)
         .counted(Reason::ErrorTranslated)
 }
 
@@ -93,9 +96,10 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let known = flow::recall_ports(tables, headers);
     if known
         && (headers.dst == F::node(config) || headers.dst == F::vtep(config))
-        && let Some(rewrite) = flow::reply(tables, headers)
+        && let Some((rewrite, asker)) = flow::reply_of(tables, headers, Some(false))
     {
-        return to_client::<F, P, T>(packet, tables, headers, rewrite, Client::Outside);
+        let from = Client::Outside;
+        return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker.node);
     }
     if tunneled {
         return Decision::to_vtep(headers);
@@ -103,32 +107,61 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     serve::<F, P, T>(packet, tables, headers, known, Client::Outside)
 }
 
-/// Decides about a packet that leaves by the uplink.
+/// The process of this node that sends a packet and may be served. `at_loopback`: the
+/// packet is at the loopback device; `forwarded`: it came in by another.
+#[inline(always)]
+pub fn sender<F: Family, P: Packet>(
+    packet: &P,
+    config: &Config,
+    at_loopback: bool,
+    forwarded: bool,
+) -> Option<Client> {
+    if !serves_uplink(config) || (forwarded && !at_loopback) {
+        return None;
+    }
+    let (src, dst) = F::addresses(packet, ETH_LEN)?;
+    // An address of a bridge of pods is no node's to those who answer.
+    if F::is_own_pod(config, src) && src != F::vtep(config) {
+        return None;
+    }
+    if !at_loopback {
+        return Some(Client::Node);
+    }
+    // 127.0.0.1 has no node ports, and who sends from there can be answered by
+    // nobody else.
+    (!F::is_martian(src) && !F::is_martian(dst)).then_some(Client::Loopback)
+}
+
+/// Decides about a packet that leaves by the uplink or the loopback device.
+/// `sender` as [`sender`] says.
 #[inline(always)]
 pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
     tables: &'t T,
     headers: &mut Headers<F::Addr>,
+    sender: Option<Client>,
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
-    let from_node = headers.src == F::node(config);
-    if from_node && headers.proto == proto::UDP && headers.dport == config.vxlan_port {
+    if headers.proto == proto::UDP
+        && headers.dport == config.vxlan_port
+        && headers.src == F::node(config)
+    {
         return Decision::kernel(Reason::NotOurs, headers);
     }
     let known = flow::recall_ports(tables, headers);
-    if known && let Some((rewrite, hairpin)) = flow::reply_of(tables, headers, None) {
+    if known && let Some((rewrite, asker)) = flow::reply_of(tables, headers, None) {
         return if !rewrite.any {
             // Who came straight to the pod is answered by it.
             Decision::kernel(Reason::NotOurs, headers)
-        } else if hairpin {
+        } else if asker.hairpin {
             Decision::turn_back(Reason::ReplyTranslated, headers)
         } else {
             Decision::kernel(Reason::ReplyTranslated, headers)
         }
         .translated(rewrite);
     }
-    if from_node && serves_uplink(config) {
-        return serve::<F, P, T>(packet, tables, headers, known, Client::Node);
+    if let Some(client) = sender {
+        return serve::<F, P, T>(packet, tables, headers, known, client);
     }
     let network = tables.network(&headers.dst);
     if network & Network::SERVICES != 0 && !has_address(tables, headers) {
@@ -159,6 +192,10 @@ fn serve<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         && let Some(front) = tables.frontend(&front_key(headers))
     {
         return service::decide::<F, P, T>(packet, tables, headers, front, client);
+    }
+    // Other ports of an address of the node's own are other processes'.
+    if client == Client::Loopback {
+        return Decision::kernel(Reason::NotOurs, headers);
     }
     off_path::<F, T>(tables, headers)
 }

@@ -1,6 +1,6 @@
 //! Pods that leave the cluster with the node's address.
 
-use datapath_common::{Address, Config, Flow, Network, Reason};
+use datapath_common::{Address, Config, Flow, Network, NodeClient, Reason};
 
 use crate::{
     Decision, Family, Grant, Headers, Rewrite, Signal, Tables, flow, flow_hash,
@@ -100,6 +100,7 @@ fn leaving<F: Family>(config: &Config) -> Opening<'static, F::Addr> {
     Opening {
         through: None,
         hairpin: false,
+        node: NodeClient::No as u8,
         nat: F::node(config),
     }
 }

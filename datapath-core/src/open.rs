@@ -17,6 +17,8 @@ impl Manner {
     const HAIRPIN: u64 = 1 << 32;
     const AS_NODE: u64 = 1 << 33;
     const AS_VTEP: u64 = 1 << 34;
+    /// First of the bits of a [`datapath_common::NodeClient`].
+    const NODE_SHIFT: u32 = 40;
 
     /// To the backend with this id; the client keeps its address.
     #[inline(always)]
@@ -28,6 +30,18 @@ impl Manner {
     #[inline(always)]
     pub(crate) const fn hairpin(self, yes: bool) -> Self {
         Self(self.0 | if yes { Self::HAIRPIN } else { 0 })
+    }
+
+    /// For such a client.
+    #[inline(always)]
+    pub(crate) const fn client(self, client: Client) -> Self {
+        Self(self.0 | (client.node() as u64) << Self::NODE_SHIFT)
+    }
+
+    /// A [`datapath_common::NodeClient`].
+    #[inline(always)]
+    const fn node(self) -> u8 {
+        (self.0 >> Self::NODE_SHIFT) as u8
     }
 
     /// With a translated source.
@@ -86,7 +100,9 @@ impl Source {
             via.kind == ViaKind::Kernel as u8,
             via.kind == ViaKind::Vxlan as u8,
         );
-        let keeps = host || (client == Client::Node && !vxlan);
+        // An answer from outside comes to the node's own address; to others of this
+        // node nobody listens for it.
+        let keeps = host || (client.is_node() && !vxlan && (!kernel || h.src == F::node(config)));
         if keeps || config.snat_ports == 0 || h.sport == 0 {
             return Self::Own;
         }
@@ -117,6 +133,8 @@ pub(crate) struct Opening<'a, A> {
     pub through: Option<(&'a Frontend, u32, &'a Backend<A>)>,
     /// The client is its own backend.
     pub hairpin: bool,
+    /// A [`datapath_common::NodeClient`].
+    pub node: u8,
     /// The address that the source gets, unspecified if it stays.
     pub nat: A,
 }
@@ -186,7 +204,7 @@ impl<A: Address> Opening<'_, A> {
     fn fill(&self, row: &mut Flow<A>, state: FlowState, now: u32) {
         row.state = state as u8;
         row.hairpin = self.hairpin as u8;
-        row.reserved = 0;
+        (row.node, row.reserved) = (self.node, 0);
         (row.backend, row.generation, row.service) = match self.through {
             Some((front, id, backend)) => (id, backend.generation, front.service),
             None => (0, 0, 0),
@@ -289,6 +307,7 @@ fn keep_source<F: Family, T: Tables<F::Addr>>(
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
         hairpin: Manner(manner).has(Manner::HAIRPIN),
+        node: Manner(manner).node(),
         nat: F::Addr::UNSPECIFIED,
     };
     // Data whose reply row is still there: a connection that lost its forward
@@ -333,6 +352,7 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
         hairpin: Manner(manner).has(Manner::HAIRPIN),
+        node: Manner(manner).node(),
         nat: Manner(manner).translated().address::<F>(tables.config()),
     };
     new.finish(tables, h, told)
@@ -357,6 +377,7 @@ fn translate_source<F: Family, T: Tables<F::Addr>>(
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
         hairpin: false,
+        node: Manner(manner).node(),
         nat: Manner(manner).translated().address::<F>(tables.config()),
     };
     if !stage_reply(tables, h, new) {

@@ -1,7 +1,7 @@
 //! ICMP errors about packets that were translated: the packet that an error
 //! quotes is translated back, and the error goes to whoever sent it (RFC 5508 §4).
 
-use datapath_common::{Address, Direction, Flow, FlowKey, proto};
+use datapath_common::{Address, Direction, Flow, FlowKey, NodeClient, proto};
 
 use crate::{
     Family, Headers, Packet, Tables,
@@ -37,6 +37,8 @@ pub struct ErrorRewrite<A> {
     pub src: A,
     /// To whom.
     pub dst: A,
+    /// A [`NodeClient`]: whether that is a process of this node.
+    pub node: u8,
     /// The quoted source.
     pub quoted_src: A,
     /// Its port.
@@ -77,7 +79,7 @@ pub fn quoted<F: Family, P: Packet>(packet: &P, h: &Headers<F::Addr>) -> Option<
         }
         _ => return None,
     };
-    let (src, dst) = F::quoted_addresses(packet, ip)?;
+    let (src, dst) = F::addresses(packet, ip)?;
     Some(Quoted {
         ip,
         l4,
@@ -111,6 +113,7 @@ pub fn translation<F: Family, T: Tables<F::Addr>>(
             // The backend itself is known as the frontend only.
             src: if h.src == q.dst { row.addr } else { h.src },
             dst: client,
+            node: row.node,
             quoted_src: client,
             quoted_sport: port,
             quoted_dst: row.addr,
@@ -127,6 +130,7 @@ pub fn translation<F: Family, T: Tables<F::Addr>>(
     Some(ErrorRewrite {
         src: if h.src == q.dst { client } else { h.src },
         dst: row.addr,
+        node: NodeClient::No as u8,
         quoted_src: row.addr,
         quoted_sport: row.port,
         quoted_dst: client,

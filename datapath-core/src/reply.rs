@@ -1,6 +1,6 @@
 //! The way of a translated reply to a client that is not behind the hook itself.
 
-use datapath_common::{Address, Direction, FlowKey, Reason, ViaKind};
+use datapath_common::{Address, Direction, FlowKey, NodeClient, Reason, ViaKind};
 
 use crate::{
     Decision, Family, Headers, Packet, Rewrite, Tables,
@@ -11,7 +11,8 @@ use crate::{
     tables::FlowRow,
 };
 
-/// Sends a reply to its client, `rewrite.dst`. `from` is who sends it.
+/// Sends a reply to its client, `rewrite.dst`. `from` is who sends it; `node` is a
+/// [`NodeClient`].
 #[inline(always)]
 pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
@@ -19,14 +20,17 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     h: &Headers<F::Addr>,
     rewrite: Rewrite<F::Addr>,
     from: Client,
+    node: u8,
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
     let client = rewrite.dst;
     if h.ttl <= 1 {
         return Decision::kernel(Reason::SlowPath, h);
     }
-    if client == F::node(config) {
-        return if from == Client::Pod {
+    if node != NodeClient::No as u8 || client == F::node(config) {
+        return if node == NodeClient::Loopback as u8 && !from.is_node() {
+            Decision::to_loopback(Reason::ReplyTranslated, h)
+        } else if from == Client::Pod {
             Decision::turn_back(Reason::ReplyTranslated, h)
         } else {
             Decision::kernel(Reason::ReplyTranslated, h)

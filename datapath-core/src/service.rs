@@ -2,7 +2,7 @@
 
 use datapath_common::{
     Address, AffinityKey, Backend, BackendState, Config, Direction, Feature, Frontend,
-    FrontendFlags, Reason, TICK_SHIFT, Via, ViaKind, proto,
+    FrontendFlags, NodeClient, Reason, TICK_SHIFT, Via, ViaKind, proto,
 };
 
 use crate::{
@@ -19,10 +19,30 @@ use crate::{
 pub enum Client {
     /// A pod of this node.
     Pod,
-    /// A process of this node.
+    /// A process of this node that sends by the uplink.
     Node,
+    /// One that uses an address of the node's own, over the loopback device.
+    Loopback,
     /// Anybody else.
     Outside,
+}
+
+impl Client {
+    /// Whether it is a process of this node.
+    #[inline(always)]
+    pub(crate) const fn is_node(self) -> bool {
+        matches!(self, Self::Node | Self::Loopback)
+    }
+
+    /// What the rows of its flows say.
+    #[inline(always)]
+    pub(crate) const fn node(self) -> NodeClient {
+        match self {
+            Self::Pod | Self::Outside => NodeClient::No,
+            Self::Node => NodeClient::Uplink,
+            Self::Loopback => NodeClient::Loopback,
+        }
+    }
 }
 
 /// What a frontend says to one kind of client.
@@ -48,7 +68,7 @@ impl Offer {
                 FrontendFlags::DROP_INSIDE,
                 front.flags & FrontendFlags::MASQUERADE_PODS != 0,
             ),
-            Client::Node => (FrontendFlags::DROP_INSIDE, true),
+            Client::Node | Client::Loopback => (FrontendFlags::DROP_INSIDE, true),
             Client::Outside => (
                 FrontendFlags::DROP_OUTSIDE,
                 front.flags & FrontendFlags::MASQUERADE_OUTSIDE != 0,
@@ -100,11 +120,14 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let via: &Via = &backend.via;
     let vxlan = via.kind == ViaKind::Vxlan as u8;
     let by_kernel = needs_kernel(packet);
-    if vxlan && !by_kernel && !fits_overlay(packet, tables.config(), h) {
+    // What the loopback device takes need not fit any other.
+    let leaves_loopback = client == Client::Loopback && via.kind != ViaKind::Host as u8;
+    if ((vxlan && !by_kernel) || leaves_loopback) && !fits_overlay(packet, tables.config(), h) {
         return Decision::refuse(IcmpError::TooBig, Reason::TooBig, h);
     }
-    let node = client == Client::Node;
-    let hairpin = backend.addr == h.src || (node && via.kind == ViaKind::Host as u8);
+    // Between two addresses of the node's own nothing is in the way of the answer.
+    let hairpin = client != Client::Loopback
+        && (backend.addr == h.src || (via.kind == ViaKind::Host as u8 && client == Client::Node));
     let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
     if !chosen.pinned {
         let source = if offer.masquerade {
@@ -115,6 +138,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         if chosen.opens {
             let manner = Manner::to(chosen.id)
                 .hairpin(hairpin && source == Source::Own)
+                .client(client)
                 .source(source);
             match open::<F, T>(tables, h, front, manner, hash) {
                 Ok(port) => nat_port = port,
@@ -144,9 +168,9 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         Decision::deliver(via, Reason::DeliveredLocal, h)
     } else if vxlan && !by_kernel {
         Decision::encapsulate(via, outer_port(hash), h)
-    } else if via.kind == ViaKind::Host as u8 && node {
+    } else if via.kind == ViaKind::Host as u8 && client == Client::Node {
         Decision::turn_back(Reason::TranslatedToKernel, h)
-    } else if via.kind == ViaKind::Kernel as u8 && (masqueraded || node) {
+    } else if via.kind == ViaKind::Kernel as u8 && (masqueraded || client.is_node()) {
         Decision::route(Reason::TranslatedToKernel, h)
     } else {
         Decision::kernel(Reason::TranslatedToKernel, h)

@@ -53,7 +53,7 @@ pub(crate) fn comes_straight<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Head
         (row.addr, row.port) = (h.dst, h.dport);
         (row.nat_addr, row.nat_port) = (datapath_common::Address::UNSPECIFIED, 0);
         row.state = step(FlowState::Opening, Direction::Forward, h.signal) as u8;
-        (row.hairpin, row.reserved) = (0, 0);
+        (row.hairpin, row.node, row.reserved) = (0, 0, 0);
         (row.backend, row.generation, row.service) = (0, 0, 0);
         (row.opened, row.seen) = (now, now);
     });

@@ -35,6 +35,9 @@ pub enum Side {
     Egress,
 }
 
+/// The loopback device's address.
+const LOOPBACK_MAC: Mac = Mac::new([0; 6]);
+
 /// Sends the packet to an interface: out of it, or into the node as if it had come from it.
 #[inline(always)]
 fn redirect(ifindex: u32, side: Side) -> TcExit {
@@ -75,7 +78,7 @@ where
                 Some(reason) => (TcExit::DROP, reason),
             };
         }
-        Verdict::Kernel | Verdict::TurnBack | Verdict::ToVtep => 0,
+        Verdict::Kernel | Verdict::TurnBack | Verdict::ToVtep | Verdict::ToLoopback => 0,
         Verdict::Deliver | Verdict::Encapsulate | Verdict::Route => 1,
     };
     if let Err(reason) = translate::<F>(skb, headers, &decision.rewrite, hops) {
@@ -84,6 +87,7 @@ where
     let inwards = match decision.verdict {
         Verdict::TurnBack => Some((config.uplink_mac, config.uplink)),
         Verdict::ToVtep => Some((config.vtep_mac, config.vtep)),
+        Verdict::ToLoopback => Some((LOOPBACK_MAC, config.loopback)),
         _ => None,
     };
     if let Some((mac, ifindex)) = inwards {
@@ -123,7 +127,13 @@ where
             reason,
         );
     }
-    (redirect_to_next_hop(via), decision.reason)
+    let exit = match side {
+        Side::Ingress => redirect_to_next_hop(via),
+        // A packet that waits for its neighbour goes by the route that it has, which
+        // is that of what it was; this way it gets another.
+        Side::Egress => route(via.ifindex),
+    };
+    (exit, decision.reason)
 }
 
 /// Translates a packet that stays on its way through the stack.
@@ -352,11 +362,11 @@ fn redirect_to_next_hop(via: &Via) -> TcExit {
     })
 }
 
-/// Sends the packet out of the uplink; the kernel finds route and next hop.
+/// Sends the packet out of an interface; the kernel finds route and next hop.
 #[inline(always)]
-fn route(uplink: u32) -> TcExit {
+fn route(ifindex: u32) -> TcExit {
     // SAFETY: without a next hop the helper asks the routing table.
-    TcExit::redirect(unsafe { bpf_redirect_neigh(uplink, ptr::null_mut(), 0, 0) })
+    TcExit::redirect(unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
 }
 
 /// Takes the packet out of the overlay: what follows the outer Ethernet header

@@ -131,6 +131,13 @@ impl Skb {
         // SAFETY: the context is the program's own.
         unsafe { (*self.raw()).ifindex }
     }
+
+    /// The interface that the packet came in by; 0 for what this node sends itself.
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.raw()).ingress_ifindex }
+    }
 }
 
 impl Packet for Skb {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use datapath_common::{Config, Hook};
+use datapath_common::{Config, Feature, Hook};
 
 use super::clsact::{self, Side};
 use super::loader::{Datapath, LoadError};
@@ -144,21 +144,34 @@ impl Datapath {
     }
 
     /// Attaches `tulle_nic_in` and `tulle_nic_out`, and `tulle_xdp` as `xdp`
-    /// says, to the uplink, and removes them from any other device.
+    /// says, to the uplink, `tulle_nic_out` to the loopback device too if that is
+    /// configured, and removes them from any other device.
     pub fn sync_uplink(&mut self, ifindex: u32, xdp: XdpMode) -> (Report, XdpChoice) {
         let mut report = Report::default();
         self.ensure(Place::new(Hook::NicIn, ifindex), &mut report);
         self.ensure(Place::new(Hook::NicOut, ifindex), &mut report);
+        let loopback = self.served_loopback();
+        if let Some(loopback) = loopback {
+            self.ensure(Place::new(Hook::NicOut, loopback), &mut report);
+        }
         let choice = self.sync_xdp(ifindex, xdp, &mut report);
         let xdp_on = choice.mode != XdpMode::Off;
         let wanted = |place: Place| match place.hook() {
-            Hook::NicIn | Hook::NicOut => place.ifindex == ifindex,
+            Hook::NicIn => place.ifindex == ifindex,
+            Hook::NicOut => place.ifindex == ifindex || Some(place.ifindex) == loopback,
             Hook::Xdp => place.ifindex == ifindex && xdp_on,
             Hook::PodFrom | Hook::PodTo => true,
         };
         self.prune(&wanted, &mut report);
         self.settle(&mut report);
         (report, choice)
+    }
+
+    /// The loopback device, if processes of the node are served there.
+    fn served_loopback(&self) -> Option<u32> {
+        let services = self.config().features & !self.left_out() & Feature::UPLINK_SERVICES;
+        let loopback = self.config().loopback;
+        (services != 0 && loopback != 0).then_some(loopback)
     }
 
     /// Attaches `tulle_pod_from` and `tulle_pod_to` to these host sides of

@@ -5,6 +5,10 @@ use datapath_common::Hook;
 
 use super::programs::name;
 
+/// Index of the loopback device: Linux gives every network namespace this one
+/// (`LOOPBACK_IFINDEX`).
+pub const LOOPBACK: u32 = 1;
+
 /// A program at an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Place {

@@ -43,6 +43,8 @@ pub struct Overlay {
     pub peers: Vec<Peer>,
     /// Pod networks of this node.
     pub own_pod_cidrs: Vec<IpNet>,
+    /// Whether programs give packets back to the node by its loopback device.
+    pub answers_by_loopback: bool,
 }
 
 /// Another node of the overlay.
@@ -232,6 +234,7 @@ pub(crate) mod tests {
             address6: Some("fd00:10:244:1::".parse().unwrap()),
             peers: vec![peer(2)],
             own_pod_cidrs: peer(1).pod_cidrs,
+            answers_by_loopback: false,
         }
     }
 

@@ -123,7 +123,7 @@ impl SlowPath {
         Ok(report)
     }
 
-    /// Forwarding switches; a failure is reported and the rest goes on.
+    /// Switches of forwarding and of the loopback device; a failure is reported and the rest goes on.
     fn forwarding(&self, overlay: &Overlay, uplink: &str, report: &mut Report) {
         let cidrs = || {
             overlay
@@ -149,6 +149,9 @@ impl SlowPath {
         }
         if cidrs().any(|cidr| cidr.addr().is_ipv6()) {
             note(self.sysctls.forward6(uplink));
+        }
+        if overlay.answers_by_loopback {
+            note(self.sysctls.accept_local());
         }
     }
 

@@ -36,7 +36,7 @@ pub enum SysctlError {
     /// The record cannot be read, written or removed.
     #[error(
         "cannot use the record of changed sysctls {path}: {cause}; if it is damaged, remove it and \
-         set net.ipv4.ip_forward and net.ipv6.conf.all.forwarding by hand"
+         set net.ipv4.ip_forward, net.ipv4.conf.lo.accept_local and net.ipv6.conf.all.forwarding by hand"
     )]
     Record {
         /// The file.
@@ -134,6 +134,12 @@ impl Sysctls {
         let also = self.each_interface("net/ipv6/conf", "forwarding")?;
         done.extend(self.ensure(key, "1", also)?);
         Ok(done)
+    }
+
+    /// Lets the loopback device take IPv4 packets with a source of this node, which
+    /// programs redirect there; what the kernel itself sends by it needs no leave.
+    pub(crate) fn accept_local(&self) -> Result<Vec<String>, SysctlError> {
+        self.ensure("net/ipv4/conf/lo/accept_local", "1", BTreeMap::new())
     }
 
     /// The value of `name` for each interface below `directory`.
@@ -284,6 +290,7 @@ mod tests {
             ("net/ipv4/conf/all/accept_redirects", "0"),
             ("net/ipv4/conf/all/forwarding", "0"),
             ("net/ipv4/conf/eth0/forwarding", "1"),
+            ("net/ipv4/conf/lo/accept_local", "0"),
             ("net/ipv6/conf/all/forwarding", "0"),
             ("net/ipv6/conf/eth0.7/accept_ra", "1"),
             ("net/ipv6/conf/eth0.7/forwarding", "0"),
@@ -302,6 +309,7 @@ mod tests {
             "net/ipv4/ip_forward",
             "net/ipv4/conf/all/accept_redirects",
             "net/ipv4/conf/eth0/forwarding",
+            "net/ipv4/conf/lo/accept_local",
             "net/ipv6/conf/all/forwarding",
             "net/ipv6/conf/eth0.7/accept_ra",
         ];
@@ -325,6 +333,10 @@ mod tests {
                 "set sysctl net.ipv6.conf.all.forwarding to 1 (was 0)"
             ]
         );
+        assert_eq!(
+            sysctls.accept_local().unwrap(),
+            ["set sysctl net.ipv4.conf.lo.accept_local to 1 (was 0)"]
+        );
         // As the kernel does when forwarding is switched.
         sysctls.set("net/ipv4/conf/eth0/forwarding", "0").unwrap();
         sysctls
@@ -332,7 +344,7 @@ mod tests {
             .unwrap();
         assert_eq!(sysctls.forward4().unwrap(), [""; 0]);
         assert_eq!(sysctls.forward6("eth0.7").unwrap(), [""; 0]);
-        assert_eq!(sysctls.restore().unwrap().len(), 4);
+        assert_eq!(sysctls.restore().unwrap().len(), 5);
         assert_eq!(all(&sysctls), before);
         assert_eq!(sysctls.restore().unwrap(), [""; 0]);
     }

@@ -191,8 +191,8 @@ impl Agent {
 
     /// The VTEP device, if there is none yet: its index is in the programs.
     async fn make_device(&mut self, node: &Node) -> Option<u32> {
-        let (uplink, args) = (&self.shared.uplink, &self.shared.args.overlay);
-        let overlay = NodeView::new(node, uplink, args).overlay(uplink, args, &[]);
+        let (uplink, args) = (&self.shared.uplink, &self.shared.args);
+        let overlay = NodeView::new(node, uplink, &args.overlay).overlay(uplink, args, &[]);
         self.slow.make_device(&overlay).await
     }
 

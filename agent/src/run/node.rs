@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::here::addresses;
 use crate::args::{OverlayArgs, RunArgs, per_tick};
+use crate::kernel::LOOPBACK;
 use crate::model::Node;
 use crate::net::{self, Interest, NextHop, OVERHEAD, Overlay, Uplink, device_name};
 use crate::plan::{self, NodeFacts, Peer, derived_vtep_mac, underlay, vtep_mac};
@@ -135,6 +136,11 @@ impl NodeView {
             node_ip6: self.ip6.map_or(none.node_ip6, Ip6::from),
             uplink: uplink.index,
             vtep,
+            loopback: if services.uplink_services {
+                LOOPBACK
+            } else {
+                0
+            },
             snat_first: services.snat_ports.first(),
             snat_ports: services.snat_ports.count(),
             vni: overlay.vni,
@@ -150,7 +156,12 @@ impl NodeView {
     }
 
     /// The slow path that the kernel should hold.
-    pub fn overlay(&self, uplink: &Uplink, args: &OverlayArgs, peers: &[Peer]) -> Overlay {
+    pub fn overlay(&self, uplink: &Uplink, args: &RunArgs, peers: &[Peer]) -> Overlay {
+        let RunArgs {
+            overlay: args,
+            services,
+            ..
+        } = args;
         Overlay {
             device: device_name(args.vni),
             vni: args.vni,
@@ -170,6 +181,7 @@ impl NodeView {
                 })
                 .collect(),
             own_pod_cidrs: self.pod_cidrs.clone(),
+            answers_by_loopback: services.uplink_services,
         }
     }
 

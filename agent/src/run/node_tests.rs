@@ -68,6 +68,7 @@ fn the_config_follows_node_and_uplink() {
         node_ip6: "2001:db8::1".parse::<Ipv6Addr>().unwrap().into(),
         uplink: 3,
         vtep: 9,
+        loopback: 1,
         snat_first: 1024,
         snat_ports: 1000,
         vni: 7,

@@ -450,8 +450,7 @@ impl Serving {
     /// The slow path that the kernel should hold.
     pub fn overlay(&self, shared: &Shared) -> Overlay {
         let peers = self.planner.peers();
-        self.view
-            .overlay(&shared.uplink, &shared.args.overlay, &peers)
+        self.view.overlay(&shared.uplink, &shared.args, &peers)
     }
 
     /// Pods that the datapath delivers to; one of both families counts once.

@@ -51,6 +51,7 @@ impl Node {
                 address6: format!("fd00:10:244:{number:x}::").parse().ok(),
                 peers: peers.iter().copied().map(peer).collect(),
                 own_pod_cidrs: peer(number).pod_cidrs,
+                answers_by_loopback: true,
             },
             netlink,
             record,

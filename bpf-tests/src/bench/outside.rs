@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use datapath_common::{FlowState, Frontend, Hook, Reason, proto};
+use datapath_common::{FlowState, Frontend, Hook, NodeClient, Reason, proto};
 
 use super::scaffold::{FRAME, Vary};
 use super::scenes::{LOCAL, REMOTE, Repeats, Scene, Table, scene, sized, through_overlay};
@@ -224,6 +224,7 @@ fn leaving(u: &Uplink) -> [(FlowId, FlowRow); 2] {
         nat: Some((u.own, SNAT)),
         state: FlowState::Established,
         hairpin: false,
+        node: NodeClient::No,
         backend: 0,
         generation: 0,
         service: 0,

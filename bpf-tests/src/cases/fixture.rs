@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_common::{
-    BackendState, Config, FlowState, Frontend, FrontendFlags, Hook, Mac, Node, Via, proto,
+    BackendState, Config, FlowState, Frontend, FrontendFlags, Hook, Mac, Node, NodeClient, Via,
+    proto,
 };
 
 use super::Case;
@@ -251,6 +252,7 @@ impl Fixture {
             nat: None,
             state,
             hairpin: addr == self.client,
+            node: NodeClient::No,
             backend: id,
             generation: 7,
             service: 100 + id,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use datapath_common::{Feature, FlowState, Hook, Limit, Network, Reason, Traffic};
+use datapath_common::{Feature, FlowState, Hook, Limit, Network, NodeClient, Reason, Traffic};
 
 use super::Case;
 use super::fixture::{BPORT, LOCAL_ID, NOW, SPORT};
@@ -61,6 +61,7 @@ pub fn flow(u: &Uplink, kind: Kind) -> Flow {
         id: 0,
         nat: Some((u.own, SNAT)),
         hairpin: false,
+        node: NodeClient::No,
     }
 }
 
@@ -85,6 +86,7 @@ pub fn rows(
         nat: Some(source),
         state,
         hairpin: false,
+        node: NodeClient::No,
         backend: 0,
         generation: 0,
         service: 0,

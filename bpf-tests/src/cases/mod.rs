@@ -7,6 +7,7 @@ mod flows;
 mod forwarding;
 mod icmp_errors;
 mod leaving;
+mod loopback;
 mod node_clients;
 mod north_south;
 mod overlay;
@@ -260,6 +261,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(ports::cases(&uplink));
         cases.extend(answers::cases(&uplink));
         cases.extend(node_clients::cases(&uplink));
+        cases.extend(loopback::cases(v6));
         cases.extend(leaving::cases(&uplink));
         cases.extend(straight::cases(&uplink));
         cases.extend(service_networks::cases(&uplink));

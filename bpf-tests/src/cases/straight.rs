@@ -1,7 +1,7 @@
 //! Clients outside that go straight to a pod's address, with `MASQUERADE`: what
 //! the pod answers keeps its address.
 
-use datapath_common::{Feature, FlowState, Hook, Limit, Network, Reason};
+use datapath_common::{Feature, FlowState, Hook, Limit, Network, NodeClient, Reason};
 
 use super::fixture::{BPORT, Fixture, LOCAL_ID, NOW, SPORT};
 use super::leaving;
@@ -52,6 +52,7 @@ fn row(u: &Uplink, kind: Kind, state: FlowState, age: u32) -> (FlowId, FlowRow) 
         nat: None,
         state,
         hairpin: false,
+        node: NodeClient::No,
         backend: 0,
         generation: 0,
         service: 0,

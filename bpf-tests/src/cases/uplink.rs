@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use datapath_common::{
-    BackendState, Feature, FlowState, Frontend, FrontendFlags, Hook, Reason, ViaKind, proto,
+    BackendState, Feature, FlowState, Frontend, FrontendFlags, Hook, NodeClient, Reason, ViaKind,
+    proto,
 };
 
 use super::Case;
@@ -89,6 +90,8 @@ pub struct Flow {
     pub nat: Option<(IpAddr, u16)>,
     /// The backend sees the frontend's address as source.
     pub hairpin: bool,
+    /// Whether the client is a process of the node.
+    pub node: NodeClient,
 }
 
 impl Flow {
@@ -186,6 +189,7 @@ impl Uplink {
             id,
             nat: None,
             hairpin: false,
+            node: NodeClient::No,
         }
     }
 
@@ -193,6 +197,7 @@ impl Uplink {
     pub fn node_flow(&self, kind: Kind, id: u32) -> Flow {
         Flow {
             client: (self.own, super::fixture::SPORT),
+            node: NodeClient::Uplink,
             ..self.outside_flow(kind, id)
         }
     }
@@ -294,6 +299,7 @@ impl Uplink {
             nat: flow.nat,
             state,
             hairpin: flow.hairpin,
+            node: flow.node,
             backend: flow.id + flow.kind.more,
             generation: 7,
             service: flow.service(),
@@ -329,13 +335,16 @@ impl Uplink {
             let (verdict, frame) = self.base.encapsulated(to);
             (Reason::Encapsulated, verdict, frame)
         } else {
-            let (verdict, frame) = if via.kind == ViaKind::Host as u8 && node {
-                self.turned_back(to)
-            } else if via.kind == ViaKind::Kernel as u8 && (node || flow.nat.is_some()) {
-                self.routed(to)
-            } else {
-                (Verdict::Kernel, to.build())
-            };
+            let (verdict, frame) =
+                if flow.node == NodeClient::Loopback && via.kind == ViaKind::Host as u8 {
+                    (Verdict::Kernel, to.build())
+                } else if via.kind == ViaKind::Host as u8 && node {
+                    self.turned_back(to)
+                } else if via.kind == ViaKind::Kernel as u8 && (node || flow.nat.is_some()) {
+                    self.routed(to)
+                } else {
+                    (Verdict::Kernel, to.build())
+                };
             (Reason::TranslatedToKernel, verdict, frame)
         }
     }

@@ -188,6 +188,7 @@ impl Kernel {
         let name = format!("tulle_{}", hook.name());
         let mut out = vec![0; frame.len() + GROWTH];
         let mut sk_buff = [0_u8; SK_BUFF];
+        sk_buff[36..40].copy_from_slice(&ctx.ingress.to_ne_bytes());
         sk_buff[40..44].copy_from_slice(&ctx.ifindex.to_ne_bytes());
         sk_buff[176..180].copy_from_slice(&ctx.gso_size.to_ne_bytes());
         let mut options = TestRunOptions::new();

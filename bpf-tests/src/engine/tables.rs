@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, Direction, Flow, FlowKey, FlowState, FragmentKey,
-    FragmentPorts, FrontendKey, Ip4, Ip6, Scope, SourceNet, maps,
+    FragmentPorts, FrontendKey, Ip4, Ip6, NodeClient, Scope, SourceNet, maps,
 };
 
 use crate::model::{
@@ -120,6 +120,7 @@ pub fn flow<A: Family>(id: &FlowId, row: &FlowRow) -> Option<(FlowKey<A>, Flow<A
             None => A::UNSPECIFIED,
         },
         nat_port: row.nat.map_or(0, |(_, port)| port),
+        node: row.node as u8,
         reserved: 0,
         backend: row.backend,
         generation: row.generation,
@@ -158,6 +159,12 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         "flow row with hairpin {}",
         value.hairpin
     );
+    let node = match value.node {
+        0 => NodeClient::No,
+        1 => NodeClient::Uplink,
+        2 => NodeClient::Loopback,
+        other => anyhow::bail!("flow row with node client {other}"),
+    };
     let nat = (value.nat_addr.to_ip(), value.nat_port);
     Ok(FlowRow {
         addr: value.addr.to_ip(),
@@ -165,6 +172,7 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         nat: (nat != (A::UNSPECIFIED.to_ip(), 0)).then_some(nat),
         state,
         hairpin: value.hairpin == 1,
+        node,
         backend: value.backend,
         generation: value.generation,
         service: value.service,

@@ -1,8 +1,8 @@
 //! Who asks a service, and the way back to who is no pod of this node.
 
-use datapath_common::{Feature, Hook, Reason};
+use datapath_common::{Feature, Hook, NodeClient, Reason};
 
-use super::forward::{deliver, encapsulated, fits, route, turn_back};
+use super::forward::{deliver, encapsulated, fits, route, to_loopback, turn_back};
 use super::parse::Packet;
 use super::rewrite::translate;
 use super::{Ctx, FlowRow, Outcome, Tuple, World};
@@ -14,8 +14,26 @@ pub enum Client {
     Pod,
     /// What comes in by the uplink.
     Outside,
-    /// The node itself.
+    /// The node itself, by the uplink.
     Node,
+    /// The node itself, at an address of its own.
+    Loopback,
+}
+
+impl Client {
+    /// What the rows say of it.
+    pub fn in_rows(self) -> NodeClient {
+        match self {
+            Self::Node => NodeClient::Uplink,
+            Self::Loopback => NodeClient::Loopback,
+            Self::Pod | Self::Outside => NodeClient::No,
+        }
+    }
+
+    /// Whether it is a process of the node.
+    pub fn is_node(self) -> bool {
+        self.in_rows() != NodeClient::No
+    }
 }
 
 /// The live reply row of a packet whose client is not to be found by its
@@ -66,6 +84,13 @@ pub fn to_client(
         return Outcome::drop(fault, frame);
     }
     let reason = Reason::ReplyTranslated;
+    match (row.node, hook) {
+        // Whichever of its addresses it uses.
+        (NodeClient::Loopback, _) => return to_loopback(world, out, reason),
+        (NodeClient::Uplink, Hook::PodFrom) => return turn_back(world, out, reason),
+        (NodeClient::Uplink, _) => return Outcome::kernel(reason, &out),
+        (NodeClient::No, _) => {}
+    }
     if let Some(via) = world.local_pod(dst) {
         // Masqueraded behind a service: `pod_to` translates it once more.
         let behind = Tuple {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use datapath_common::{BackendState, Direction, FlowState, Limit, proto};
+use datapath_common::{BackendState, Direction, FlowState, Limit, NodeClient, proto};
 
 use super::parse::{Fragment, Packet};
 use super::world::{FlowId, FlowRow, FragmentId, FragmentRow, Tuple, World, version_of};
@@ -29,6 +29,8 @@ pub struct NewFlow {
     pub hairpin: bool,
     /// What the backend sees as source instead of the client's own.
     pub nat: Option<(IpAddr, u16)>,
+    /// Whether a process of this node opens it.
+    pub node: NodeClient,
 }
 
 impl Packet {
@@ -212,6 +214,7 @@ impl World {
             nat: flow.nat,
             state: FlowState::Opening,
             hairpin: flow.hairpin,
+            node: flow.node,
             backend: flow.backend,
             generation,
             service: flow.service,

@@ -1,6 +1,6 @@
 //! The ways out: "Deliver", "Encapsulate", "Route", "Turn back".
 
-use datapath_common::{Ip4, Reason, Via, proto};
+use datapath_common::{Ip4, Mac, Reason, Via, proto};
 
 use super::client::Client;
 use super::icmp::refuse;
@@ -23,7 +23,7 @@ pub fn deliver(
     let verdict = match client {
         Client::Pod | Client::Outside => Verdict::RedirectPeer { ifindex },
         // Where packets leave, only the veth's own egress can be reached.
-        Client::Node => Verdict::Redirect { ifindex },
+        Client::Node | Client::Loopback => Verdict::Redirect { ifindex },
     };
     Outcome::new(reason, verdict, frame)
 }
@@ -39,6 +39,13 @@ pub fn route(world: &World, mut frame: Vec<u8>, packet: &Packet, reason: Reason)
 pub fn turn_back(world: &World, mut frame: Vec<u8>, reason: Reason) -> Outcome {
     set_dst_mac(&mut frame, world.config.uplink_mac);
     let ifindex = world.config.uplink;
+    Outcome::new(reason, Verdict::RedirectIngress { ifindex }, frame)
+}
+
+/// To a process of the node, as what it sends to itself.
+pub fn to_loopback(world: &World, mut frame: Vec<u8>, reason: Reason) -> Outcome {
+    set_dst_mac(&mut frame, Mac::new([0; 6]));
+    let ifindex = world.config.loopback;
     Outcome::new(reason, Verdict::RedirectIngress { ifindex }, frame)
 }
 

@@ -41,10 +41,13 @@ pub fn refuse(
         Client::Node => Verdict::AnswerNode {
             ifindex: world.config.uplink,
         },
+        Client::Loopback => Verdict::AnswerNode {
+            ifindex: world.config.loopback,
+        },
     };
     // The node hears it from the address that it wanted.
     let from = match (client, packet.ip.src) {
-        (Client::Node, _) => packet.ip.dst,
+        (Client::Node | Client::Loopback, _) => packet.ip.dst,
         (_, IpAddr::V4(_)) => IpAddr::from(world.config.router_ip4.octets()),
         (_, IpAddr::V6(_)) => IpAddr::from(world.config.router_ip6.octets()),
     };

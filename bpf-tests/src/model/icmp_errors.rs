@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use datapath_common::{Feature, Hook, Reason, proto};
+use datapath_common::{Feature, Hook, NodeClient, Reason, proto};
 
 use super::client::Client;
-use super::forward::{deliver, encapsulated, fits, route, turn_back};
+use super::forward::{deliver, encapsulated, fits, route, to_loopback, turn_back};
 use super::parse::{Echo, Packet, echo, octets, parse};
 use super::rewrite::{adjusted, get16, put};
 use super::{Ctx, Outcome, Tuple, World};
@@ -37,6 +37,8 @@ struct Translation {
     src: IpAddr,
     dst: IpAddr,
     quoted: Tuple,
+    /// Whether it is for a process of this node.
+    node: NodeClient,
 }
 
 /// What becomes of an error about a translated packet; `None` for any other packet.
@@ -62,6 +64,13 @@ pub fn icmp_error(world: &World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Option<
     } else {
         Client::Outside
     };
+    let at_uplink = hook != Hook::NicOut;
+    match to.node {
+        NodeClient::Loopback if at_uplink => return Some(to_loopback(world, out, reason)),
+        NodeClient::Uplink if hook == Hook::PodFrom => return Some(turn_back(world, out, reason)),
+        NodeClient::Loopback | NodeClient::Uplink => return Some(left()),
+        NodeClient::No => {}
+    }
     Some(if let Some(via) = world.local_pod(to.dst) {
         deliver(out.clone(), &packet, &via, client, reason)
     } else if let Some(via) = world.peer(to.dst) {
@@ -155,6 +164,7 @@ fn translation(world: &World, packet: &Packet, quoted: &Tuple) -> Option<Transla
                 dport: row.port,
                 ..*quoted
             },
+            node: row.node,
         });
     }
     // A backend that still answers is told of errors, whomever else it serves.
@@ -175,6 +185,7 @@ fn translation(world: &World, packet: &Packet, quoted: &Tuple) -> Option<Transla
             dport,
             ..*quoted
         },
+        node: NodeClient::No,
     })
 }
 

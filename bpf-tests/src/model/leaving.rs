@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use datapath_common::{Feature, FlowState, Reason, proto};
+use datapath_common::{Feature, FlowState, NodeClient, Reason, proto};
 
 use super::flow::{NewFlow, granted};
 use super::parse::Packet;
@@ -51,6 +51,7 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
             backend: 0,
             hairpin: false,
             nat: Some((own, port)),
+            node: NodeClient::No,
         };
         opened = Some(world.open_to(packet, &flow, target, 0));
         (own, port)
@@ -134,6 +135,7 @@ pub fn comes_straight(world: &mut World, packet: &Packet) {
             FlowState::Opening
         },
         hairpin: false,
+        node: NodeClient::No,
         backend: 0,
         generation: 0,
         service: 0,

@@ -39,8 +39,10 @@ pub use world::{
 /// What comes with a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ctx {
-    /// Interface that the packet came in by.
+    /// Interface that the packet is at.
     pub ifindex: u32,
+    /// Interface that it came in by; 0 if this node sends it.
+    pub ingress: u32,
     /// Payload of each segment of an offload packet; 0 for others.
     pub gso_size: u32,
     /// A VLAN tag beside the frame.
@@ -77,6 +79,7 @@ impl Default for Ctx {
     fn default() -> Self {
         Self {
             ifindex: 1,
+            ingress: 0,
             gso_size: 0,
             vlan: false,
             hash: Hash::Is(0),
@@ -108,7 +111,7 @@ pub enum Verdict {
         /// The uplink.
         ifindex: u32,
     },
-    /// In by an interface: the uplink ("turn back") or the VTEP device.
+    /// In by an interface: the uplink ("turn back"), the loopback or the VTEP device.
     RedirectIngress {
         /// The interface.
         ifindex: u32,
@@ -125,9 +128,9 @@ pub enum Verdict {
         /// The veth or the uplink.
         ifindex: u32,
     },
-    /// The frame is an answer to the node's own stack: in by the uplink.
+    /// The frame is an answer to the node's own stack: in where it left.
     AnswerNode {
-        /// The uplink.
+        /// The uplink or the loopback device.
         ifindex: u32,
     },
 }

@@ -4,18 +4,37 @@ use datapath_common::{Feature, Ip4, Reason, proto};
 
 use super::client::{Client, as_reply};
 use super::forward::turn_back;
+use super::icmp::is_martian;
 use super::leaving::masquerade;
 use super::parse::{Packet, parse};
 use super::rewrite::translate;
 use super::service::{frontend_of, service, service_address};
 use super::{Ctx, FlowRow, Outcome, World};
 
-/// What leaves by the uplink.
+/// Who sends a packet, if that is a process of the node.
+fn sender(world: &World, packet: &Packet, ctx: &Ctx) -> Option<Client> {
+    let src = packet.ip.src;
+    let own = world.vtep_address(src) == src || !world.in_pod_network(src);
+    let client = if world.config.loopback == ctx.ifindex {
+        // 127.0.0.1 is nobody's address elsewhere.
+        Some(Client::Loopback).filter(|_| !is_martian(src) && !is_martian(packet.ip.dst))
+    } else {
+        Some(Client::Node).filter(|_| ctx.ingress == 0)
+    };
+    client.filter(|_| own && world.has(Feature::UPLINK_SERVICES))
+}
+
+/// What leaves by the uplink, or by the loopback device.
 pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     let untouched = Outcome::kernel(Reason::NotOurs, frame);
     let Ok(mut packet) = parse(frame, ctx) else {
         return untouched;
     };
+    let sender = sender(world, &packet, ctx);
+    // What is not served there is the kernel's as it is.
+    if sender.is_none() && world.config.loopback == ctx.ifindex {
+        return untouched;
+    }
     world.add_fragment_ports(&mut packet);
     let packet = packet;
     if is_overlay(world, &packet) {
@@ -29,14 +48,21 @@ pub fn nic_out(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         }
         return reply(world, frame, &packet, &row);
     }
-    let own = world.node_address(packet.ip.src) == packet.ip.src;
-    if own && world.has(Feature::UPLINK_SERVICES) {
+    if let Some(client) = sender {
         if let Some(frontend) = frontend_of(world, &packet) {
-            return service(world, frame, &packet, &frontend, Client::Node, ctx);
+            return service(world, frame, &packet, &frontend, client, ctx);
+        }
+        // Other ports of an address of the node's own are not for services to refuse.
+        if client == Client::Loopback {
+            return untouched;
         }
         if world.frontends.contains_key(&(packet.ip.dst, 0, 0)) {
-            return service_address(world, frame, &packet, Client::Node, ctx);
+            return service_address(world, frame, &packet, client, ctx);
         }
+        if world.is_free(packet.ip.dst) {
+            return Outcome::drop(Reason::FreeServiceAddress, frame);
+        }
+        return untouched;
     }
     if world.is_free(packet.ip.dst) {
         return Outcome::drop(Reason::FreeServiceAddress, frame);

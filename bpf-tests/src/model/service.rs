@@ -68,7 +68,9 @@ pub fn service(
     }
     let segment = match client {
         Client::Outside => world.segment(frontend.out_start, frontend.out_len),
-        Client::Pod | Client::Node => world.segment(frontend.start, frontend.len),
+        Client::Pod | Client::Node | Client::Loopback => {
+            world.segment(frontend.start, frontend.len)
+        }
     };
     let asked =
         every_packet_asks(frontend, client) || packet.asks_flow_table() || segment.is_empty();
@@ -113,7 +115,7 @@ pub fn service(
     if segment.is_empty() {
         let silent = match client {
             Client::Outside => FrontendFlags::DROP_OUTSIDE,
-            Client::Pod | Client::Node => FrontendFlags::DROP_INSIDE,
+            Client::Pod | Client::Node | Client::Loopback => FrontendFlags::DROP_INSIDE,
         };
         if has(frontend, silent) {
             return Outcome::drop(Reason::NoLocalEndpoints, frame);
@@ -148,7 +150,7 @@ fn masquerades(frontend: &Frontend, client: Client) -> bool {
     match client {
         Client::Pod => has(frontend, FrontendFlags::MASQUERADE_PODS),
         Client::Outside => has(frontend, FrontendFlags::MASQUERADE_OUTSIDE),
-        Client::Node => false,
+        Client::Node | Client::Loopback => false,
     }
 }
 
@@ -159,7 +161,7 @@ fn every_packet_asks(frontend: &Frontend, client: Client) -> bool {
         | FrontendFlags::SOURCE_RANGES;
     frontend.flags & any != 0
         || frontend.affinity_secs != 0
-        || client == Client::Node
+        || client.is_node()
         || masquerades(frontend, client)
 }
 
@@ -217,7 +219,9 @@ impl Way<'_> {
         };
         let via = backend.via;
         // What is refused opens no flow and leaves no ports.
-        if goes(&via, ViaKind::Vxlan) && !fits(world, frame, packet, self.ctx) {
+        let leaves_loopback = client == Client::Loopback && !goes(&via, ViaKind::Host);
+        let limited = goes(&via, ViaKind::Vxlan) || leaves_loopback;
+        if limited && !fits(world, frame, packet, self.ctx) {
             return refuse(world, frame, packet, Reason::TooBig, client, self.ctx);
         }
         let masquerade = match self.row {
@@ -227,8 +231,9 @@ impl Way<'_> {
         if masquerade.is_some() && packet.closes() {
             return Outcome::drop(Reason::UnknownFlow, frame);
         }
-        let is_own =
-            backend.addr == tuple.src || (client == Client::Node && goes(&via, ViaKind::Host));
+        // The loopback device takes what the node sends itself, from whatever address.
+        let is_own = client != Client::Loopback
+            && (backend.addr == tuple.src || (client == Client::Node && goes(&via, ViaKind::Host)));
         let mut nat = self.row.and_then(|row| row.translated_source());
         if self.opens() {
             let (limit, now) = (world.config.flows_per_tick, world.now);
@@ -253,6 +258,7 @@ impl Way<'_> {
                 backend: self.backend,
                 hairpin: is_own && nat.is_none(),
                 nat,
+                node: client.in_rows(),
             };
             self.opened = world.open(packet, &flow);
             self.remember(world, &backend);
@@ -291,13 +297,13 @@ impl Way<'_> {
         masqueraded: bool,
     ) -> Outcome {
         let (packet, client, ctx) = (self.packet, self.client, self.ctx);
-        let node = client == Client::Node;
+        let node = client.is_node();
         let translated = Reason::TranslatedToKernel;
         if goes(via, ViaKind::Local) {
             deliver(out, packet, via, client, Reason::DeliveredLocal)
         } else if goes(via, ViaKind::Vxlan) {
             to_peer(world, sent, &out, packet, via, true, client, ctx)
-        } else if goes(via, ViaKind::Host) && node {
+        } else if goes(via, ViaKind::Host) && client == Client::Node {
             turn_back(world, out, translated)
         } else if goes(via, ViaKind::Kernel)
             && (masqueraded || node)
@@ -311,12 +317,14 @@ impl Way<'_> {
 
     /// The address that the source of a new flow becomes, if it is masqueraded.
     fn masquerade_address(&self, world: &World, via: &Via) -> Option<std::net::IpAddr> {
+        let src = self.packet.ip.src;
+        // What comes back from outside is known by the node's first address only.
+        let elsewhere = goes(via, ViaKind::Kernel) && world.node_address(src) != src;
         let wanted = masquerades(self.frontend, self.client)
-            || (self.client == Client::Node && goes(via, ViaKind::Vxlan));
+            || (self.client.is_node() && (goes(via, ViaKind::Vxlan) || elsewhere));
         if !wanted || goes(via, ViaKind::Host) || world.config.snat_ports == 0 {
             return None;
         }
-        let src = self.packet.ip.src;
         let addr = if goes(via, ViaKind::Kernel) {
             world.node_address(src)
         } else {

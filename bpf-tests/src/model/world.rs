@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Network, Node, TICK_NANOS,
-    Traffic, Via, proto,
+    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Network, Node, NodeClient,
+    TICK_NANOS, Traffic, Via, proto,
 };
 
 /// Addresses, ports and protocol of a packet.
@@ -47,6 +47,8 @@ pub struct FlowRow {
     /// The backend sees the frontend's address as source: the client is its
     /// own backend.
     pub hairpin: bool,
+    /// Whether the client is a process of this node.
+    pub node: NodeClient,
     /// Backend id.
     pub backend: u32,
     /// Generation of the backend when the flow opened.

@@ -5,13 +5,14 @@ use std::net::Ipv6Addr;
 use datapath_common::{Config, Feature, IdleTicks, Ip4, Ip6, Mac};
 
 /// How many configurations there are; each is loaded once.
-pub const CONFIGS: u8 = 7;
+pub const CONFIGS: u8 = 8;
 
 /// A configuration by number: 0 as usual, 1 with limits, another VNI and port,
 /// a small MTU and an old kernel, 2 without overlay, 3 with an MTU that little
 /// fits and one grant of each kind. The rest serve on the uplink: 4 with few
 /// ports for translated sources, 5 without overlay and without IPv6 of its own,
-/// 6 with limits, a small MTU, no VTEP device, one such port and an old kernel.
+/// 6 with limits, a small MTU, no VTEP device, one such port and an old kernel,
+/// 7 with `tulle_nic_out` at the loopback device.
 pub fn config(number: u8) -> Config {
     let idle = IdleTicks {
         tcp_opening: 6,
@@ -46,6 +47,7 @@ pub fn config(number: u8) -> Config {
         features: Feature::OVERLAY | Feature::DECAP_6_IN_4 | Feature::ICMP_ERRORS,
         node_ip6: Ip6::from(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 1)),
         vtep: 11,
+        loopback: 0,
         snat_first: 10_000,
         snat_ports: 64,
         flows_per_tick: 0,
@@ -93,7 +95,7 @@ pub fn config(number: u8) -> Config {
             pod_mask6: Ip6::new([0xff; 16]),
             ..usual
         },
-        _ => Config {
+        6 => Config {
             vni: 7,
             overlay_mtu: 600,
             features: Feature::OVERLAY
@@ -106,6 +108,12 @@ pub fn config(number: u8) -> Config {
             flows_per_tick: 4,
             errors_per_tick: 3,
             idle: long,
+            ..usual
+        },
+        // Where test runs put every packet.
+        _ => Config {
+            features: usual.features | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
+            loopback: 1,
             ..usual
         },
     }

@@ -10,7 +10,7 @@ use proptest::sample::Index;
 
 use super::places::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
 use crate::model::flow::reply_of;
-use crate::model::{FlowId, FlowRow, Tuple, World};
+use crate::model::{Ctx, FlowId, FlowRow, Tuple, World};
 use crate::packet::{Piece, Spec, Sum, Tunnel, Upper, tcp_flag, tunnel};
 
 /// Where a packet is aimed at.
@@ -92,6 +92,7 @@ pub struct PacketPlan {
     pub hook: Hook,
     aim: Aim,
     v6: bool,
+    forwarded: bool,
     source: u8,
     sport: u16,
     dport: u16,
@@ -204,6 +205,7 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
         small_port,
         any::<u16>(),
         upper(),
+        prop::bool::weighted(0.2),
     );
     let shape = (
         ttl,
@@ -235,6 +237,7 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
             },
             aim: ends.0,
             v6: ends.1,
+            forwarded: ends.6,
             source: ends.2,
             sport: ends.3,
             dport: ends.4,
@@ -257,6 +260,14 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
 }
 
 impl PacketPlan {
+    /// What comes with the frame.
+    pub fn ctx(&self) -> Ctx {
+        Ctx {
+            ingress: if self.forwarded { 7 } else { 0 },
+            ..Ctx::default()
+        }
+    }
+
     /// The frame, at least 14 octets of it.
     pub fn build(&self, world: &World) -> Vec<u8> {
         let tuple = self.tuple(world);
@@ -513,7 +524,9 @@ impl PacketPlan {
 
     fn source_ip(&self, v6: bool) -> IpAddr {
         match (self.hook, self.source) {
-            (Hook::NicOut, 0..=5) | (Hook::NicIn, 5) => return own_ip(v6),
+            (Hook::NicOut, 0..=4) | (Hook::NicIn, 5) => return own_ip(v6),
+            // Another address of the node, if it is not forwarded.
+            (Hook::NicOut, 5) => return outside_ip(v6, 5),
             (Hook::NicIn, 0..=4) if self.tunnel.is_none() => {
                 return outside_ip(v6, 6 + self.source);
             }

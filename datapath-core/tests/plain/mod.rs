@@ -238,6 +238,7 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             nat_port: 0,
             state: 0,
             hairpin: 0,
+            node: 0,
             reserved: 0,
             backend: 0,
             generation: 0,

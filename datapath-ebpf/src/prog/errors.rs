@@ -62,7 +62,8 @@ where
     if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {
         return go_on_from(raw, hook, v6);
     }
-    match translate_error::<F>(raw, maps, &mut headers) {
+    let told = translate_error::<F>(raw, maps, &mut headers);
+    match told & 0xff {
         NO_FLOW => return go_on_from(raw, hook, v6),
         TRANSLATED => {}
         _ => return origin.leave(TcExit::DROP, Reason::RewriteFailed, Some(&headers)),
@@ -76,7 +77,8 @@ where
         Hook::PodFrom => (Side::Ingress, Client::Pod),
         _ => (Side::Ingress, Client::Outside),
     };
-    let decision = error_on_its_way::<F, _, _>(skb, maps, &headers, from);
+    let node = (told >> NODE_SHIFT) as u8;
+    let decision = error_on_its_way::<F, _, _>(skb, maps, &headers, from, node);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, side);
     origin.leave(exit, reason, Some(&headers))
 }
@@ -85,6 +87,8 @@ where
 const NO_FLOW: u32 = 0;
 const TRANSLATED: u32 = 1;
 const FAILED: u32 = 2;
+/// Above that: a `NodeClient`.
+const NODE_SHIFT: u32 = 8;
 
 /// Translates the error, and its addresses in `headers`.
 #[inline(never)]
@@ -107,7 +111,7 @@ where
         return FAILED;
     }
     (headers.src, headers.dst) = (new.src, new.dst);
-    TRANSLATED
+    TRANSLATED | (new.node as u32) << NODE_SHIFT
 }
 
 #[inline(always)]

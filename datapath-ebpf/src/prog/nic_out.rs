@@ -1,8 +1,10 @@
-//! `tulle_nic_out`: packets that leave by the uplink.
+//! `tulle_nic_out`: packets that leave by the uplink or the loopback device.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4, Reason};
-use datapath_core::{ETH_LEN, Headers, Tables, V4, V6, frame, nic_out};
+use datapath_core::{
+    Client, ETH_LEN, Headers, Packet as _, Tables, V4, V6, frame, nic_out, sender,
+};
 
 use crate::{
     apply::{Side, carry_out},
@@ -10,38 +12,108 @@ use crate::{
     exit::{Origin, TcExit},
     parts::dispatch,
     shape::Shape,
-    tables::Maps,
+    tables::{Maps, config},
 };
 
-/// TC egress of the uplink: services for processes of the node, and the replies
-/// of endpoints on the node itself.
+/// TC egress of the uplink and of the loopback device: services for processes of
+/// the node, and the replies of endpoints on the node itself.
 #[classifier]
 pub fn tulle_nic_out(ctx: TcContext) -> i32 {
     let skb = Skb::open(Skb::new(ctx).raw());
     match frame(&skb) {
         Ok(frame) => dispatch(&skb, Hook::NicOut, frame, false),
-        Err(_) => Origin::of(Hook::NicOut, &skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None),
+        Err(_) => pass(&skb),
     }
 }
 
 /// Its part for IPv4.
 #[classifier]
 pub fn tulle_nic_out4(ctx: TcContext) -> i32 {
-    run::<V4>(ctx)
+    let raw = Skb::new(ctx).raw();
+    match sender_v4(raw) {
+        ONESELF => pass(&Skb::new(TcContext::new(raw))),
+        BY_LOOPBACK => loopback_v4(raw),
+        found => uplink_v4(raw, found),
+    }
 }
 
 /// Its part for IPv6.
 #[classifier]
 pub fn tulle_nic_out6(ctx: TcContext) -> i32 {
-    run::<V6>(ctx)
+    let raw = Skb::new(ctx).raw();
+    match sender_v6(raw) {
+        ONESELF => pass(&Skb::new(TcContext::new(raw))),
+        BY_LOOPBACK => loopback_v6(raw),
+        found => uplink_v6(raw, found),
+    }
+}
+
+/// Lets the packet go on as it is.
+#[inline(always)]
+fn pass(skb: &Skb) -> i32 {
+    Origin::of(Hook::NicOut, skb).leave::<Ip4>(TcExit::NEXT, Reason::NotOurs, None)
+}
+
+// The process of this node that sends, in a register.
+const NOBODY: u32 = 0;
+const BY_UPLINK: u32 = 1;
+const BY_LOOPBACK: u32 = 2;
+/// Somebody at the loopback device who is not to be served: most of what is sent
+/// to oneself.
+const ONESELF: u32 = 3;
+
+#[inline(always)]
+fn sender_of<F: Shape>(raw: *mut __sk_buff) -> u32 {
+    let skb = &Skb::open(raw);
+    let config = config();
+    let at_loopback = config.loopback != 0 && skb.ifindex() == config.loopback;
+    let found = match sender::<F, _>(skb, config, at_loopback, skb.ingress_ifindex() != 0) {
+        Some(Client::Loopback) => BY_LOOPBACK,
+        Some(_) => BY_UPLINK,
+        None if at_loopback => ONESELF,
+        None => NOBODY,
+    };
+    skb.opaque(found as u64) as u32
+}
+
+// Functions of their own: each has the stack to itself.
+
+#[inline(never)]
+fn sender_v4(raw: *mut __sk_buff) -> u32 {
+    sender_of::<V4>(raw)
+}
+
+#[inline(never)]
+fn sender_v6(raw: *mut __sk_buff) -> u32 {
+    sender_of::<V6>(raw)
+}
+
+#[inline(never)]
+fn uplink_v4(raw: *mut __sk_buff, sender: u32) -> i32 {
+    run::<V4>(raw, (sender == BY_UPLINK).then_some(Client::Node))
+}
+
+#[inline(never)]
+fn uplink_v6(raw: *mut __sk_buff, sender: u32) -> i32 {
+    run::<V6>(raw, (sender == BY_UPLINK).then_some(Client::Node))
+}
+
+#[inline(never)]
+fn loopback_v4(raw: *mut __sk_buff) -> i32 {
+    run::<V4>(raw, Some(Client::Loopback))
+}
+
+#[inline(never)]
+fn loopback_v6(raw: *mut __sk_buff) -> i32 {
+    run::<V6>(raw, Some(Client::Loopback))
 }
 
 #[inline(always)]
-fn run<F: Shape>(ctx: TcContext) -> i32
+fn run<F: Shape>(raw: *mut __sk_buff, sender: Option<Client>) -> i32
 where
     Maps: Tables<F::Addr>,
 {
-    let skb = &mut Skb::open(Skb::new(ctx).raw());
+    let skb = &mut Skb::open(raw);
     let origin = Origin::of(Hook::NicOut, skb);
     let maps = Maps::new(origin);
     let mut headers = Headers::EMPTY;
@@ -49,7 +121,7 @@ where
     if F::parse(skb, ETH_LEN, &mut headers).is_err() {
         return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
     }
-    let decision = nic_out::<F, _, _>(skb, &maps, &mut headers);
+    let decision = nic_out::<F, _, _>(skb, &maps, &mut headers, sender);
     let (exit, reason) = carry_out::<F>(skb, &maps, &headers, &decision, Side::Egress);
     origin.leave(exit, reason, Some(&headers))
 }

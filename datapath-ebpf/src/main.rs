@@ -2,7 +2,7 @@
 //! its packet, asks the core, carries the decision out and leaves by `exit`.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)] // for what keeps tail calls apart
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))] // for what keeps tail calls apart
 
 mod apply;
 mod ctx;

@@ -1,5 +1,6 @@
 //! From a program at a hook to the part for the packet, by a tail call.
 
+#[cfg(target_arch = "bpf")]
 use core::arch::asm;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
@@ -61,7 +62,10 @@ fn go_on<const PART: u32>(raw: *mut __sk_buff) {
     unsafe { maps::PARTS.tail_call(&TcContext::new(raw), PART) };
     // SAFETY: sets a scratch register. It keeps the calls apart: the kernel makes a
     // jump of a call whose row is a constant, and the compiler would make one call of all.
-    unsafe { asm!("r0 = {part}", part = const PART, out("r0") _) };
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        asm!("r0 = {part}", part = const PART, out("r0") _);
+    }
 }
 
 /// [`go_on`] with the part of a hook for packets of IPv6 or IPv4.

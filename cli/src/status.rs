@@ -74,8 +74,8 @@ pub fn totals(counters: &[CounterRow]) -> Vec<HookTotals> {
 ///
 /// # Errors
 ///
-/// If there is no datapath, or the output cannot be written. A map that cannot
-/// be read is part of the report.
+/// If there is no datapath, it may not be read, or the output cannot be written.
+/// Any other fault of a map is part of the report.
 pub fn run(context: &Context) -> anyhow::Result<()> {
     let agent = context.agent().and_then(|mut agent| agent.status());
     let (agent, agent_error) = match agent {
@@ -105,6 +105,8 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
     for map in maps::ALL {
         match datapath.usage(map) {
             Ok(usage) => report.maps.push(usage),
+            // It would be so for all of them.
+            Err(error @ DatapathError::Permission { .. }) => return Err(error.into()),
             Err(error) => report.faults.push(error.to_string()),
         }
     }

@@ -31,9 +31,12 @@ fn agent(report: &Report, style: Style) -> String {
             "Agent      {down} ({why})\n           the datapath goes on by its last state\n"
         );
     };
+    let state = match agent.waiting_for {
+        Some(_) => style.paint(Paint::Yellow, "waiting"),
+        None => style.paint(Paint::Green, "running"),
+    };
     let mut out = format!(
-        "Agent      {} on {}, version {}, pid {}, up {}\n",
-        style.paint(Paint::Green, "running"),
+        "Agent      {state} on {}, version {}, pid {}, up {}\n",
         agent.node,
         agent.agent_version,
         agent.pid,

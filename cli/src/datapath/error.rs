@@ -23,10 +23,11 @@ pub enum DatapathError {
         /// The directory or pin.
         path: PathBuf,
     },
-    /// Pins of something else, or of another release.
+    /// A pin that was removed, or pins of another release.
     #[error(
-        "map {map} is not pinned under {dir}, other maps of tulle are: the agent that pinned them \
-         is of another release; use agent and tulle of one release"
+        "map {map} is not pinned under {dir}, other maps of tulle are: somebody removed the pin, \
+         then restart tulle-agent, which makes the map anew; or the agent that pinned them is of \
+         another release, then use agent and tulle of one release"
     )]
     NotPinned {
         /// Name of the map.

@@ -149,6 +149,28 @@ warning  Service default/web: spec.ports[0].port
 }
 
 #[test]
+fn an_agent_that_waits_does_not_count_as_running() {
+    let report = Report {
+        agent: Some(Status {
+            agent_version: "0.1.0".into(),
+            pid: 42,
+            node: "n1".into(),
+            waiting_for: Some("the first full list of objects".into()),
+            ..Status::default()
+        }),
+        agent_age_secs: Some(3),
+        ..Report::default()
+    };
+    let text = render(&report, STYLE);
+    assert!(
+        text.starts_with("Agent      waiting on n1, version 0.1.0, pid 42, up 3s\n"),
+        "{text}"
+    );
+    let told = "\nfault  the agent waits for the first full list of objects\n";
+    assert!(text.ends_with(told), "{text}");
+}
+
+#[test]
 fn numbers_of_later_releases_are_counted_apart() {
     let report = Report {
         packets: totals(&[counter(Hook::PodTo, 126, 4)]),

@@ -400,14 +400,17 @@ fn without_rights_it_says_how_to_get_them() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = dir.path().join("tulle");
     fs::copy(env!("CARGO_BIN_EXE_tulle"), &copy).unwrap();
-    let run = Command::new(&copy)
-        .args(["services", "--bpffs"])
-        .arg(&pins.dir)
-        .uid(65_534)
-        .gid(65_534)
-        .output()
-        .unwrap();
-    assert!(!run.status.success());
-    let error = String::from_utf8(run.stderr).unwrap();
-    assert!(error.contains("needs root; run it with sudo"), "{error}");
+    for verb in ["services", "status"] {
+        let run = Command::new(&copy)
+            .args([verb, "--bpffs"])
+            .arg(&pins.dir)
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .unwrap();
+        assert_eq!(run.status.code(), Some(1), "{verb}");
+        let error = String::from_utf8(run.stderr).unwrap();
+        let told = error.matches("needs root; run it with sudo").count();
+        assert_eq!(told, 1, "{verb}: {error}");
+    }
 }

@@ -55,6 +55,10 @@ pub struct Held {
     pub seen: u32,
     /// Octets of it, from the Ethernet header on.
     pub len: u32,
+    /// Identification as in the key: whose the row is.
+    pub id: u32,
+    /// Always zero.
+    pub reserved: u32,
     /// The frame.
     pub frame: [u8; HELD_OCTETS],
 }
@@ -62,7 +66,7 @@ pub struct Held {
 pod! {
     HeldKey<Ip4> = 20 [FragmentKey<Ip4>, u32];
     HeldKey<Ip6> = 44 [FragmentKey<Ip6>, u32];
-    Held = 2056 [u32, u32, [u8; HELD_OCTETS]];
+    Held = 2064 [u32, u32, u32, u32, [u8; HELD_OCTETS]];
     FragmentKey<Ip4> = 16 [Ip4, Ip4, u32, u32];
     FragmentKey<Ip6> = 40 [Ip6, Ip6, u32, u32];
     FragmentPorts = 8 [u16, u16, u32];

@@ -76,7 +76,7 @@ maps! {
     WORK_V4 = "tulle_work_v4", 1, Programs, "IPv4 keys under construction, for each CPU";
     WORK_V6 = "tulle_work_v6", 1, Programs, "IPv6 keys under construction, for each CPU";
     COUNTERS = "tulle_counters", crate::COUNTERS, Programs, "packets and bytes by hook and reason, for each CPU";
-    LIMITS = "tulle_limits", 2, Programs, "new flows and ICMP errors granted in this tick, for each CPU";
+    LIMITS = "tulle_limits", 3, Programs, "new flows, ICMP errors and held fragments granted in this tick, for each CPU";
     EVENTS = "tulle_events", 262_144, Programs, "events for `tulle monitor` (a ring; its size is in bytes)";
     MONITOR = "tulle_monitor", 1, Cli, "what watchers want to see";
 }
@@ -85,6 +85,8 @@ maps! {
 pub const LIMIT_FLOWS: u32 = 0;
 /// Row of `tulle_limits` that counts ICMP errors.
 pub const LIMIT_ERRORS: u32 = 1;
+/// Row of `tulle_limits` that counts fragments that are held.
+pub const LIMIT_HELD: u32 = 2;
 
 /// Bytes of a key and of a value of a map, as both sides know them;
 /// `None` for a name that is none of [`ALL`]. The ring has neither.

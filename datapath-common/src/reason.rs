@@ -93,7 +93,6 @@ reasons! {
     ErrorTranslated = 21, "error_translated", Forwarded, "ICMP error about a translated packet, translated like it", "";
 
     FragmentHeld = 22, "fragment_held", Forwarded, "later fragment for a service, kept until the first one of its datagram comes", "";
-    FragmentsReordered = 23, "fragments_reordered", Forwarded, "first fragment that came late: put before those that were held, and seen again", "";
 
     NoEndpoints = 32, "no_endpoints", Refused, "the service has no usable endpoint; answered with a TCP reset or port unreachable",
         "Check the service's endpoints: `tulle services` shows 0 backends; are its pods ready, does its selector match?";

@@ -7,7 +7,10 @@ use datapath_common::{
     IdleTicks, proto,
 };
 
-use crate::{FlowRow, Fragment, Headers, Put, Rewrite, Signal, Tables, straight::is_straight};
+use crate::{
+    FlowRow, Fragment, Headers, Put, Rewrite, Signal, Tables, hooks::front_key,
+    straight::is_straight,
+};
 
 /// The state that a packet leads to. Total over state, direction and signal.
 #[inline(always)]
@@ -125,9 +128,17 @@ pub fn knows_ports<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) -
     recall_ports(tables, &mut { *headers })
 }
 
-/// Remembers the ports of a first fragment whose datagram is translated.
+/// Whether the packet is for a frontend, or is an answer of a flow that is known.
+/// `headers` has its ports.
 #[inline(always)]
-pub(crate) fn remember_ports<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) {
+pub fn is_translated<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) -> bool {
+    tables.frontend(&front_key(headers)).is_some()
+        || tables.flow(key(headers, Direction::Reply)).is_some()
+}
+
+/// Remembers the ports of a first fragment.
+#[inline(always)]
+pub fn remember_ports<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>) {
     if headers.fragment == Fragment::First {
         let ports = FragmentPorts {
             sport: headers.sport,

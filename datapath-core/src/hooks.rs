@@ -202,7 +202,7 @@ fn serve<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
 
 /// Key of the frontend that a packet is for.
 #[inline(always)]
-fn front_key<A: Address>(headers: &Headers<A>) -> FrontendKey<A> {
+pub(crate) fn front_key<A: Address>(headers: &Headers<A>) -> FrontendKey<A> {
     FrontendKey {
         addr: headers.dst,
         port: headers.dport,

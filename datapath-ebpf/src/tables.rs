@@ -154,14 +154,14 @@ impl<A: Address> FlowRow<A> for Row<A> {
 
 /// Now, in ticks.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: the helper takes nothing.
     (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
 }
 
 /// Whether one more is granted to this CPU in this tick.
 #[inline(always)]
-fn grant(row: u32, limit: u32) -> bool {
+pub fn grant(row: u32, limit: u32) -> bool {
     if limit == 0 {
         return true;
     }

@@ -103,8 +103,12 @@ pub struct Kernel {
     pub warnings: Vec<String>,
 }
 
-/// The oldest kernel.
-pub const OLDEST: (u32, u32) = (5, 15);
+/// The oldest kernel. On arm64 programs make tail calls beside calls of functions since 6.0.
+pub const OLDEST: (u32, u32) = if cfg!(target_arch = "aarch64") {
+    (6, 0)
+} else {
+    (5, 15)
+};
 const TCX_SINCE: (u32, u32) = (6, 6);
 const DECAP_SINCE: (u32, u32) = (6, 3);
 

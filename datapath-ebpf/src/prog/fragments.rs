@@ -1,21 +1,24 @@
-//! `tulle_frags4`, `tulle_frags6`: fragments for a service that come in another order than they were sent in: a
-//! later one says nothing of ports, so it is held until the first one comes, which
-//! is then put before it.
+//! `tulle_frags4`, `tulle_frags6`: fragments that come in another order than they
+//! were sent in. A later one says nothing of ports, so a copy is held until the
+//! first one comes, and is then put behind it.
+
+use core::ptr;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST, TC_ACT_UNSPEC},
     helpers::generated::{
-        bpf_clone_redirect, bpf_ktime_get_coarse_ns, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::classifier,
     programs::TcContext,
 };
 use datapath_common::{
     Address, FragmentKey, FrontendKey, HELD_FRAGMENTS, HELD_OCTETS, Held, HeldKey, Ip4, Ip6,
-    Reason, TICK_SHIFT, proto,
+    Reason, maps::LIMIT_HELD, proto,
 };
-use datapath_core::{ETH_LEN, Fragment, Headers, Tables, V4, V6, knows_ports};
+use datapath_core::{
+    ETH_LEN, Fragment, Headers, Tables, V4, V6, is_translated, knows_ports, remember_ports,
+};
 
 use crate::{
     ctx::Skb,
@@ -23,18 +26,20 @@ use crate::{
     maps,
     parts::{Note, go_on_from},
     shape::Shape,
-    tables::Maps,
+    tables::{Maps, config, grant, now},
 };
 
 /// Ticks after which a fragment that is held belongs to a datagram of former times:
 /// an identification comes round again.
 const HELD_TICKS: u32 = 2;
+/// Fragments that a CPU holds in a tick: a copy costs more than most packets.
+const HELD_PER_TICK: u32 = 1024;
 
 /// The fragments that are held, of one family.
 pub trait HeldRows: Address {
     /// A row, in place.
     fn held(key: &HeldKey<Self>) -> Option<*const Held>;
-    /// Writes a row. False if the table did not take it.
+    /// Writes a row that is not there. False if it is, or the table did not take it.
     fn hold(key: &HeldKey<Self>, row: &Held) -> bool;
     /// Removes a row.
     fn forget(key: &HeldKey<Self>);
@@ -49,7 +54,7 @@ macro_rules! held_rows {
             }
             #[inline(always)]
             fn hold(key: &HeldKey<Self>, row: &Held) -> bool {
-                maps::$map.insert(key, row, BPF_ANY as u64).is_ok()
+                maps::$map.insert(key, row, BPF_NOEXIST as u64).is_ok()
             }
             #[inline(always)]
             fn forget(key: &HeldKey<Self>) {
@@ -75,8 +80,9 @@ pub fn tulle_frags6(ctx: TcContext) -> i32 {
     run::<V6>(ctx, true)
 }
 
-/// Holds a later fragment of which no first one was seen, puts a first one before
-/// what is held of its datagram; what is in order goes the way of all packets.
+/// Holds a later fragment of which no first one was seen; puts what is held of a
+/// first one's datagram behind it. All but what is held and for a service alone
+/// goes the way of all packets.
 #[inline(always)]
 fn run<F: Shape>(ctx: TcContext, v6: bool) -> i32
 where
@@ -84,39 +90,45 @@ where
     F::Addr: HeldRows,
 {
     let raw = Skb::new(ctx).raw();
-    let Some(hook) = Note::read(raw).hook() else {
+    let note = Note::read(raw);
+    let Some(hook) = note.hook() else {
         return TC_ACT_UNSPEC;
     };
     let skb = &mut Skb::open(raw);
     let origin = Origin::of(hook, skb);
-    let maps = Maps::new(origin);
+    let maps = &Maps::new(origin);
     let mut headers = Headers::EMPTY;
-    if F::parse(skb, ETH_LEN, &mut headers).is_err()
+    let headers = &mut headers;
+    if F::parse(skb, ETH_LEN, headers).is_err()
         || !matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
     {
         return go_on_from(raw, hook, v6);
     }
-    let reason = match headers.fragment {
-        Fragment::First if release(raw, &headers, origin.ifindex) != 0 => {
-            Reason::FragmentsReordered
+    if headers.fragment == Fragment::First {
+        // From here on nothing of this datagram is held any more: what is put back
+        // below does not come to be held again.
+        remember_ports(maps, headers);
+        if is_translated(maps, headers) {
+            put_back_all(raw, headers, origin.ifindex, note.tunneled() as u32);
+        } else {
+            // What is held went its own way as well.
+            forget_all(headers);
         }
-        // A copy of what may be for the kernel or a pod as well: it goes its way at once.
-        Fragment::Later
-            if !knows_ports(&maps, &headers)
-                && hold(raw, &headers) != 0
-                && maps.frontend(&FrontendKey::address(headers.dst)).is_some() =>
+    } else if headers.fragment == Fragment::Later && !knows_ports(maps, headers) {
+        let slot = hold(raw, headers);
+        // The first one may have passed on another CPU meanwhile.
+        if slot < HELD_FRAGMENTS && knows_ports(maps, headers) {
+            F::Addr::forget(&HeldKey {
+                slot,
+                ..first_key(headers)
+            });
+        } else if slot < HELD_FRAGMENTS
+            && maps.frontend(&FrontendKey::address(headers.dst)).is_some()
         {
-            Reason::FragmentHeld
+            return origin.leave(TcExit::DROP, Reason::FragmentHeld, Some(headers));
         }
-        Fragment::First | Fragment::Later | Fragment::No => return go_on_from(raw, hook, v6),
-    };
-    origin.leave(TcExit::DROP, reason, Some(&headers))
-}
-
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: the helper takes nothing.
-    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+    }
+    go_on_from(raw, hook, v6)
 }
 
 #[inline(always)]
@@ -132,18 +144,19 @@ fn first_key<A: HeldRows>(headers: &Headers<A>) -> HeldKey<A> {
     }
 }
 
-// Functions of their own: they are seldom needed, and need much of the stack.
+#[inline(always)]
+fn is_fresh(seen: u32) -> bool {
+    now().wrapping_sub(seen) <= HELD_TICKS
+}
 
-/// Holds a copy of the fragment. 1 if it did.
-#[inline(never)]
-fn hold<A: HeldRows>(raw: *mut __sk_buff, headers: &Headers<A>) -> u32 {
-    let Some(work) = maps::HELD_WORK.get_ptr_mut(0) else {
-        return 0;
-    };
+/// Copies the packet to this CPU's row for that. `None` if it is too long.
+#[inline(always)]
+fn copy(raw: *mut __sk_buff) -> Option<&'static mut Held> {
+    let work = maps::HELD_WORK.get_ptr_mut(0)?;
     // SAFETY: the program's own context.
     let len = unsafe { (*raw).len };
     if len <= ETH_LEN as u32 || len > HELD_OCTETS as u32 {
-        return 0;
+        return None;
     }
     // SAFETY: this CPU's own row; no program interrupts another at these hooks of
     // the same CPU. The frame has room for `len` octets.
@@ -151,76 +164,145 @@ fn hold<A: HeldRows>(raw: *mut __sk_buff, headers: &Headers<A>) -> u32 {
     let to = work.frame.as_mut_ptr().cast();
     // SAFETY: as above.
     if unsafe { bpf_skb_load_bytes(raw.cast(), 0, to, len) } != 0 {
-        return 0;
+        return None;
     }
-    (work.seen, work.len) = (now(), len);
+    (work.seen, work.len, work.reserved) = (now(), len, 0);
+    Some(work)
+}
+
+// Functions of their own: they are seldom needed, and need much of the stack.
+
+/// Holds a copy of the fragment. Returns its slot, [`HELD_FRAGMENTS`] if it did not.
+#[inline(never)]
+fn hold<A: HeldRows>(raw: *mut __sk_buff, headers: &Headers<A>) -> u32 {
+    if !grant(LIMIT_HELD, HELD_PER_TICK) {
+        return HELD_FRAGMENTS;
+    }
+    let Some(work) = copy(raw) else {
+        return HELD_FRAGMENTS;
+    };
+    work.id = headers.fragment_id;
     let mut key = first_key(headers);
     while key.slot < HELD_FRAGMENTS {
         // SAFETY: the map's look-up returned the pointer.
-        let taken = A::held(&key).is_some_and(|row| is_fresh(unsafe { (*row).seen }));
-        if !taken {
-            return A::hold(&key, work) as u32;
+        if A::held(&key).is_some_and(|row| !is_fresh(unsafe { (*row).seen })) {
+            A::forget(&key);
+        }
+        if A::hold(&key, work) {
+            break;
+        }
+        key.slot += 1;
+    }
+    key.slot
+}
+
+/// Forgets what is held of a datagram.
+#[inline(never)]
+fn forget_all<A: HeldRows>(headers: &Headers<A>) -> u32 {
+    let mut key = first_key(headers);
+    while key.slot < HELD_FRAGMENTS {
+        if A::held(&key).is_some() {
+            A::forget(&key);
         }
         key.slot += 1;
     }
     0
 }
 
-#[inline(always)]
-fn is_fresh(seen: u32) -> bool {
-    now().wrapping_sub(seen) <= HELD_TICKS
-}
-
-/// Puts the first fragment, and what is held of its datagram, back into the
-/// interface's ingress, in this order. Returns how many were held. The packet
-/// itself is used up unless that is 0.
+/// Puts what is held of the first fragment's datagram into the interface's ingress,
+/// where it comes by after the first one. `tunneled`: that came out of the overlay here.
+/// Returns 0, always: what fails is lost, as the network loses fragments.
 #[inline(never)]
-fn release<A: HeldRows>(raw: *mut __sk_buff, headers: &Headers<A>, ifindex: u32) -> u32 {
+fn put_back_all<A: HeldRows>(
+    raw: *mut __sk_buff,
+    headers: &Headers<A>,
+    ifindex: u32,
+    tunneled: u32,
+) -> u32 {
     let mut key = first_key(headers);
+    let mut own: Option<&Held> = None;
     while key.slot < HELD_FRAGMENTS {
-        let Some(row) = A::held(&key) else {
-            break;
-        };
-        // SAFETY: the map's look-up returned the pointer; rows stay readable until
-        // the program ends.
-        let row = unsafe { &*row };
-        if !is_fresh(row.seen) {
-            break;
-        }
-        if key.slot == 0 {
-            // SAFETY: the context is the program's own.
-            if unsafe { bpf_clone_redirect(raw, ifindex, BPF_F_INGRESS as u64) } != 0 {
-                return 0;
+        if let Some(row) = A::held(&key) {
+            // SAFETY: the map's look-up returned the pointer; the memory stays the
+            // table's. Another CPU may give it to another row meanwhile, see below.
+            let row = unsafe { &*row };
+            if is_fresh(row.seen) {
+                if own.is_none() {
+                    own = copy(raw).map(|own| &*own);
+                    if own.is_none() {
+                        return 0;
+                    }
+                }
+                put_back(raw, row, ifindex, tunneled);
             }
+            A::forget(&key);
         }
-        put_back(raw, row, ifindex);
-        A::forget(&key);
         key.slot += 1;
     }
-    key.slot
+    if let Some(own) = own {
+        // The packet becomes the first fragment again. If that fails its length or
+        // checksum is wrong, and the receiver drops it.
+        let _ = turn_into(raw, own);
+    }
+    0
 }
 
-/// Makes the packet what is held, behind its own Ethernet header, and puts a clone
-/// into the ingress. What fails is lost, as the network loses fragments.
+/// Makes the packet a clone of what is held and puts that into the ingress.
 #[inline(always)]
-fn put_back(raw: *mut __sk_buff, row: &Held, ifindex: u32) {
-    let len = row.len;
-    if len <= ETH_LEN as u32 || len > HELD_OCTETS as u32 {
+fn put_back(raw: *mut __sk_buff, row: &Held, ifindex: u32, tunneled: u32) {
+    let (seen, id, len) = whose(row);
+    if turn_into(raw, row).is_err() {
         return;
     }
-    let from = row.frame.as_ptr();
-    // SAFETY: the context is the program's own; the frame has `len` octets.
+    // The table may have given the row to another fragment while it was copied.
+    if whose(row) != (seen, id, len) {
+        return;
+    }
+    // What this program took out of the overlay is told by its sender's address, as
+    // what `tulle_xdp` took out.
+    let sender = config().vtep_mac;
+    // SAFETY: the context is the program's own; the address lives on the stack.
     unsafe {
-        let failed = bpf_skb_change_tail(raw, len, 0) != 0
+        if tunneled != 0 && bpf_skb_store_bytes(raw, 6, (&raw const sender).cast(), 6, 0) != 0 {
+            return;
+        }
+        bpf_clone_redirect(raw, ifindex, BPF_F_INGRESS as u64);
+    }
+}
+
+/// When a row was written, for which identification, and its octets, as they are now.
+#[inline(always)]
+fn whose(row: &Held) -> (u32, u32, u32) {
+    // SAFETY: a reference; another CPU may write whole words meanwhile.
+    unsafe {
+        (
+            ptr::read_volatile(&raw const row.seen),
+            ptr::read_volatile(&raw const row.id),
+            ptr::read_volatile(&raw const row.len),
+        )
+    }
+}
+
+/// Gives the packet a row's octets.
+#[inline(always)]
+fn turn_into(raw: *mut __sk_buff, row: &Held) -> Result<(), ()> {
+    let len = row.len;
+    if len <= ETH_LEN as u32 || len > HELD_OCTETS as u32 {
+        return Err(());
+    }
+    let (from, eth) = (row.frame.as_ptr(), ETH_LEN as u32);
+    // SAFETY: the context is the program's own; the frame has `len` octets. A sum
+    // over the packet begins behind the Ethernet header.
+    let failed = unsafe {
+        bpf_skb_change_tail(raw, len, 0) != 0
+            || bpf_skb_store_bytes(raw, 0, from.cast(), eth, 0) != 0
             || bpf_skb_store_bytes(
                 raw,
-                ETH_LEN as u32,
+                eth,
                 from.add(ETH_LEN).cast(),
-                len - ETH_LEN as u32,
+                len - eth,
                 BPF_F_RECOMPUTE_CSUM as u64,
-            ) != 0;
-        if !failed {
-            bpf_clone_redirect(raw, ifindex, BPF_F_INGRESS as u64);
-        }
-    }
+            ) != 0
+    };
+    if failed { Err(()) } else { Ok(()) }
 }

@@ -97,7 +97,7 @@ where
     origin.leave(exit, reason, Some(&headers))
 }
 
-/// Whether `tulle_xdp` took the packet out of the overlay.
+/// Whether the packet was taken out of the overlay before it came here.
 #[inline(always)]
 fn is_stripped(skb: &Skb) -> bool {
     skb.read::<Mac>(6)
@@ -133,6 +133,8 @@ where
             origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
         };
     }
+    // Fragments that were held come by behind others' Ethernet header.
+    let tunneled = tunneled || is_stripped(skb);
     let decision = nic_in::<F, _, _>(skb, maps, &mut headers, tunneled);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))

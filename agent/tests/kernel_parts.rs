@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use datapath_common::{Config, Hook, Reason};
 use kernel_support::{Node, on_node, run, veth};
-use tulle_agent::kernel::{Datapath, XdpMode};
+use tulle_agent::kernel::{AttachKind, Datapath, XdpMode};
 
 /// Names of the arrays that are pinned.
 fn pinned(node: &Node) -> Vec<String> {
@@ -32,24 +32,38 @@ fn sync_uplink(datapath: &mut Datapath, uplink: u32) {
     assert!(report.failed.is_empty(), "{report:?}");
 }
 
+/// Opens the datapath, and attaches it to a pod and the uplink.
+fn attached_as(node: &Node, attach: AttachKind, pod: u32, uplink: u32) -> Datapath {
+    let mut datapath = node.open_as(attach);
+    sync_pod(&mut datapath, pod);
+    sync_uplink(&mut datapath, uplink);
+    datapath
+}
+
 #[test]
 fn former_parts_stay_until_the_last_link_has_the_next_program() {
-    on_node(|node| {
+    former_parts_stay_until_the_last_has_the_next_program(AttachKind::Tcx);
+}
+
+#[test]
+fn former_parts_stay_until_the_last_filter_has_the_next_program() {
+    former_parts_stay_until_the_last_has_the_next_program(AttachKind::Clsact);
+}
+
+fn former_parts_stay_until_the_last_has_the_next_program(attach: AttachKind) {
+    on_node(move |node| {
         let (pod, uplink) = (veth("pod0"), veth("up0"));
-        let mut first = node.open();
-        sync_pod(&mut first, pod);
-        sync_uplink(&mut first, uplink);
+        drop(attached_as(node, attach, pod, uplink));
         let of_first = pinned(node);
         assert_eq!(of_first.len(), 1);
-        drop(first);
 
         // Agents that end before they attach anything.
-        drop(node.open());
-        drop(node.open());
+        drop(node.open_as(attach));
+        drop(node.open_as(attach));
         assert_eq!(pinned(node).len(), 3);
         assert!(pinned(node).contains(&of_first[0]));
 
-        let mut next = node.open();
+        let mut next = node.open_as(attach);
         sync_pod(&mut next, pod);
         assert!(
             pinned(node).contains(&of_first[0]),
@@ -69,6 +83,94 @@ fn former_parts_stay_until_the_last_link_has_the_next_program() {
         assert_eq!(pinned(node).len(), 1);
         assert_ne!(pinned(node), of_next);
     });
+}
+
+#[test]
+fn former_parts_stay_while_the_kernel_does_not_say_which_links_there_are() {
+    const QUERY: u32 = 16; // BPF_PROG_QUERY
+    former_parts_stay_where(AttachKind::Tcx, libc::SYS_bpf, QUERY);
+}
+
+#[test]
+fn former_parts_stay_while_links_cannot_be_updated() {
+    const UPDATE: u32 = 29; // BPF_LINK_UPDATE
+    former_parts_stay_where(AttachKind::Tcx, libc::SYS_bpf, UPDATE);
+}
+
+#[test]
+fn former_parts_stay_while_the_kernel_does_not_say_which_filters_there_are() {
+    let netlink = libc::AF_NETLINK.cast_unsigned();
+    former_parts_stay_where(AttachKind::Clsact, libc::SYS_socket, netlink);
+}
+
+/// A replacement that fails everywhere, as the kernel refuses a system call.
+fn former_parts_stay_where(attach: AttachKind, call: libc::c_long, first: u32) {
+    on_node(move |node| {
+        let (pod, uplink) = (veth("pod0"), veth("up0"));
+        drop(attached_as(node, attach, pod, uplink));
+        let of_first = pinned(node);
+        let mut next = node.open_as(attach);
+        let pods = BTreeSet::from([pod]);
+        let refused = || {
+            refuse(call, first);
+            let of_pods = next.sync_pods(&pods).failed;
+            let (of_uplink, _) = next.sync_uplink(uplink, XdpMode::Off);
+            (of_pods.len(), of_uplink.failed.len())
+        };
+        // On a thread of its own: what is refused once is refused to its end.
+        let (of_pods, of_uplink) = std::thread::scope(|scope| scope.spawn(refused).join().unwrap());
+        assert!(of_pods >= 2 && of_uplink >= 2, "{of_pods} {of_uplink}");
+        assert_eq!(pinned(node).len(), 2);
+        assert!(pinned(node).contains(&of_first[0]));
+
+        sync_pod(&mut next, pod);
+        sync_uplink(&mut next, uplink);
+        assert_eq!(pinned(node).len(), 1);
+        assert!(!pinned(node).contains(&of_first[0]));
+    });
+}
+
+/// From now on the kernel refuses this thread a system call with this first argument.
+fn refuse(call: libc::c_long, first: u32) {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
+    // Offsets of `nr` and of the lower half of `args[0]` in `seccomp_data`.
+    const NUMBER: u32 = 0;
+    const FIRST: u32 = if cfg!(target_endian = "little") {
+        16
+    } else {
+        20
+    };
+    let instruction = |code: u32, jf, k| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt: 0,
+        jf,
+        k,
+    };
+    let mut program = [
+        instruction(BPF_LD | BPF_W | BPF_ABS, 0, NUMBER),
+        instruction(BPF_JMP | BPF_JEQ | BPF_K, 3, u32::try_from(call).unwrap()),
+        instruction(BPF_LD | BPF_W | BPF_ABS, 0, FIRST),
+        instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, first),
+        instruction(
+            BPF_RET | BPF_K,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned(),
+        ),
+        instruction(BPF_RET | BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap(),
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the program and its instructions live until the call returns.
+    let answer = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    };
+    assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Packets that left `tulle_pod_from` for each of these reasons.

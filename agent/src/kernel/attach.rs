@@ -215,7 +215,11 @@ impl Datapath {
 
     /// Where programs of ours are attached now, whatever they are, with the
     /// program's number.
-    pub fn attached(&self) -> Result<Vec<(Place, u32)>, PinError> {
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be asked for: it may be attached then.
+    pub fn attached(&self) -> Result<Vec<(Place, u32)>, AttachError> {
         let mut found = Vec::new();
         for entry in self.entries()? {
             match entry {
@@ -225,7 +229,7 @@ impl Datapath {
                     }
                 }
                 Entry::Filter(place) => {
-                    if let Some(program) = filter_program(place) {
+                    if let Some(program) = filter_program(place)? {
                         found.push((place, program));
                     }
                 }
@@ -264,7 +268,7 @@ impl Datapath {
     }
 
     /// The pinned link of a place, if it is alive there.
-    pub(super) fn living(&self, place: Place) -> Result<Option<(OwnedFd, LinkInfo)>, PinError> {
+    pub(super) fn living(&self, place: Place) -> Result<Option<(OwnedFd, LinkInfo)>, AttachError> {
         let path = self.entry(Entry::Link(place));
         let fail = |source| PinError::Kernel {
             what: "open",
@@ -274,7 +278,7 @@ impl Datapath {
         let link = match sys::open_pin(&path) {
             Ok(link) => link,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(fail(e)),
+            Err(e) => return Err(fail(e).into()),
         };
         if sys::kind(link.as_fd()) != Kind::Link {
             return Ok(None);
@@ -288,7 +292,11 @@ impl Datapath {
             // The same index may exist in another namespace: ask this one.
             Some(kind) => {
                 kind == tcx_type(place.hook())
-                    && sys::tcx_links(place.ifindex, kind).is_ok_and(|ids| ids.contains(&info.id))
+                    && match sys::tcx_links(place.ifindex, kind) {
+                        Ok(ids) => ids.contains(&info.id),
+                        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => false,
+                        Err(source) => return Err(not_found_out(place, source)),
+                    }
             }
         };
         Ok(here.then_some((link, info)))
@@ -419,8 +427,13 @@ impl Datapath {
         if self.retired.is_empty() && !self.has_former_parts {
             return;
         }
-        let Ok(attached) = self.attached() else {
-            return;
+        // Who cannot be asked may run an old program still.
+        let attached = match self.attached() {
+            Ok(attached) => attached,
+            Err(error) => {
+                report.failed.push((Place::new(Hook::NicIn, 0), error));
+                return;
+            }
         };
         if attached
             .iter()
@@ -467,14 +480,27 @@ fn make_dir(path: PathBuf) -> Result<(), PinError> {
     }
 }
 
-/// The program of our filter at a place, if it is there.
-fn filter_program(place: Place) -> Option<u32> {
-    let mut rtnl = Rtnl::open().ok()?;
-    let filters = clsact::filters(&mut rtnl, place.ifindex, side(place.hook())?).ok()?;
-    filters
-        .into_iter()
-        .find(|f| f.in_our_place() && f.name.as_deref() == Some(name(place.hook())))?
-        .program
+/// The kernel did not say what is attached at a place.
+fn not_found_out(place: Place, source: io::Error) -> AttachError {
+    AttachError::Kernel {
+        what: "find out about",
+        program: name(place.hook()),
+        ifindex: place.ifindex,
+        source,
+    }
+}
+
+/// The program of our filter at a place; `None` if it is not there.
+fn filter_program(place: Place) -> Result<Option<u32>, AttachError> {
+    let Some(side) = side(place.hook()) else {
+        return Ok(None);
+    };
+    let filters = Rtnl::open()
+        .and_then(|mut rtnl| clsact::filters(&mut rtnl, place.ifindex, side))
+        .map_err(|source| not_found_out(place, source))?;
+    let is_ours =
+        |f: &clsact::Filter| f.in_our_place() && f.name.as_deref() == Some(name(place.hook()));
+    Ok(filters.into_iter().find(is_ours).and_then(|f| f.program))
 }
 
 /// Removes our filter at a place, and only ours. Says whether it was there.
@@ -482,7 +508,7 @@ pub(crate) fn drop_filter(place: Place) -> Result<bool, AttachError> {
     let (Some(side), ifindex) = (side(place.hook()), place.ifindex) else {
         return Ok(false);
     };
-    if filter_program(place).is_none() {
+    if filter_program(place)?.is_none() {
         return Ok(false);
     }
     Rtnl::open()

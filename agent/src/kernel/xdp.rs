@@ -119,7 +119,7 @@ impl Datapath {
                 self.note(place, outcome, report);
             }
             Ok(None) => {}
-            Err(e) => report.failed.push((place, e.into())),
+            Err(e) => report.failed.push((place, e)),
         }
     }
 }

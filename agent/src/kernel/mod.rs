@@ -35,6 +35,7 @@ pub use gc::{FlowGc, NamedBackend, Pass, idle_limit};
 pub use loader::{Datapath, LoadError, MapFate, Opened, Options};
 pub use lock::InstanceLock;
 pub use maps::{Maps, TableError};
+pub use numbers::Clearing;
 pub use place::{LOOPBACK, Place};
 pub use xdp::{XdpChoice, XdpMode};
 

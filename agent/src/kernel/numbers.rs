@@ -8,42 +8,85 @@ use super::maps::{Maps, TableError, io_of, typed};
 use super::scan::Scan;
 use super::sys::Rows;
 
-/// Rows that are looked at at once.
-const ROWS: u32 = 4096;
+/// Rows that are looked at in one step.
+const ROWS: usize = 4096;
 
-impl Maps {
-    /// Takes away what the programs wrote under service numbers that no frontend
-    /// has: whom they remember, and the traffic so far.
+/// Takes away what the programs wrote under service numbers that no frontend has:
+/// whom they remember, and the traffic so far. In steps, between other work.
+#[derive(Debug)]
+pub struct Clearing {
+    numbers: BTreeSet<u32>,
+    next: Next,
+}
+
+/// What the next step is for.
+#[derive(Debug)]
+enum Next {
+    Clients4(Scan),
+    Clients6(Scan),
+    /// Traffic of this number and higher ones.
+    Traffic(u32),
+    Nothing,
+}
+
+impl Clearing {
+    /// Of these numbers; nothing is done yet.
+    pub fn new(numbers: BTreeSet<u32>) -> Self {
+        Self {
+            numbers,
+            next: Next::Clients4(Scan::new()),
+        }
+    }
+
+    /// The numbers.
+    pub const fn numbers(&self) -> &BTreeSet<u32> {
+        &self.numbers
+    }
+
+    /// Looks at about 4,096 rows more. Says whether that was all.
     ///
     /// # Errors
     ///
-    /// That of the first map that refuses; what is done stays done.
-    pub fn clear_services(&mut self, numbers: &BTreeSet<u32>) -> Result<(), TableError> {
-        self.forget_clients::<Ip4>(maps::AFFIN_V4, numbers)?;
-        self.forget_clients::<Ip6>(maps::AFFIN_V6, numbers)?;
-        let cpus = aya::util::nr_cpus().map_err(|(_, source)| TableError::Kernel {
-            map: maps::SVC_STATS,
-            what: "find out how many CPUs it is for".into(),
-            source,
-        })?;
-        for number in numbers.range(..self.svc_stats.len()) {
-            let zero = vec![Traffic::default(); cpus].try_into();
-            zero.map_err(aya::maps::MapError::from)
-                .and_then(|zero| self.svc_stats.set(*number, zero, 0))
-                .map_err(|error| TableError::Kernel {
-                    map: maps::SVC_STATS,
-                    what: format!("clear row {number}"),
-                    source: io_of(error),
-                })?;
+    /// That of the map that refuses; what is done stays done. The next step tries again.
+    pub fn step(&mut self, maps: &mut Maps) -> Result<bool, TableError> {
+        match &mut self.next {
+            Next::Clients4(scan) => {
+                if !maps.forget_clients::<Ip4>(maps::AFFIN_V4, scan, &self.numbers)? {
+                    self.next = Next::Clients6(Scan::new());
+                }
+            }
+            Next::Clients6(scan) => {
+                if !maps.forget_clients::<Ip6>(maps::AFFIN_V6, scan, &self.numbers)? {
+                    self.next = Next::Traffic(0);
+                }
+            }
+            Next::Traffic(first) => {
+                let end = maps.svc_stats.len();
+                let rest = self.numbers.range(*first..end.max(*first));
+                let (numbers, more) = piece(rest.copied());
+                maps.clear_traffic(&numbers)?;
+                self.next = more.map_or(Next::Nothing, Next::Traffic);
+            }
+            Next::Nothing => {}
         }
-        Ok(())
+        Ok(matches!(self.next, Next::Nothing))
     }
+}
 
+/// What one step takes, and where the next one begins.
+fn piece(mut numbers: impl Iterator<Item = u32>) -> (Vec<u32>, Option<u32>) {
+    let these = numbers.by_ref().take(ROWS).collect();
+    (these, numbers.next())
+}
+
+impl Maps {
+    /// Goes on with a walk over a table of clients; false at its end.
     fn forget_clients<A>(
         &self,
         name: &'static str,
+        scan: &mut Scan,
         numbers: &BTreeSet<u32>,
-    ) -> Result<(), TableError>
+    ) -> Result<bool, TableError>
     where
         A: Address,
         AffinityKey<A>: bytemuck::Pod,
@@ -55,14 +98,48 @@ impl Maps {
             what: "forget clients of services that are gone".into(),
             source,
         };
-        let (mut scan, mut rows) = (Scan::new(), Rows::default());
-        while scan.step(&map, &mut rows, ROWS).map_err(fail)? {
-            for (key, _) in typed::<AffinityKey<A>, Affinity>(&rows) {
-                if numbers.contains(&key.service) {
-                    map.take(bytemuck::bytes_of(&key)).map_err(fail)?;
-                }
+        let mut rows = Rows::default();
+        let more = scan.step(&map, &mut rows, ROWS as u32).map_err(fail)?;
+        for (key, _) in typed::<AffinityKey<A>, Affinity>(&rows) {
+            if numbers.contains(&key.service) {
+                map.take(bytemuck::bytes_of(&key)).map_err(fail)?;
             }
         }
+        Ok(more)
+    }
+
+    fn clear_traffic(&mut self, numbers: &[u32]) -> Result<(), TableError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| TableError::Kernel {
+            map: maps::SVC_STATS,
+            what: "find out how many CPUs it is for".into(),
+            source,
+        })?;
+        for number in numbers {
+            let zero = vec![Traffic::default(); cpus].try_into();
+            zero.map_err(aya::maps::MapError::from)
+                .and_then(|zero| self.svc_stats.set(*number, zero, 0))
+                .map_err(|error| TableError::Kernel {
+                    map: maps::SVC_STATS,
+                    what: format!("clear row {number}"),
+                    source: io_of(error),
+                })?;
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_limited_and_leave_nothing_out() {
+        let rows = ROWS as u32;
+        assert_eq!(piece(0..0), (vec![], None));
+        assert_eq!(piece(0..rows), ((0..rows).collect(), None));
+        assert_eq!(
+            piece(7..rows + 9),
+            ((7..rows + 7).collect(), Some(rows + 7))
+        );
     }
 }

@@ -1,12 +1,11 @@
 //! Walks over the flow tables between other work, and what the plan learns from them.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use datapath_common::{FlowState, FrontendFlags, IdleTicks, TICK_NANOS, maps, proto};
 
 use super::crowding::{Crowding, early};
-use crate::kernel::{Datapath, FlowGc, MapFate, Pass, TableError, idle_limit, now_ticks};
+use crate::kernel::{Clearing, Datapath, FlowGc, MapFate, Pass, TableError, idle_limit, now_ticks};
 use crate::model::Family;
 use crate::plan::{FrontKey, Planner};
 
@@ -33,6 +32,10 @@ pub struct FlowWalk {
     due: Instant,
     /// As [`TABLES`].
     crowding: [Crowding; 2],
+    /// Service numbers that are made as good as new, and since when they are known to be idle.
+    clearing: Option<(Clearing, Instant)>,
+    /// When the next walk begins.
+    next: Instant,
     /// What kept service numbers from being given out again.
     numbers_fault: Option<String>,
 }
@@ -46,6 +49,8 @@ impl FlowWalk {
             began: None,
             due: now + FIRST,
             crowding: [Crowding::default(); 2],
+            clearing: None,
+            next: now + FIRST,
             numbers_fault: None,
         }
     }
@@ -56,7 +61,8 @@ impl FlowWalk {
     }
 
     /// Makes the next step if it is due. At the end of a walk the planner is
-    /// told; it then has to run. Says whether that was so.
+    /// told, and again when numbers of its services have been cleared; it then has to
+    /// run. Says whether that was so.
     pub fn step(
         &mut self,
         datapath: &mut Datapath,
@@ -65,6 +71,9 @@ impl FlowWalk {
     ) -> Result<bool, TableError> {
         if now < self.due {
             return Ok(false);
+        }
+        if let Some((clearing, began)) = self.clearing.take() {
+            return Ok(self.clear(clearing, began, datapath, planner, now));
         }
         let began = *self.began.get_or_insert(now);
         let idle = &datapath.config().idle;
@@ -97,17 +106,53 @@ impl FlowWalk {
         planner.note_flows(&pass.frontends, began);
         self.lost(&pass, datapath, planner, now);
         let numbers = planner.idle_numbers(|number| pass.oldest.contains_key(&number), began);
-        self.numbers_fault = clear(datapath, planner, &numbers)
-            .err()
-            .map(|e| e.to_string());
+        if numbers.is_empty() {
+            self.numbers_fault = None;
+        } else {
+            self.clearing = Some((Clearing::new(numbers), began));
+        }
         let crowded = self.crowding.iter().any(|table| table.is_crowded());
         let pause = if crowded {
             CROWDED.min(self.interval)
         } else {
             self.interval
         };
-        self.due = now + pause;
+        self.next = now + pause;
+        self.due = match &self.clearing {
+            Some(_) => now + STEP_GAP,
+            None => self.next,
+        };
         Ok(true)
+    }
+
+    /// Goes on to make idle service numbers as good as new, for other service ports. At
+    /// the end the planner may give them out. Says whether that was so.
+    fn clear(
+        &mut self,
+        mut clearing: Clearing,
+        began: Instant,
+        datapath: &mut Datapath,
+        planner: &mut Planner,
+        now: Instant,
+    ) -> bool {
+        match clearing.step(&mut datapath.maps) {
+            Ok(false) => {
+                self.clearing = Some((clearing, began));
+                self.due = now + STEP_GAP;
+                return false;
+            }
+            Ok(true) => {
+                // Without those that somebody got again meanwhile.
+                let idle = planner.idle_numbers(|n| !clearing.numbers().contains(&n), began);
+                planner.reuse_numbers(&idle);
+                tracing::debug!("{} service numbers may be given out again", idle.len());
+                self.numbers_fault = None;
+            }
+            // The next walk finds them again.
+            Err(error) => self.numbers_fault = Some(error.to_string()),
+        }
+        self.due = self.next.max(now);
+        true
     }
 
     /// What is wrong with the tables since the last walk.
@@ -183,20 +228,6 @@ fn is_unasked(planner: &Planner, front: &FrontKey) -> bool {
     planner.applied().frontend(front).is_some_and(|row| {
         row.flags & asks == 0 && row.affinity_secs == 0 && (row.len != 0 || row.out_len != 0)
     })
-}
-
-/// Makes idle service numbers as good as new, for other service ports.
-fn clear(
-    datapath: &mut Datapath,
-    planner: &mut Planner,
-    numbers: &BTreeSet<u32>,
-) -> Result<(), TableError> {
-    if !numbers.is_empty() {
-        datapath.maps.clear_services(numbers)?;
-        planner.reuse_numbers(numbers);
-        tracing::debug!("{} service numbers may be given out again", numbers.len());
-    }
-    Ok(())
 }
 
 /// Draining backends that no living flow names.

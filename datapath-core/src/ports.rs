@@ -1,5 +1,6 @@
 //! Which port the source of a masqueraded flow gets: its reply row, which nobody
-//! else may have, holds it.
+//! else may have, holds it. Of two CPUs that want a free port one gets it; two that
+//! take over the same dead row in the same moment can both get it.
 
 use datapath_common::{Address, FlowState, Reason, proto};
 

@@ -312,7 +312,8 @@ macro_rules! tables {
                 };
                 // SAFETY: as above.
                 let work = unsafe { &mut *work };
-                // Of two that take a row's place only one removes it.
+                // A row that somebody else has removed is not taken over; but one that he has
+                // written since is: what is removed goes by its key.
                 if how == Put::Instead && maps::$flow.remove(&work.key).is_err() {
                     return false;
                 }

@@ -43,6 +43,8 @@ parts! {
     Fragments6 = 11, "tulle_frags6";
     Uplink4 = 12, "tulle_uplink4";
     Uplink6 = 13, "tulle_uplink6";
+    Loopback4 = 14, "tulle_loopback4";
+    Loopback6 = 15, "tulle_loopback6";
 }
 
 /// Name of the array of parts. It belongs to one loading of the programs, so it

@@ -135,6 +135,17 @@ pub fn go_on_from(raw: *mut __sk_buff, hook: Hook, v6: bool) -> i32 {
     missing(Origin::of(hook, &Skb::new(TcContext::new(raw))))
 }
 
+/// Goes on with the part for packets of this node's processes to its own addresses.
+#[inline(always)]
+pub fn go_on_to_loopback(raw: *mut __sk_buff, v6: bool) -> i32 {
+    if v6 {
+        go_on::<{ Part::Loopback6 as u32 }>(raw);
+    } else {
+        go_on::<{ Part::Loopback4 as u32 }>(raw);
+    }
+    missing(Origin::of(Hook::NicOut, &Skb::new(TcContext::new(raw))))
+}
+
 #[inline(always)]
 fn missing(origin: Origin) -> i32 {
     origin.leave::<Ip4>(TcExit::NEXT, Reason::PartMissing, None)

@@ -10,7 +10,7 @@ use crate::{
     apply::{Side, carry_out},
     ctx::Skb,
     exit::{Origin, TcExit},
-    parts::dispatch,
+    parts::{dispatch, go_on_to_loopback},
     shape::Shape,
     tables::{Maps, config},
 };
@@ -32,7 +32,7 @@ pub fn tulle_nic_out4(ctx: TcContext) -> i32 {
     let raw = Skb::new(ctx).raw();
     match sender_v4(raw) {
         ONESELF => pass(&Skb::new(TcContext::new(raw))),
-        BY_LOOPBACK => loopback_v4(raw),
+        BY_LOOPBACK => go_on_to_loopback(raw, false),
         found => uplink_v4(raw, found),
     }
 }
@@ -43,7 +43,7 @@ pub fn tulle_nic_out6(ctx: TcContext) -> i32 {
     let raw = Skb::new(ctx).raw();
     match sender_v6(raw) {
         ONESELF => pass(&Skb::new(TcContext::new(raw))),
-        BY_LOOPBACK => loopback_v6(raw),
+        BY_LOOPBACK => go_on_to_loopback(raw, true),
         found => uplink_v6(raw, found),
     }
 }
@@ -98,14 +98,16 @@ fn uplink_v6(raw: *mut __sk_buff, sender: u32) -> i32 {
     run::<V6>(raw, (sender == BY_UPLINK).then_some(Client::Node))
 }
 
-#[inline(never)]
-fn loopback_v4(raw: *mut __sk_buff) -> i32 {
-    run::<V4>(raw, Some(Client::Loopback))
+/// Its part for IPv4 packets of this node's processes to its own addresses.
+#[classifier]
+pub fn tulle_loopback4(ctx: TcContext) -> i32 {
+    run::<V4>(Skb::new(ctx).raw(), Some(Client::Loopback))
 }
 
-#[inline(never)]
-fn loopback_v6(raw: *mut __sk_buff) -> i32 {
-    run::<V6>(raw, Some(Client::Loopback))
+/// The same for IPv6.
+#[classifier]
+pub fn tulle_loopback6(ctx: TcContext) -> i32 {
+    run::<V6>(Skb::new(ctx).raw(), Some(Client::Loopback))
 }
 
 #[inline(always)]

@@ -300,6 +300,31 @@ fn is_rebuilt(node: &Node, because: &str) {
 }
 
 #[test]
+fn only_a_map_that_was_there_is_missed() {
+    on_node(|node| {
+        fill(&mut node.open());
+        let held = node.pins.join(maps::HELD_V4);
+        let missed = || {
+            std::fs::remove_file(&held).unwrap();
+            let next = node.open();
+            assert_eq!(next.opened().maps[maps::HELD_V4], MapFate::Created);
+            assert_eq!(next.opened().maps[maps::FLOW_V4], MapFate::Adopted);
+            assert_eq!(flows(&next), 50);
+            next.opened().warnings.clone()
+        };
+        let warning = "tulle_held_v4 was not pinned any more and is made anew";
+        assert_eq!(missed(), [warning]);
+        // As a former version leaves it: without names, and without the map.
+        let old = Array::<MapData, u32>::create(1, 0).unwrap();
+        std::fs::remove_file(node.pins.join("abi")).unwrap();
+        old.pin(node.pins.join("abi")).unwrap();
+        set_abi(node, maps::ABI_VERSION);
+        assert!(missed().is_empty());
+        assert_eq!(missed(), [warning], "this version knows it");
+    });
+}
+
+#[test]
 fn maps_of_another_layout_are_made_anew() {
     on_node(|node| {
         fill(&mut node.open());

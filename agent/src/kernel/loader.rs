@@ -156,7 +156,7 @@ impl Datapath {
         let (fates, mut warnings) = decide(&pins, &wanted)?;
         let fresh = fates.values().all(|f| *f == MapFate::Created);
         if fresh {
-            pins.set_abi_version(maps::ABI_VERSION)?;
+            pins.set_abi(maps::ABI_VERSION, [])?;
         }
         let old = open_old(&pins, &fates)?;
         let staged = stage(&pins, &fates, config, capacities, &options.object, 0);
@@ -172,8 +172,10 @@ impl Datapath {
         };
         programs.parts.pin(&pins)?;
         let (fates, retired) = migrate(&pins, fates, &by_name, old)?;
-        if fates.values().any(|f| *f == MapFate::Rebuilt) || pins.abi_version()?.is_none() {
-            pins.set_abi_version(maps::ABI_VERSION)?;
+        let as_written = pins.abi_version()? == Some(maps::ABI_VERSION)
+            && pins.known_maps()?.iter().eq(wanted.keys());
+        if !as_written {
+            pins.set_abi(maps::ABI_VERSION, wanted.keys().copied())?;
         }
         for (name, fate) in &fates {
             if let MapFate::Resized { from, to, rows } = fate {
@@ -186,7 +188,8 @@ impl Datapath {
             warnings.push(
                 "this kernel's verifier cannot follow the programs with all they can do: services for \
                  clients outside and for processes of the node, masquerade, \
-                 translation of ICMP errors and counts of services are off; ClusterIPs for pods and the \
+                 translation of ICMP errors, counts of services and the holding of fragments that \
+                 come before the first of their datagram are off; ClusterIPs for pods and the \
                  overlay work; a newer kernel (Debian's 6.12, for example) does all of it"
                     .into(),
             );
@@ -301,7 +304,7 @@ fn decide(
             pinned.insert(*name, shape);
         }
     }
-    let version = pins.abi_version()?;
+    let (version, known) = (pins.abi_version()?, pins.known_maps()?);
     let misfit = wanted.iter().find(|(name, want)| {
         pinned
             .get(*name)
@@ -342,7 +345,8 @@ fn decide(
                 }
             }
         };
-        if fate == MapFate::Created && !pinned.is_empty() {
+        // Others are new in this version.
+        if fate == MapFate::Created && !pinned.is_empty() && known.contains(*name) {
             warnings.push(format!("{name} was not pinned any more and is made anew"));
         }
         fates.insert(*name, fate);

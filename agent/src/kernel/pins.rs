@@ -3,13 +3,14 @@
 //! ```text
 //! DIR/<map>                     maps by name
 //! DIR/<map>-next                a map that is about to take the place of <map>
-//! DIR/abi                       the layout version that the maps were made with
+//! DIR/abi                       the layout version that the maps were made with, and their names
 //! DIR/tulle_parts-<id>          the parts that the attached programs go on with
 //! DIR/links/<program>-<ifindex> TCX and XDP links
 //! DIR/links/clsact-<ifindex>    a directory: we added this device's clsact qdisc
 //! DIR/links/filter-<program>-<ifindex>  a directory: we put a filter there
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,10 @@ pub(crate) struct Pins {
 
 /// Name of the layout version's pin.
 const ABI: &str = "abi";
+/// Entries of its array that hold a map's name: the kernel gives it 15 octets and a zero.
+const NAME_WORDS: usize = 4;
+/// Entries of it that are looked at.
+const MOST_WORDS: u32 = 1024;
 /// Folder of the links.
 const LINKS: &str = "links";
 
@@ -165,8 +170,40 @@ impl Pins {
             .map(u32::from_ne_bytes))
     }
 
-    /// Writes the layout version, whole or not at all.
-    pub(crate) fn set_abi_version(&self, version: u32) -> Result<(), PinError> {
+    /// Names of the maps that were all there when the layout version was written; none
+    /// if that says nothing of them.
+    pub(crate) fn known_maps(&self) -> Result<BTreeSet<String>, PinError> {
+        let path = self.abi();
+        let Some(fd) = Self::open_map(&path)? else {
+            return Ok(BTreeSet::new());
+        };
+        let read = RawMap::new(fd.as_fd()).and_then(|map| {
+            let words = 1..map.shape().max_entries.min(MOST_WORDS);
+            let word = |index: u32| map.get(&index.to_ne_bytes());
+            words.map(word).collect::<io::Result<Vec<_>>>()
+        });
+        // A map of another shape says nothing.
+        let words: Vec<u8> = read.into_iter().flatten().flatten().flatten().collect();
+        let name = |octets: &[u8]| {
+            let text = octets.split(|octet| *octet == 0).next().unwrap_or_default();
+            String::from_utf8_lossy(text).into_owned()
+        };
+        Ok(words.chunks_exact(NAME_WORDS * 4).map(name).collect())
+    }
+
+    /// Writes the layout version, and which maps there are, whole or not at all.
+    pub(crate) fn set_abi<'a>(
+        &self,
+        version: u32,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), PinError> {
+        let mut words = vec![version.to_ne_bytes()];
+        for name in names {
+            let mut octets = name.bytes().chain(std::iter::repeat(0));
+            for _ in 0..NAME_WORDS {
+                words.push(std::array::from_fn(|_| octets.next().unwrap_or(0)));
+            }
+        }
         let (path, next) = (self.abi(), self.next(ABI));
         let fail = |source| PinError::Kernel {
             what: "make",
@@ -178,13 +215,17 @@ impl Pins {
             aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
             4,
             4,
-            1,
+            words.len() as u32,
             0,
         );
         let map = aya::maps::MapData::create(spec, "tulle_abi", None)
             .map_err(|e| fail(super::maps::io_of(e)))?;
         sys::raw(&map)
-            .and_then(|raw| raw.put(&0u32.to_ne_bytes(), &version.to_ne_bytes(), sys::ANY))
+            .and_then(|raw| {
+                (0u32..)
+                    .zip(&words)
+                    .try_for_each(|(index, word)| raw.put(&index.to_ne_bytes(), word, sys::ANY))
+            })
             .and_then(|()| sys::pin(map.fd().as_fd(), &next))
             .map_err(fail)?;
         rename(&next, &path)

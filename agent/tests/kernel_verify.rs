@@ -45,6 +45,7 @@ const FEATURES: [(&str, u32); 4] = [
             | Feature::MASQUERADE
             | Feature::ICMP_ERRORS
             | Feature::HOLD_FRAGMENTS
+            | Feature::SERVICE_NETWORKS
             | Feature::COUNT_SERVICES,
     ),
 ];

@@ -25,6 +25,9 @@ impl Feature {
     pub const ICMP_ERRORS: u32 = 32;
     /// Later fragments for a service that come before the first one are held until it comes.
     pub const HOLD_FRAGMENTS: u32 = 64;
+    /// Some networks have only addresses of services ([`Network::SERVICES`](crate::Network::SERVICES)):
+    /// packets to free ones are dropped.
+    pub const SERVICE_NETWORKS: u32 = 128;
     /// What a node can do without, where the kernel's verifier cannot follow the
     /// programs with all of it: services for pods and the overlay stay.
     pub const OPTIONAL: u32 = Self::UPLINK_SERVICES

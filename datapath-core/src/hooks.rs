@@ -163,11 +163,19 @@ pub fn nic_out<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if let Some(client) = sender {
         return serve::<F, P, T>(packet, tables, headers, known, client);
     }
-    let network = tables.network(&headers.dst);
-    if network & Network::SERVICES != 0 && !has_address(tables, headers) {
+    let masquerades = config.features & Feature::MASQUERADE != 0;
+    let network = if masquerades || has_service_networks(config) {
+        tables.network(&headers.dst)
+    } else {
+        0
+    };
+    if has_service_networks(config)
+        && network & Network::SERVICES != 0
+        && !has_address(tables, headers)
+    {
         return Decision::drop(Reason::FreeServiceAddress, headers);
     }
-    if config.features & Feature::MASQUERADE != 0
+    if masquerades
         && known
         && headers.has_flow()
         && headers.src != F::vtep(config)
@@ -293,10 +301,18 @@ fn off_path<'t, F: Family, T: Tables<F::Addr>>(
     if has_address(tables, headers) {
         return no_such_port(headers);
     }
-    if tables.network(&headers.dst) & Network::SERVICES != 0 {
+    if has_service_networks(tables.config())
+        && tables.network(&headers.dst) & Network::SERVICES != 0
+    {
         return Decision::drop(Reason::FreeServiceAddress, headers);
     }
     Decision::kernel(Reason::NotOurs, headers)
+}
+
+/// Whether some networks have only addresses of services.
+#[inline(always)]
+fn has_service_networks(config: &Config) -> bool {
+    config.features & Feature::SERVICE_NETWORKS != 0
 }
 
 /// Whether the packet is for a service address.

@@ -6,8 +6,8 @@
 mod plain;
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowKey, FlowState, FrontendFlags, FrontendKey, Ip4, Network,
-    Reason, proto,
+    BackendState, Config, Direction, Feature, FlowKey, FlowState, FrontendFlags, FrontendKey, Ip4,
+    Network, Reason, proto,
 };
 use datapath_core::{
     Decision, ETH_LEN, Family, Headers, V4, Verdict, icmp::IcmpError, pod_from, quoted, to_pod,
@@ -298,6 +298,7 @@ fn kp_28_a_wrong_port_of_a_service_address_is_refused() {
 fn kp_29_a_free_address_of_services_is_nowhere() {
     let mut tables = tables();
     web(&mut tables, 0);
+    tables.config.features |= Feature::SERVICE_NETWORKS;
     tables.networks = [VIP, FREE]
         .map(|addr| (Ip4::new(addr), Network::SERVICES))
         .into();
@@ -308,6 +309,10 @@ fn kp_29_a_free_address_of_services_is_nowhere() {
     );
     let refused = from(&tables, &tcp(CLIENT, VIP, 40_000, 81, SYN));
     assert_eq!(refused.reason, Reason::NoSuchPort, "in use");
+    tables.config.features &= !Feature::SERVICE_NETWORKS;
+    let passed = from(&tables, &tcp(CLIENT, FREE, 40_000, 80, SYN));
+    assert_eq!(passed.reason, Reason::NotOurs, "no network is services'");
+    tables.config.features |= Feature::SERVICE_NETWORKS;
     tables.networks.insert(Ip4::new(FREE), Network::DIRECT);
     let left = from(&tables, &tcp(CLIENT, FREE, 40_000, 80, SYN));
     assert_eq!(

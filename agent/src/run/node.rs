@@ -99,7 +99,7 @@ impl NodeView {
     }
 
     /// The programs' read-only data. `vtep` is the index of the VTEP device, 0
-    /// while there is none.
+    /// while there is none. What the objects of the cluster switch on besides is left out.
     pub fn config(&self, uplink: &Uplink, args: &RunArgs, vtep: u32, decap_6_in_4: bool) -> Config {
         let RunArgs {
             overlay,
@@ -115,6 +115,7 @@ impl NodeView {
             (services.uplink_services, Feature::UPLINK_SERVICES),
             (services.count_services, Feature::COUNT_SERVICES),
             (services.masquerade, Feature::MASQUERADE),
+            (!services.service_cidr.is_empty(), Feature::SERVICE_NETWORKS),
         ];
         let on = features.into_iter().filter(|(on, _)| *on);
         let features = on.fold(0, |bits, (_, bit)| bits | bit);

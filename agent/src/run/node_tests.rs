@@ -92,9 +92,13 @@ fn the_config_follows_node_and_uplink() {
         "--uplink-services=false",
         "--masquerade=false",
         "--count-services=false",
+        "--service-cidr=10.96.0.0/12",
     ]);
     let old = view.config(&uplink(), &plain, 0, false);
-    let features = Feature::OVERLAY | Feature::ICMP_ERRORS | Feature::HOLD_FRAGMENTS;
+    let features = Feature::OVERLAY
+        | Feature::ICMP_ERRORS
+        | Feature::HOLD_FRAGMENTS
+        | Feature::SERVICE_NETWORKS;
     assert_eq!((old.features, old.vtep), (features, 0));
 }
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use admin_api::{LinkAttachment, MapFault};
-use datapath_common::{Config, Hook, maps};
+use datapath_common::{Config, Feature, Hook, maps};
 
 use super::faults::Part;
 use super::flows::{FlowWalk, lost_at_start};
@@ -31,6 +31,8 @@ pub struct Serving {
     pub view: NodeView,
     /// Index of the VTEP device, 0 while there is none.
     vtep: u32,
+    /// Whether there has been a ServiceCIDR.
+    service_networks: bool,
     /// Maps, programs, links.
     pub datapath: Datapath,
     /// Model and plan.
@@ -62,7 +64,8 @@ impl Serving {
         let args = &shared.args;
         let view = NodeView::new(&node, &shared.uplink, &args.overlay);
         let vtep = vtep(shared);
-        let config = config(&view, vtep, shared);
+        let service_networks = objects.changes.iter().any(is_service_cidr);
+        let config = config(&view, vtep, shared, service_networks);
         let options = Options {
             attach: shared.kernel.attach,
             ..Options::default()
@@ -86,6 +89,7 @@ impl Serving {
             node,
             view,
             vtep,
+            service_networks,
             datapath,
             planner,
             walk: FlowWalk::new(interval, Instant::now()),
@@ -106,6 +110,10 @@ impl Serving {
     pub fn batch(&mut self, shared: &mut Shared, batch: Batch) -> bool {
         let (noticed, changes) = (batch.noticed, batch.changes.len());
         let nodes = batch.changes.iter().any(concerns_nodes);
+        if !self.service_networks && batch.changes.iter().any(is_service_cidr) {
+            self.service_networks = true;
+            shared.paces.programs.ask_now(Instant::now());
+        }
         self.planner.ingest(batch);
         self.touched
             .extend(self.planner.stale_services().iter().cloned());
@@ -284,7 +292,7 @@ impl Serving {
     }
 
     /// Takes in that Node, uplink or VTEP device changed: programs with other
-    /// read-only data, if need be. Says whether anything is different.
+    /// read-only data, if need be. Says whether anything is different, or to be.
     pub fn reconfigure(&mut self, shared: &mut Shared) -> bool {
         let view = NodeView::new(&self.node, &shared.uplink, &shared.args.overlay);
         shared.faults.set(Part::Node, view.notes.clone());
@@ -294,14 +302,19 @@ impl Serving {
         self.view = view;
         self.vtep = vtep;
         self.planner.set_here(here);
-        let config = config(&self.view, self.vtep, shared);
-        // Before the first plan no program may replace one: the maps may be empty.
-        if !self.attached || config == *self.datapath.config() {
+        let config = config(&self.view, self.vtep, shared, self.service_networks);
+        if config == *self.datapath.config() {
             return changed;
+        }
+        // Before the first plan no program may replace one: the maps may be empty.
+        if !self.attached {
+            return true;
         }
         match self.datapath.reconfigure(&config) {
             Ok(report) => {
-                tracing::info!("programs replaced: node, uplink or VTEP device changed");
+                tracing::info!(
+                    "programs replaced: node, uplink, VTEP device or networks of services changed"
+                );
                 shared.faults.set(Part::Programs, sentences(&report));
             }
             Err(error) => {
@@ -313,7 +326,8 @@ impl Serving {
 
     /// Whether the programs have what this node is now.
     pub fn is_configured(&self, shared: &Shared) -> bool {
-        config(&self.view, self.vtep, shared) == *self.datapath.config()
+        let config = config(&self.view, self.vtep, shared, self.service_networks);
+        config == *self.datapath.config()
     }
 
     /// Whether the VTEP device is another one than the programs know.
@@ -460,9 +474,18 @@ impl Serving {
     }
 }
 
-fn config(view: &NodeView, vtep: u32, shared: &Shared) -> Config {
+/// `service_networks`: there has been a ServiceCIDR.
+fn config(view: &NodeView, vtep: u32, shared: &Shared, service_networks: bool) -> Config {
     let decap_6_in_4 = shared.kernel.decap_6_in_4;
-    view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4)
+    let mut config = view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4);
+    if service_networks {
+        config.features |= Feature::SERVICE_NETWORKS;
+    }
+    config
+}
+
+fn is_service_cidr(change: &Change) -> bool {
+    matches!(change, Change::Apply(Object::ServiceCidr(_)))
 }
 
 /// Index of the VTEP device, 0 if there is none.

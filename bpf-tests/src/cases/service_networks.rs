@@ -21,7 +21,7 @@ pub fn cases(u: &Uplink) -> Vec<Case> {
 fn world(u: &Uplink) -> World {
     let flow = u.pod_flow(SYN, LOCAL_ID);
     let mut world = u.world(&flow, 0);
-    world.config.features |= Feature::MASQUERADE;
+    world.config.features |= Feature::MASQUERADE | Feature::SERVICE_NETWORKS;
     let bits = if u.base.v6 { 128 } else { 32 };
     world.networks.extend([
         (external_ip(u.base.v6, 0), bits - 8, Network::SERVICES),
@@ -98,6 +98,17 @@ fn kept(u: &Uplink) -> Vec<Case> {
             // Without a source port, so that no pod's flow is masqueraded.
             cases.push(case.passes(Reason::NotOurs));
         }
+    }
+    // Without the feature no network is services'.
+    let mut off = world.clone();
+    off.config.features &= !Feature::SERVICE_NETWORKS;
+    for (hook, who, src) in clients(u) {
+        let spec = Spec::new(SYN.upper, src, 0, at(FREE), 80);
+        let name = format!("KP-29 {who} to a free address where services have no networks");
+        cases.push(
+            u.case(hook, &name, &off, spec.build())
+                .passes(Reason::NotOurs),
+        );
     }
     // An address in use is served, or refuses what it does not know.
     let flow = u.pod_flow(SYN, LOCAL_ID);

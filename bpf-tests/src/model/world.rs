@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{
-    BackendState, Config, Direction, FlowState, Frontend, Ip4, Limit, Network, Node, NodeClient,
-    TICK_NANOS, Traffic, Via, proto,
+    BackendState, Config, Direction, Feature, FlowState, Frontend, Ip4, Limit, Network, Node,
+    NodeClient, TICK_NANOS, Traffic, Via, proto,
 };
 
 /// Addresses, ports and protocol of a packet.
@@ -305,7 +305,9 @@ impl World {
 
     /// Whether only a service could have the address, and none has it.
     pub fn is_free(&self, addr: IpAddr) -> bool {
-        self.network(addr) & Network::SERVICES != 0 && !self.frontends.contains_key(&(addr, 0, 0))
+        self.has(Feature::SERVICE_NETWORKS)
+            && self.network(addr) & Network::SERVICES != 0
+            && !self.frontends.contains_key(&(addr, 0, 0))
     }
 
     /// What is true of the smallest network that holds the address.

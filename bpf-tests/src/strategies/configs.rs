@@ -44,7 +44,10 @@ pub fn config(number: u8) -> Config {
         overlay_mtu: 1450,
         vtep_mac: Mac::new([0xee, 1, 1, 1, 1, 1]),
         uplink_mac: Mac::new([0x52, 0x54, 0, 7, 7, 7]),
-        features: Feature::OVERLAY | Feature::DECAP_6_IN_4 | Feature::ICMP_ERRORS,
+        features: Feature::OVERLAY
+            | Feature::DECAP_6_IN_4
+            | Feature::ICMP_ERRORS
+            | Feature::SERVICE_NETWORKS,
         node_ip6: Ip6::from(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 1)),
         vtep: 11,
         loopback: 0,
@@ -60,7 +63,7 @@ pub fn config(number: u8) -> Config {
             vni: 0x00ab_cdef,
             vxlan_port: 4789,
             overlay_mtu: 600,
-            features: Feature::OVERLAY | Feature::COUNT_SERVICES,
+            features: Feature::OVERLAY | Feature::COUNT_SERVICES | Feature::SERVICE_NETWORKS,
             flows_per_tick: 4,
             errors_per_tick: 3,
             ..usual
@@ -102,7 +105,8 @@ pub fn config(number: u8) -> Config {
                 | Feature::ICMP_ERRORS
                 | Feature::UPLINK_SERVICES
                 | Feature::MASQUERADE
-                | Feature::COUNT_SERVICES,
+                | Feature::COUNT_SERVICES
+                | Feature::SERVICE_NETWORKS,
             vtep: 0,
             snat_ports: 1,
             flows_per_tick: 4,

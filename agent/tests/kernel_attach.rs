@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use datapath_common::{Config, Hook};
-use kernel_support::{Node, index, on_node, run, veth};
+use datapath_common::{Config, Feature, Hook};
+use kernel_support::{Node, index, on_node, options, run, small, veth};
 use tulle_agent::kernel::{AttachKind, Datapath, Place, Report, XdpMode};
 
 fn pods(list: &[u32]) -> BTreeSet<u32> {
@@ -289,6 +289,71 @@ fn xdp_modes() {
             "{said}"
         );
     });
+}
+
+/// The program at the VTEP device, where IPv6 comes out of the overlay.
+fn at_the_vtep_device(node: &Node, kind: AttachKind) {
+    let vxlan = || {
+        let args = "link add vt0 type vxlan id 1 dstport 8472";
+        run("ip", &args.split(' ').collect::<Vec<_>>());
+        index("vt0")
+    };
+    let uplink = veth("up0");
+    let needed = Feature::OVERLAY | Feature::UPLINK_SERVICES;
+    let config = |vtep, features| Config {
+        features,
+        vtep,
+        ..Config::EMPTY
+    };
+    let first = vxlan();
+    let has = |datapath: &Datapath, vtep| {
+        let attached = datapath.attached().unwrap();
+        let program = (
+            Place::new(Hook::NicIn, vtep),
+            datapath.program_ids()[Hook::NicIn as usize],
+        );
+        attached.contains(&program)
+    };
+    let open = || {
+        let config = config(first, needed);
+        Datapath::open(&node.pins, &config, &small(), &options(kind)).unwrap()
+    };
+    let sync = |datapath: &mut Datapath| counts(&datapath.sync_uplink(uplink, XdpMode::Off).0);
+    let mut datapath = open();
+    assert_eq!(sync(&mut datapath), [3, 0, 0, 0, 0]);
+    assert_eq!(sync(&mut datapath), [0, 0, 3, 0, 0]);
+    assert!(has(&datapath, first));
+    drop(datapath);
+    let mut datapath = open();
+    assert_eq!(sync(&mut datapath), [0, 3, 0, 0, 0]);
+
+    run("ip", &["link", "del", "vt0"]);
+    // Another device in between: an index is not given twice at once.
+    veth("other");
+    let second = vxlan();
+    assert_ne!(first, second);
+    let report = datapath.reconfigure(&config(second, needed)).unwrap();
+    assert_eq!(counts(&report), [0, 2, 0, 0, 0]);
+    assert_eq!(sync(&mut datapath), [1, 0, 2, 0, 1]);
+    assert!(has(&datapath, second));
+
+    let unwanted = [
+        (needed | Feature::DECAP_6_IN_4, 1),
+        (Feature::OVERLAY, 0),
+        (Feature::UPLINK_SERVICES, 0),
+    ];
+    for (features, removed) in unwanted {
+        datapath.reconfigure(&config(second, features)).unwrap();
+        assert_eq!(sync(&mut datapath), [0, 0, 2, 0, removed]);
+        assert!(!has(&datapath, second));
+    }
+}
+
+#[test]
+fn the_vtep_device_where_the_kernel_takes_ipv6_out() {
+    for kind in [AttachKind::Tcx, AttachKind::Clsact] {
+        on_node(move |node| at_the_vtep_device(node, kind));
+    }
 }
 
 #[test]

@@ -83,14 +83,24 @@ pub fn error_on_its_way<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         .counted(Reason::ErrorTranslated)
 }
 
-/// Decides about a packet from the uplink that is for no pod. `tunneled`: it
-/// came out of the overlay, addressed to the VTEP device.
+/// How a packet came in that meets [`nic_in`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// By the uplink, as it is.
+    Wire,
+    /// Out of the overlay at the uplink, addressed to the VTEP device.
+    Overlay,
+    /// By the VTEP device: the kernel took it out of the overlay.
+    Vtep,
+}
+
+/// Decides about a packet that comes in by `entry` and is for no pod.
 #[inline(always)]
 pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
     tables: &'t T,
     headers: &mut Headers<F::Addr>,
-    tunneled: bool,
+    entry: Entry,
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
     let known = flow::recall_ports(tables, headers);
@@ -101,10 +111,11 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         let from = Client::Outside;
         return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker.node);
     }
-    if tunneled {
-        return Decision::to_vtep(headers);
+    match entry {
+        Entry::Wire => serve::<F, P, T>(packet, tables, headers, known, Client::Outside),
+        Entry::Overlay => Decision::to_vtep(headers),
+        Entry::Vtep => Decision::kernel(Reason::NotOurs, headers),
     }
-    serve::<F, P, T>(packet, tables, headers, known, Client::Outside)
 }
 
 /// The process of this node that sends a packet and may be served. `at_loopback`: the

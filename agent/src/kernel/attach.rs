@@ -145,7 +145,8 @@ impl Datapath {
 
     /// Attaches `tulle_nic_in` and `tulle_nic_out`, and `tulle_xdp` as `xdp`
     /// says, to the uplink, `tulle_nic_out` to the loopback device too if that is
-    /// configured, and removes them from any other device.
+    /// configured and `tulle_nic_in` to the VTEP device if that takes IPv6 out of the
+    /// overlay, and removes them from any other device.
     pub fn sync_uplink(&mut self, ifindex: u32, xdp: XdpMode) -> (Report, XdpChoice) {
         let mut report = Report::default();
         self.ensure(Place::new(Hook::NicIn, ifindex), &mut report);
@@ -154,10 +155,14 @@ impl Datapath {
         if let Some(loopback) = loopback {
             self.ensure(Place::new(Hook::NicOut, loopback), &mut report);
         }
+        let vtep = self.served_vtep();
+        if let Some(vtep) = vtep {
+            self.ensure(Place::new(Hook::NicIn, vtep), &mut report);
+        }
         let choice = self.sync_xdp(ifindex, xdp, &mut report);
         let xdp_on = choice.mode != XdpMode::Off;
         let wanted = |place: Place| match place.hook() {
-            Hook::NicIn => place.ifindex == ifindex,
+            Hook::NicIn => place.ifindex == ifindex || Some(place.ifindex) == vtep,
             Hook::NicOut => place.ifindex == ifindex || Some(place.ifindex) == loopback,
             Hook::Xdp => place.ifindex == ifindex && xdp_on,
             Hook::PodFrom | Hook::PodTo => true,
@@ -172,6 +177,16 @@ impl Datapath {
         let services = self.config().features & !self.left_out() & Feature::UPLINK_SERVICES;
         let loopback = self.config().loopback;
         (services != 0 && loopback != 0).then_some(loopback)
+    }
+
+    /// The VTEP device, if answers to clients that were masqueraded come out of the
+    /// overlay there and not in `tulle_nic_in`.
+    fn served_vtep(&self) -> Option<u32> {
+        let features = self.config().features & !self.left_out();
+        let needed = Feature::OVERLAY | Feature::UPLINK_SERVICES;
+        let here = features & (needed | Feature::DECAP_6_IN_4) == needed;
+        let vtep = self.config().vtep;
+        (here && vtep != 0).then_some(vtep)
     }
 
     /// Attaches `tulle_pod_from` and `tulle_pod_to` to these host sides of
@@ -195,10 +210,16 @@ impl Datapath {
     /// Loads the programs with other read-only data and puts them in the place
     /// of those that are attached. No packet meets a device without a program.
     pub fn reconfigure(&mut self, config: &Config) -> Result<Report, LoadError> {
+        let vtep = self.served_vtep();
         self.load_again(config)?;
         let mut report = Report::default();
+        // Gone in all likelihood; the next sync removes what is left of it.
+        let former = vtep
+            .filter(|vtep| self.served_vtep() != Some(*vtep))
+            .map(|vtep| Place::new(Hook::NicIn, vtep));
         for entry in self.entries()? {
             match entry {
+                Entry::Link(place) | Entry::Filter(place) if Some(place) == former => {}
                 Entry::Link(place) | Entry::Filter(place) => {
                     if place.hook() == Hook::Xdp {
                         self.replace_xdp(place, &mut report);

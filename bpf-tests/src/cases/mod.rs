@@ -19,6 +19,7 @@ mod services;
 mod source_ranges_affinity;
 mod straight;
 pub(crate) mod uplink;
+mod vtep;
 
 use std::collections::HashMap;
 
@@ -264,6 +265,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(loopback::cases(v6));
         cases.extend(leaving::cases(&uplink));
         cases.extend(straight::cases(&uplink));
+        cases.extend(vtep::cases(&uplink));
         cases.extend(service_networks::cases(&uplink));
         cases.extend(icmp_errors::cases(&uplink));
         cases.extend(source_ranges_affinity::cases(&uplink));

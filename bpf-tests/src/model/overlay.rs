@@ -48,9 +48,19 @@ pub fn xdp(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     }
 }
 
-/// What arrives at the uplink.
+/// Whether the packet is at the VTEP device, which took it out of the overlay.
+fn at_vtep(world: &World, ctx: &Ctx) -> bool {
+    world.config.vtep == ctx.ifindex
+}
+
+/// What arrives at the uplink, or at the VTEP device.
 pub fn nic_in(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
-    let target = overlay(world, frame, ctx, Hook::NicIn);
+    // An overlay within the overlay is nobody's here.
+    let target = if at_vtep(world, ctx) {
+        Overlay::No
+    } else {
+        overlay(world, frame, ctx, Hook::NicIn)
+    };
     match target {
         Overlay::Leaves(reason) => return Outcome::leave(reason, frame),
         Overlay::No => return from_wire(world, frame, ctx),
@@ -89,7 +99,7 @@ fn to_vtep(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -> Outco
     )
 }
 
-/// What comes in by the uplink and not through the overlay.
+/// What comes in by the uplink and not through the overlay, or by the VTEP device.
 fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     let ether_type = match parse::ethernet(frame, ctx) {
         Ok(ether_type) => ether_type,
@@ -116,14 +126,14 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
             return Outcome::kernel(Reason::SlowPath, frame);
         }
         // XDP marks what it took out of the overlay by the sender's address.
-        let straight = frame[6..12] != world.config.vtep_mac.octets();
+        let taken_out = frame[6..12] == world.config.vtep_mac.octets() || at_vtep(world, ctx);
         return to_pod(
             world,
             frame,
             &packet,
             &via,
             Reason::DeliveredLocal,
-            straight,
+            !taken_out,
         );
     }
     world.add_fragment_ports(&mut packet);
@@ -131,6 +141,10 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     let own = [world.node_address(dst), world.vtep_address(dst)].contains(&dst);
     if own && let Some(row) = row_to_client(world, &packet) {
         return to_client(world, Hook::NicIn, frame, &packet, &row, ctx);
+    }
+    // Out of the overlay nobody is served.
+    if at_vtep(world, ctx) {
+        return Outcome::kernel(Reason::NotOurs, frame);
     }
     if let Some(frontend) = frontend_of(world, &packet) {
         return service(world, frame, &packet, &frontend, client, ctx);

@@ -5,14 +5,15 @@ use std::net::Ipv6Addr;
 use datapath_common::{Config, Feature, IdleTicks, Ip4, Ip6, Mac};
 
 /// How many configurations there are; each is loaded once.
-pub const CONFIGS: u8 = 8;
+pub const CONFIGS: u8 = 9;
 
 /// A configuration by number: 0 as usual, 1 with limits, another VNI and port,
 /// a small MTU and an old kernel, 2 without overlay, 3 with an MTU that little
 /// fits and one grant of each kind. The rest serve on the uplink: 4 with few
 /// ports for translated sources, 5 without overlay and without IPv6 of its own,
 /// 6 with limits, a small MTU, no VTEP device, one such port and an old kernel,
-/// 7 with `tulle_nic_out` at the loopback device.
+/// 7 with `tulle_nic_out` at the loopback device, 8 with `tulle_nic_in` at the VTEP
+/// device of an old kernel.
 pub fn config(number: u8) -> Config {
     let idle = IdleTicks {
         tcp_opening: 6,
@@ -115,9 +116,17 @@ pub fn config(number: u8) -> Config {
             ..usual
         },
         // Where test runs put every packet.
-        _ => Config {
+        7 => Config {
             features: usual.features | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
             loopback: 1,
+            ..usual
+        },
+        // The same.
+        _ => Config {
+            features: (usual.features & !Feature::DECAP_6_IN_4)
+                | Feature::UPLINK_SERVICES
+                | Feature::MASQUERADE,
+            vtep: 1,
             ..usual
         },
     }

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::configs::config;
+use super::configs::{CONFIGS, config};
 use super::places::{
     SOURCES, external_ip, host_via, local_via, node_ip, outside_ip, own_ip, pod_ip, remote_ip,
     service_ip, source_network, vxlan_via,
@@ -157,7 +157,7 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
     );
     let service = (
         any::<bool>(),
-        0..8_u8,
+        0..CONFIGS,
         any::<Index>(),
         any::<Index>(),
         prop::bool::weighted(0.3),

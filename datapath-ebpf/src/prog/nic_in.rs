@@ -1,9 +1,10 @@
-//! `tulle_nic_in`: packets that arrive at the uplink, after XDP.
+//! `tulle_nic_in`: packets that arrive at the uplink, after XDP; and those that the
+//! VTEP device takes out of the overlay, where the agent attaches it there too.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_common::{Address as _, Feature, Hook, Ip4, Mac, Reason};
 use datapath_core::{
-    ETH_LEN, Frame, Headers, Packet as _, Tables, V4, V6, frame, nic_in,
+    ETH_LEN, Entry, Frame, Headers, Packet as _, Tables, V4, V6, frame, nic_in,
     overlay::{Arrival, OVERHEAD, arrival},
     to_pod,
 };
@@ -17,14 +18,20 @@ use crate::{
     tables::{Maps, config},
 };
 
-/// TC ingress of the uplink.
+/// TC ingress of the uplink, or of the VTEP device.
 #[classifier]
 pub fn tulle_nic_in(ctx: TcContext) -> i32 {
     let mut skb = Skb::open(Skb::new(ctx).raw());
     let origin = Origin::of(Hook::NicIn, &skb);
     let maps = Maps::new(origin);
-    let inner = match arrival(&skb, &maps) {
-        // Decapsulated by XDP before, routed without an overlay, or the kernel's.
+    let arrived = if is_at_vtep(&skb) {
+        Arrival::Other
+    } else {
+        arrival(&skb, &maps)
+    };
+    let inner = match arrived {
+        // Decapsulated by XDP or the VTEP device before, routed without an overlay, or
+        // the kernel's.
         Arrival::Other => {
             return match frame(&skb) {
                 Ok(frame) => dispatch(&skb, Hook::NicIn, frame, false),
@@ -91,7 +98,7 @@ where
     } else {
         Reason::DeliveredLocal
     };
-    let straight = !tunneled && !is_stripped(skb);
+    let straight = !tunneled && !is_stripped(skb) && !is_at_vtep(skb);
     let decision = to_pod::<F, _>(maps, &mut headers, via, reason, straight);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))
@@ -102,6 +109,12 @@ where
 fn is_stripped(skb: &Skb) -> bool {
     skb.read::<Mac>(6)
         .is_ok_and(|sender| sender == config().vtep_mac)
+}
+
+/// Whether the packet is at the VTEP device: as the kernel took it out of the overlay.
+#[inline(always)]
+fn is_at_vtep(skb: &Skb) -> bool {
+    skb.ifindex() == config().vtep
 }
 
 /// Its part for IPv4 packets that are for no pod of this node.
@@ -133,9 +146,15 @@ where
             origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
         };
     }
-    // Fragments that were held come by behind others' Ethernet header.
-    let tunneled = tunneled || is_stripped(skb);
-    let decision = nic_in::<F, _, _>(skb, maps, &mut headers, tunneled);
+    let entry = if is_at_vtep(skb) {
+        Entry::Vtep
+    } else if tunneled || is_stripped(skb) {
+        // Fragments that were held come by behind others' Ethernet header.
+        Entry::Overlay
+    } else {
+        Entry::Wire
+    };
+    let decision = nic_in::<F, _, _>(skb, maps, &mut headers, entry);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))
 }

@@ -63,12 +63,17 @@ pub fn quoted<F: Family, P: Packet>(packet: &P, h: &Headers<F::Addr>) -> Option<
     let ip = (h.l4 & MAX_L4) + QUOTE_AT;
     let (l4, proto) = F::quoted_upper(packet, ip)?;
     let l4 = l4 & MAX_L4;
+    // What follows the packet in its frame is not quoted.
+    let left = (h.l4 as u32)
+        .wrapping_add(h.l4_total)
+        .wrapping_sub(l4 as u32)
+        .cast_signed();
     let (sport, dport) = match proto {
-        proto::TCP | proto::UDP | proto::SCTP => {
+        proto::TCP | proto::UDP | proto::SCTP if left >= 4 => {
             let ports: Ports = packet.read(l4).ok()?;
             (ports.src.get(), ports.dst.get())
         }
-        proto::ICMP | proto::ICMPV6 => {
+        proto::ICMP | proto::ICMPV6 if left >= 6 => {
             let [kind, _]: [u8; 2] = packet.read(l4).ok()?;
             let request = if F::Addr::VERSION == 4 { 8 } else { 128 };
             if kind != request {

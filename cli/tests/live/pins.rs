@@ -173,7 +173,7 @@ impl Pins {
         }
         let mut ebpf = loader.load(&object).unwrap();
         let program: &mut SchedClassifier = ebpf
-            .program_mut("tulle_pod_to")
+            .program_mut("tulle_pod_to4")
             .unwrap()
             .try_into()
             .unwrap();

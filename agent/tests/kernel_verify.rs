@@ -25,8 +25,8 @@ use kernel_support::{on_node, options, small};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tulle_agent::kernel::loader::OBJECT;
+use tulle_agent::kernel::loading::uninterrupted;
 use tulle_agent::kernel::probe::{Sources, probe};
-use tulle_agent::kernel::programs::uninterrupted;
 use tulle_agent::kernel::{AttachKind, Datapath};
 
 /// Lines of a refusal that are shown.

@@ -14,10 +14,11 @@ use datapath_common::{Config, Feature, Hook, maps};
 
 use super::attach::AttachKind;
 use super::capacity::{Capacities, flag};
+use super::loading::ProgramError;
 use super::maps::{Maps, TableError, io_of};
 use super::pins::{PinError, Pins, remove, rename};
 use super::place::Place;
-use super::programs::{ProgramError, Programs};
+use super::programs::Programs;
 use super::scan;
 use super::shape::{self, ObjectError};
 use super::sys::{self, RawMap, Shape};

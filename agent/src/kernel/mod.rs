@@ -13,6 +13,7 @@ mod clsact;
 pub mod counters;
 pub mod gc;
 pub mod loader;
+pub mod loading;
 pub mod lock;
 pub mod maps;
 mod numbers;

@@ -12,9 +12,9 @@ use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::Program;
 use datapath_common::{PARTS, Part};
 
+use super::loading::{ProgramError, load_classifier};
 use super::maps::io_of;
 use super::pins::{PinError, Pins, list, remove};
-use super::programs::{ProgramError, load_classifier};
 use super::shape::ObjectError;
 use super::sys;
 

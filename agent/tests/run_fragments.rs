@@ -35,7 +35,15 @@ struct Sender<'a> {
     next_hop: [u8; 6],
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
+    /// A client outside, whose packets go to the first node.
+    fn outside(town: &'a Town) -> Self {
+        Self {
+            ns: town.ns(Client::Outside(0)),
+            next_hop: link::mac(town.node(0).ns(), "eth0").unwrap(),
+        }
+    }
+
     /// A datagram of `socket` in fragments.
     fn fragments(&self, socket: &UdpSocket, to: SocketAddr, id: u32) -> (Vec<u8>, Vec<Vec<u8>>) {
         let own = socket.local_addr().unwrap();
@@ -81,10 +89,7 @@ fn fragments_reach_the_service_in_any_order() {
     let service = town.service(41, &EVERY_POD);
     town.world.write(&service);
     let first = town.node(0);
-    let outside = Sender {
-        ns: town.ns(Client::Outside(0)),
-        next_hop: link::mac(first.ns(), "eth0").unwrap(),
-    };
+    let outside = Sender::outside(&town);
     let pod = Sender {
         ns: town.ns(Client::Pod(0, 0)),
         next_hop: link::mac(first.ns(), "pod1").unwrap(),
@@ -123,11 +128,7 @@ fn what_is_held_is_not_given_to_a_datagram_of_later_times() {
     let town = Town::start("held", 1, &[]);
     let service = town.service(42, &EVERY_POD);
     town.world.write(&service);
-    let first = town.node(0);
-    let sender = Sender {
-        ns: town.ns(Client::Outside(0)),
-        next_hop: link::mac(first.ns(), "eth0").unwrap(),
-    };
+    let sender = Sender::outside(&town);
     let by = By {
         udp: true,
         v6: false,
@@ -171,10 +172,7 @@ fn bursts_in_any_order_come_once() {
     town.world.write(&service);
     let first = town.node(0);
     queue_up(first);
-    let sender = Sender {
-        ns: town.ns(Client::Outside(0)),
-        next_hop: link::mac(first.ns(), "eth0").unwrap(),
-    };
+    let sender = Sender::outside(&town);
     let by = By {
         udp: true,
         v6: false,

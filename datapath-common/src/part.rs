@@ -2,8 +2,6 @@
 //! goes on with the part for it by a tail call. Each part has a stack of its own
 //! and is verified by itself.
 
-use crate::Hook;
-
 macro_rules! parts {
     ($($name:ident = $number:literal, $program:literal;)+) => {
         /// A program that another one goes on with. The number is its row in
@@ -50,22 +48,3 @@ parts! {
 /// Name of the array of parts. It belongs to one loading of the programs, so it
 /// is none of the maps that the next one takes over.
 pub const PARTS: &str = "tulle_parts";
-
-impl Part {
-    /// The part of a hook's program for packets of IPv6 or IPv4; `None` if the
-    /// program has no parts.
-    #[inline(always)]
-    pub const fn of(hook: Hook, v6: bool) -> Option<Self> {
-        Some(match (hook, v6) {
-            (Hook::PodFrom, false) => Self::PodFrom4,
-            (Hook::PodFrom, true) => Self::PodFrom6,
-            (Hook::PodTo, false) => Self::PodTo4,
-            (Hook::PodTo, true) => Self::PodTo6,
-            (Hook::NicIn, false) => Self::NicIn4,
-            (Hook::NicIn, true) => Self::NicIn6,
-            (Hook::NicOut, false) => Self::NicOut4,
-            (Hook::NicOut, true) => Self::NicOut6,
-            (Hook::Xdp, _) => return None,
-        })
-    }
-}

@@ -71,16 +71,17 @@ fn go_on<const PART: u32>(raw: *mut __sk_buff) {
 /// [`go_on`] with the part of a hook for packets of IPv6 or IPv4.
 #[inline(always)]
 fn go_on_at(raw: *mut __sk_buff, hook: Hook, v6: bool) {
-    match Part::of(hook, v6) {
-        Some(Part::PodFrom4) => go_on::<{ Part::PodFrom4 as u32 }>(raw),
-        Some(Part::PodFrom6) => go_on::<{ Part::PodFrom6 as u32 }>(raw),
-        Some(Part::PodTo4) => go_on::<{ Part::PodTo4 as u32 }>(raw),
-        Some(Part::PodTo6) => go_on::<{ Part::PodTo6 as u32 }>(raw),
-        Some(Part::NicIn4) => go_on::<{ Part::NicIn4 as u32 }>(raw),
-        Some(Part::NicIn6) => go_on::<{ Part::NicIn6 as u32 }>(raw),
-        Some(Part::NicOut4) => go_on::<{ Part::NicOut4 as u32 }>(raw),
-        Some(Part::NicOut6) => go_on::<{ Part::NicOut6 as u32 }>(raw),
-        _ => {}
+    match (hook, v6) {
+        (Hook::PodFrom, false) => go_on::<{ Part::PodFrom4 as u32 }>(raw),
+        (Hook::PodFrom, true) => go_on::<{ Part::PodFrom6 as u32 }>(raw),
+        (Hook::PodTo, false) => go_on::<{ Part::PodTo4 as u32 }>(raw),
+        (Hook::PodTo, true) => go_on::<{ Part::PodTo6 as u32 }>(raw),
+        (Hook::NicIn, false) => go_on::<{ Part::NicIn4 as u32 }>(raw),
+        (Hook::NicIn, true) => go_on::<{ Part::NicIn6 as u32 }>(raw),
+        (Hook::NicOut, false) => go_on::<{ Part::NicOut4 as u32 }>(raw),
+        (Hook::NicOut, true) => go_on::<{ Part::NicOut6 as u32 }>(raw),
+        // Its program has no parts.
+        (Hook::Xdp, _) => {}
     }
 }
 

@@ -108,12 +108,7 @@ where
         // From here on nothing of this datagram is held any more: what is put back
         // below does not come to be held again.
         remember_ports(maps, headers);
-        if is_translated(maps, headers) {
-            put_back_all(raw, headers, origin.ifindex, note.tunneled() as u32);
-        } else {
-            // What is held went its own way as well.
-            forget_all(headers);
-        }
+        release(raw, maps, headers, note.tunneled());
     } else if headers.fragment == Fragment::Later && !knows_ports(maps, headers) {
         let slot = hold(raw, headers);
         // The first one may have passed on another CPU meanwhile.
@@ -196,29 +191,15 @@ fn hold<A: HeldRows>(raw: *mut __sk_buff, headers: &Headers<A>) -> u32 {
     key.slot
 }
 
-/// Forgets what is held of a datagram.
-#[inline(never)]
-fn forget_all<A: HeldRows>(headers: &Headers<A>) -> u32 {
-    let mut key = first_key(headers);
-    while key.slot < HELD_FRAGMENTS {
-        if A::held(&key).is_some() {
-            A::forget(&key);
-        }
-        key.slot += 1;
-    }
-    0
-}
-
 /// Puts what is held of the first fragment's datagram into the interface's ingress,
-/// where it comes by after the first one. `tunneled`: that came out of the overlay here.
-/// Returns 0, always: what fails is lost, as the network loses fragments.
+/// where it comes by after the first one, if that is translated; what is not has gone
+/// its own way as well. `tunneled`: the first one came out of the overlay here. What
+/// fails is lost, as the network loses fragments.
 #[inline(never)]
-fn put_back_all<A: HeldRows>(
-    raw: *mut __sk_buff,
-    headers: &Headers<A>,
-    ifindex: u32,
-    tunneled: u32,
-) -> u32 {
+fn release<A: HeldRows>(raw: *mut __sk_buff, maps: &Maps, headers: &Headers<A>, tunneled: bool)
+where
+    Maps: Tables<A>,
+{
     let mut key = first_key(headers);
     let mut own: Option<&Held> = None;
     while key.slot < HELD_FRAGMENTS {
@@ -226,14 +207,14 @@ fn put_back_all<A: HeldRows>(
             // SAFETY: the map's look-up returned the pointer; the memory stays the
             // table's. Another CPU may give it to another row meanwhile, see below.
             let row = unsafe { &*row };
-            if is_fresh(row.seen) {
+            if is_fresh(row.seen) && is_translated(maps, headers) {
                 if own.is_none() {
                     own = copy(raw).map(|own| &*own);
                     if own.is_none() {
-                        return 0;
+                        return;
                     }
                 }
-                put_back(raw, row, ifindex, tunneled);
+                put_back(raw, row, maps.ifindex(), tunneled);
             }
             A::forget(&key);
         }
@@ -244,12 +225,11 @@ fn put_back_all<A: HeldRows>(
         // checksum is wrong, and the receiver drops it.
         let _ = turn_into(raw, own);
     }
-    0
 }
 
 /// Makes the packet a clone of what is held and puts that into the ingress.
 #[inline(always)]
-fn put_back(raw: *mut __sk_buff, row: &Held, ifindex: u32, tunneled: u32) {
+fn put_back(raw: *mut __sk_buff, row: &Held, ifindex: u32, tunneled: bool) {
     let (seen, id, len) = whose(row);
     if turn_into(raw, row).is_err() {
         return;
@@ -263,7 +243,7 @@ fn put_back(raw: *mut __sk_buff, row: &Held, ifindex: u32, tunneled: u32) {
     let sender = config().vtep_mac;
     // SAFETY: the context is the program's own; the address lives on the stack.
     unsafe {
-        if tunneled != 0 && bpf_skb_store_bytes(raw, 6, (&raw const sender).cast(), 6, 0) != 0 {
+        if tunneled && bpf_skb_store_bytes(raw, 6, (&raw const sender).cast(), 6, 0) != 0 {
             return;
         }
         bpf_clone_redirect(raw, ifindex, BPF_F_INGRESS as u64);

@@ -6,49 +6,9 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use datapath_common::Frontend;
+use support::balanced::{here, object, row, service};
 use support::world::World;
-use tulle_agent::model::{
-    Exposure, HostPort, NamespacedName, Object, Pod, Protocol, Service, ServicePort,
-};
-use tulle_agent::plan::Here;
-
-const VIP: &str = "203.0.113.1";
-
-fn name(i: u8) -> NamespacedName {
-    NamespacedName::new("default", format!("s{i}"))
-}
-
-/// A Service at 10.96.0.`i`:80 and at the balancer's address.
-fn service(i: u8) -> Service {
-    Service {
-        cluster_ips: vec![[10, 96, 0, i].into()],
-        vips: vec![VIP.parse().unwrap()],
-        ports: vec![ServicePort {
-            name: String::new(),
-            port: 80,
-            protocol: Protocol::Tcp,
-            node_port: None,
-        }],
-        ..Service::new(name(i), Exposure::Served)
-    }
-}
-
-fn object(service: Service) -> Object {
-    Object::Service(service.into())
-}
-
-fn here() -> Here {
-    Here {
-        node: "n0".to_owned(),
-        node_port_addresses: vec![[192, 168, 0, 1].into()],
-        ..Here::default()
-    }
-}
-
-fn row(world: &World, addr: &str, port: u16) -> Frontend {
-    world.sim.fronts[&(addr.parse().unwrap(), port, 6)]
-}
+use tulle_agent::model::{HostPort, NamespacedName, Object, Pod, Protocol, Service, ServicePort};
 
 #[test]
 fn kp38_an_exact_address_beats_a_node_port_and_gives_it_back() {

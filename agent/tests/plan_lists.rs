@@ -7,37 +7,18 @@ mod support;
 
 use std::net::IpAddr;
 
-use datapath_common::{Frontend, FrontendFlags, Network, ViaKind};
+use datapath_common::{FrontendFlags, Network, ViaKind};
+use support::balanced::{VIP, here, name, object, row, service};
 use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
 use tulle_agent::model::{
-    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, Policy, Protocol,
-    Service, ServicePort, SlicePort,
+    Endpoint, EndpointSlice, Family, Node, Object, Policy, Protocol, Service, ServicePort,
+    SlicePort,
 };
 use tulle_agent::plan::{Applied, Capacities, FrontKey, Here, MapOp, Planner};
 use tulle_agent::source::Change;
 
 const DECIDE: u16 = FrontendFlags::FLOWS_DECIDE;
-const VIP: &str = "203.0.113.1";
-
-fn name(i: u8) -> NamespacedName {
-    NamespacedName::new("default", format!("s{i}"))
-}
-
-/// A Service at 10.96.0.`i`:80 and at the balancer's address.
-fn service(i: u8) -> Service {
-    Service {
-        cluster_ips: vec![[10, 96, 0, i].into()],
-        vips: vec![VIP.parse().unwrap()],
-        ports: vec![ServicePort {
-            name: String::new(),
-            port: 80,
-            protocol: Protocol::Tcp,
-            node_port: None,
-        }],
-        ..Service::new(name(i), Exposure::Served)
-    }
-}
 
 fn local(i: u8) -> Service {
     Service {
@@ -52,10 +33,6 @@ fn ranges(i: u8, nets: &[&str]) -> Object {
         source_ranges,
         ..service(i)
     })
-}
-
-fn object(service: Service) -> Object {
-    Object::Service(service.into())
 }
 
 /// Endpoints: address and number of the node.
@@ -79,18 +56,6 @@ fn slice(i: u8, endpoints: &[(&str, u8)]) -> Object {
         }
         .into(),
     )
-}
-
-fn here() -> Here {
-    Here {
-        node: "n0".to_owned(),
-        node_port_addresses: vec![[192, 168, 0, 1].into()],
-        ..Here::default()
-    }
-}
-
-fn row(world: &World, addr: &str, port: u16) -> Frontend {
-    world.sim.fronts[&(addr.parse().unwrap(), port, 6)]
 }
 
 /// Addresses in both lists of a frontend.

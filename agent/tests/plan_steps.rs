@@ -7,40 +7,15 @@ mod support;
 use std::time::{Duration, Instant};
 
 use datapath_common::{BackendState, FrontendFlags, ViaKind};
+use support::numbered::{front, name, service};
 use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
-use tulle_agent::model::{
-    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Object, Protocol, Service,
-    ServicePort, SlicePort,
-};
-use tulle_agent::plan::{Applied, Capacities, FrontKey, GRACE, MapOp, Planner};
+use tulle_agent::model::{Endpoint, EndpointSlice, Family, Object, Protocol, SlicePort};
+use tulle_agent::plan::{Applied, Capacities, GRACE, MapOp, Planner};
 use tulle_agent::source::Change;
 
 const DECIDE: u16 = FrontendFlags::FLOWS_DECIDE;
 const LOST: u16 = FrontendFlags::FLOWS_MAY_BE_LOST;
-
-fn name(i: u32) -> NamespacedName {
-    NamespacedName::new("default", format!("s{i:05}"))
-}
-
-fn service(i: u32) -> Object {
-    let ports = vec![ServicePort {
-        name: "http".to_owned(),
-        port: 80,
-        protocol: Protocol::Tcp,
-        node_port: None,
-    }];
-    let [_, _, c, d] = i.to_be_bytes();
-    let cluster_ips = vec![[10, 96, c, d].into()];
-    Object::Service(
-        Service {
-            cluster_ips,
-            ports,
-            ..Service::new(name(i), Exposure::Served)
-        }
-        .into(),
-    )
-}
 
 fn slice(i: u32, hosts: &[u8]) -> Object {
     let endpoint = |host: &u8| Endpoint::new([10, 244, 0, *host].into());
@@ -78,15 +53,6 @@ impl World {
         let draining = self.planner.draining();
         self.planner.release_backends(draining, self.clock.now());
         self.run();
-    }
-}
-
-fn front(i: u32) -> FrontKey {
-    let [_, _, c, d] = i.to_be_bytes();
-    FrontKey {
-        addr: [10, 96, c, d].into(),
-        port: 80,
-        proto: 6,
     }
 }
 

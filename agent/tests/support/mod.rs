@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 
+pub mod balanced;
 pub mod meaning;
+pub mod numbered;
 pub mod rows;
 pub mod sim;
 pub mod unchecked;

@@ -23,6 +23,9 @@ const ANSWERED: u16 = 7;
 const UNANSWERED: u16 = 9;
 /// Rows of a small flow table.
 const ROWS: u32 = 4096;
+/// After this a connection that nothing was said on is silent: the last delayed
+/// acknowledgement (200 ms at most) has come, and nobody repeats anything.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A world with an echo service of every pod, and what a client holds open to it.
 struct Talk {
@@ -62,7 +65,9 @@ impl Talk {
     fn idle(&self) -> Vec<Idle> {
         let to = addresses(&self.service);
         let open = |n: usize| Idle::open(self.client(), to[n % to.len()]);
-        (0..16).map(open).collect()
+        let idle = (0..16).map(open).collect();
+        std::thread::sleep(QUIET);
+        idle
     }
 
     /// Flows of the idle connections.
@@ -277,10 +282,14 @@ fn connections_outlive_a_full_flow_table() {
     assert!(flood(&talk, ANSWERED, 12), "faults name both tables");
     talk.wait_asking();
     let whole = |view: &FlowView| view.forward.is_some() && view.reply.is_some();
-    let left = talk.views(&idle).into_iter().filter(whole).count();
-    assert!(left < idle.len(), "rows of silent connections were evicted");
+    let left = talk.views(&idle);
+    let kept = left.iter().filter(|view| whole(view)).count();
+    assert!(kept < idle.len(), "rows of silent connections were evicted");
     for idle in &mut idle {
-        idle.ask().unwrap();
+        idle.ask().unwrap_or_else(|error| {
+            let before = left.iter().find(|view| view.client == idle.client);
+            panic!("{}: {error}; before: {before:?}", idle.client);
+        });
     }
     finish(busy, 100);
 }

@@ -179,10 +179,10 @@ fn bursts_in_any_order_come_once() {
     };
     let front = town.address(&service, Front::NodePort(0), by);
     town.ask(Client::Outside(0), front, true, SOON).unwrap();
+    let _own = EchoServer::start(first.ns(), "node", 9999).unwrap();
     let mut id = 1000;
     for order in ORDERS {
         // For a service, and for the node itself.
-        let own = EchoServer::start(first.ns(), "node", 9999).unwrap();
         for to in [front, SocketAddr::new(front.ip(), 9999)] {
             let before = reassembled(first.ns());
             let socket = udp_connect(sender.ns, to).unwrap();
@@ -211,6 +211,5 @@ fn bursts_in_any_order_come_once() {
                 );
             }
         }
-        drop(own);
     }
 }

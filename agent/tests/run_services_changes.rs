@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use run_services_support::{
-    By, Client, EVERY_POD, EVERY_WAY, Front, SOON, Town, ask, strict_rp_filter,
+    By, Client, EVERY_POD, EVERY_WAY, Front, SILENCE, SOON, Town, ask, strict_rp_filter,
 };
 use run_support::LIMIT;
 use testkit::bulk::transfer;
@@ -21,7 +21,7 @@ use testkit::manifests::{Protocol, Service};
 use testkit::packet::{L4, Net, parse};
 use testkit::ping::ping;
 use testkit::server::{ECHO_PORT, PodServer};
-use testkit::wait;
+use testkit::{NetNs, wait};
 
 /// Longest from the change of a manifest to the last new flow to a pod that is gone.
 const MOVED: Duration = Duration::from_secs(1);
@@ -188,6 +188,16 @@ fn echo_sources(capture: Capture) -> Vec<IpAddr> {
     incoming.filter_map(|frame| request(&frame.bytes)).collect()
 }
 
+/// Who answers a large datagram. Nobody on the way fragments IPv6: who sends too much for
+/// a pod's link learns its MTU by what is lost.
+fn in_fragments(ns: &NetNs, to: SocketAddr, fill: u8) -> String {
+    wait::until("a datagram in fragments", SOON, || {
+        let socket = udp_connect(ns, to)?;
+        Ok(udp_exchange(&socket, &[fill; 4000], SILENCE).ok())
+    })
+    .unwrap()
+}
+
 #[test]
 fn pods_that_leave_the_cluster_have_the_nodes_address_unless_it_is_excluded() {
     // Two hosts outside; the second one is to see pods' own addresses, and knows the way back.
@@ -230,9 +240,7 @@ fn pods_that_leave_the_cluster_have_the_nodes_address_unless_it_is_excluded() {
                 let to = SocketAddr::new(outsider.ips()[family], ECHO_PORT);
                 let seen = transfer(pod.ns(), to, 1 << 20, SOON).unwrap();
                 assert_eq!(seen.pod, outsider.name());
-                let socket = udp_connect(pod.ns(), to).unwrap();
-                let data = vec![at as u8; 4000];
-                assert_eq!(udp_exchange(&socket, &data, SOON).unwrap(), outsider.name());
+                assert_eq!(in_fragments(pod.ns(), to, at as u8), outsider.name());
             }
         }
     }
@@ -272,8 +280,7 @@ fn a_client_outside_reaches_a_pod_by_its_own_address() {
             }
             let seen = transfer(outsider.ns(), at(ECHO_PORT), 1 << 20, SOON).unwrap();
             assert_eq!(seen.pod, pod.name());
-            let socket = udp_connect(outsider.ns(), at(ECHO_PORT)).unwrap();
-            assert_eq!(udp_exchange(&socket, &[7; 4000], SOON).unwrap(), pod.name());
+            assert_eq!(in_fragments(outsider.ns(), at(ECHO_PORT), 7), pod.name());
             // What the pod opens itself has the node's address all the same.
             let to = SocketAddr::new(own, 8080);
             let answer = ask(pod.ns(), to, false, SOON).unwrap();

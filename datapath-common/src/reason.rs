@@ -77,7 +77,7 @@ reasons! {
     NotIp = 2, "not_ip", Passed, "neither IPv4 nor IPv6 (ARP, for example)", "";
     Tagged = 3, "vlan_tagged", Passed, "carries a VLAN tag", "";
     Control = 4, "control", Passed, "multicast, link-local or neighbour discovery", "";
-    SlowPath = 5, "slow_path", Passed, "for a known pod, but only the kernel can deliver it (fragmentation, options)", "";
+    SlowPath = 5, "slow_path", Passed, "for a known pod, left to the kernel: it comes from outside the overlay and through no service, or only the kernel can deliver it (fragmentation, options)", "";
     TranslatedToKernel = 6, "translated_to_kernel", Passed, "translated, then left to the kernel's routing", "";
     ForeignVni = 7, "foreign_vni", Passed, "VXLAN of another network identifier", "";
     OverlayToKernel = 8, "overlay_to_kernel", Passed, "overlay packet for this node but for no pod that the datapath knows", "";

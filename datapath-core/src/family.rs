@@ -124,8 +124,18 @@ impl Family for V6 {
     fn quoted_upper<P: Packet>(packet: &P, ip: usize) -> Option<(usize, u8)> {
         let [version, _]: [u8; 2] = packet.read(ip).ok()?;
         let [next, _]: [u8; 2] = packet.read(ip + 6).ok()?;
-        // Extension headers are not looked through.
-        (version >> 4 == 6).then_some((ip + Self::HEADER, next))
+        let upper = ip + Self::HEADER;
+        if version >> 4 != 6 {
+            return None;
+        }
+        if next != parse::FRAGMENT {
+            // Other extension headers are not looked through.
+            return Some((upper, next));
+        }
+        // A first fragment: only that has ports.
+        let fragment: wire::Ipv6Fragment = packet.read(upper).ok()?;
+        (fragment.offset.get() & 0xfff8 == 0)
+            .then_some((upper + size_of::<wire::Ipv6Fragment>(), fragment.next))
     }
 
     #[inline(always)]

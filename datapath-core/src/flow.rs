@@ -177,6 +177,8 @@ pub(crate) struct Asker {
     pub hairpin: bool,
     /// A [`datapath_common::NodeClient`].
     pub node: u8,
+    /// It is a pod's that left the cluster through no service.
+    pub left: bool,
 }
 
 /// The translation of a reply, and who its client is; `wanted`: only of those
@@ -232,6 +234,7 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     let asker = Asker {
         hairpin,
         node: flow.node,
+        left: flow.backend == 0,
     };
     Some((rewrite, asker))
 }

@@ -5,7 +5,9 @@ use datapath_common::{
 };
 
 use crate::{
-    Decision, ETH_LEN, Family, Fragment, Headers, Packet, Rewrite, Tables, flow, flow_hash,
+    Decision, ETH_LEN, Family, Fragment, Headers, Packet, Rewrite, Tables,
+    flow::{self, Asker},
+    flow_hash,
     icmp::IcmpError,
     masquerade::{leaves, masquerade},
     reduce,
@@ -54,7 +56,7 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     {
         if !asker.hairpin {
             let from = Client::Pod;
-            return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker.node);
+            return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker);
         }
         if let Some(via) = tables.pod(&headers.src) {
             return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
@@ -79,7 +81,12 @@ pub fn error_on_its_way<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     from: Client,
     node: u8,
 ) -> Decision<'t, F::Addr> {
-    to_client::<F, P, T>(packet, tables, headers, Rewrite::none(headers), from, node)
+    let asker = Asker {
+        hairpin: false,
+        node,
+        left: false,
+    };
+    to_client::<F, P, T>(packet, tables, headers, Rewrite::none(headers), from, asker)
         .counted(Reason::ErrorTranslated)
 }
 
@@ -109,7 +116,7 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         && let Some((rewrite, asker)) = flow::reply_of(tables, headers, Some(false))
     {
         let from = Client::Outside;
-        return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker.node);
+        return to_client::<F, P, T>(packet, tables, headers, rewrite, from, asker);
     }
     match entry {
         Entry::Wire => serve::<F, P, T>(packet, tables, headers, known, Client::Outside),
@@ -244,7 +251,8 @@ pub fn pod_to<F: Family, T: Tables<F::Addr>>(
 
 /// A packet for the pod behind `via`: translated if it is a reply, then
 /// delivered. `reason` counts it if it is none. `straight`: it comes from outside,
-/// and not through the overlay.
+/// and not through the overlay; what the pod sends there the kernel forwards, so it
+/// forwards this too, and its connection tracking sees both halves.
 #[inline(always)]
 pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
     tables: &T,
@@ -258,12 +266,14 @@ pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
         return Decision::kernel(Reason::SlowPath, headers);
     }
     let known_ports = flow::recall_ports(tables, headers);
+    if straight {
+        if known_ports && tables.config().features & Feature::MASQUERADE != 0 {
+            comes_straight::<F, T>(tables, headers);
+        }
+        return Decision::kernel(Reason::SlowPath, headers);
+    }
     if known_ports && let Some(rewrite) = flow::reply(tables, headers) {
         return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
-    }
-    let masquerade = tables.config().features & Feature::MASQUERADE != 0;
-    if straight && known_ports && masquerade {
-        comes_straight::<F, T>(tables, headers);
     }
     Decision::deliver(via, reason, headers)
 }

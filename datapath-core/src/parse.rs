@@ -224,7 +224,7 @@ fn is_known(p: u8) -> bool {
 const MAX_EXTENSIONS: usize = 6;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
 /// Skips IPv6 extension headers. `end` is where the packet ends.

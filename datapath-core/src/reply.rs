@@ -1,18 +1,16 @@
 //! The way of a translated reply to a client that is not behind the hook itself.
 
-use datapath_common::{Address, Direction, FlowKey, NodeClient, Reason, ViaKind};
+use datapath_common::{NodeClient, Reason, ViaKind};
 
 use crate::{
     Decision, Family, Headers, Packet, Rewrite, Tables,
-    flow::key,
+    flow::Asker,
     flow_hash,
     hooks::{fits_overlay, needs_kernel, outer_port},
     service::Client,
-    tables::FlowRow,
 };
 
-/// Sends a reply to its client, `rewrite.dst`. `from` is who sends it; `node` is a
-/// [`NodeClient`].
+/// Sends a reply to its client, `rewrite.dst`. `from` is who sends it, `asker` whose it is.
 #[inline(always)]
 pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
@@ -20,10 +18,15 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     h: &Headers<F::Addr>,
     rewrite: Rewrite<F::Addr>,
     from: Client,
-    node: u8,
+    asker: Asker,
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
-    let client = rewrite.dst;
+    let (client, node) = (rewrite.dst, asker.node);
+    // The kernel forwarded out what it answers, and its connection tracking is to see
+    // both halves.
+    if from == Client::Outside && asker.left {
+        return Decision::kernel(Reason::ReplyTranslated, h).translated(rewrite);
+    }
     if h.ttl <= 1 {
         return Decision::kernel(Reason::SlowPath, h);
     }
@@ -41,15 +44,11 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         if let Some(via) = tables.pod(&client)
             && via.kind == ViaKind::Local as u8
         {
-            // Masqueraded behind a service: `pod_to` translates it once more.
-            if from == Client::Outside
-                && rewrite.any
-                && rewrite.src == h.src
-                && is_behind_service(tables, h)
-            {
-                return Decision::kernel(Reason::ReplyTranslated, h).translated(rewrite);
-            }
             return Decision::deliver(via, Reason::ReplyTranslated, h).translated(rewrite);
+        }
+        // A pod that only the kernel knows, or none.
+        if from == Client::Outside {
+            return Decision::kernel(Reason::ReplyTranslated, h).translated(rewrite);
         }
     } else if let Some(via) = tables.peer(&client) {
         if via.kind != ViaKind::Vxlan as u8
@@ -64,20 +63,4 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             .translated(rewrite);
     }
     Decision::route(Reason::ReplyTranslated, h).translated(rewrite)
-}
-
-/// Whether what a masqueraded reply becomes is the reply of a service. A function
-/// of its own, that reads the row again: keys take much of the stack.
-#[inline(never)]
-fn is_behind_service<A: Address, T: Tables<A>>(tables: &T, h: &Headers<A>) -> bool {
-    let Some(row) = tables.flow(key(h, Direction::Reply)) else {
-        return false;
-    };
-    let flow = row.get();
-    let behind = FlowKey {
-        dst: flow.nat_addr,
-        dport: flow.nat_port,
-        ..key(h, Direction::Reply)
-    };
-    tables.flow(behind).is_some()
 }

@@ -367,8 +367,10 @@ fn arriving(f: &Fixture) -> Result<Vec<Scene>> {
             scene.flows.clone_from(&flows);
         }
     }
-    let mut bare = sized_reply(f, Hook::NicIn, f.remote, f.remote_service, REMOTE)?;
-    bare.name = "after XDP, reply of a service";
+    let bare = sized(f.stripped(&reply(f, f.remote)), FRAME);
+    let name = "after XDP, reply of a service";
+    let mut bare = scene(f, Hook::NicIn, name, Reason::ReplyTranslated, bare)?;
+    bare.flows.clone_from(&flows);
     scenes.push(bare);
     scenes.push(scene(
         f,

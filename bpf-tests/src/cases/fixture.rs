@@ -164,6 +164,14 @@ impl Fixture {
         Case::new(&name, &self.world, hook, frame)
     }
 
+    /// The packet as `tulle_xdp` leaves what it took out of the overlay.
+    pub fn stripped(&self, spec: &Spec) -> Spec {
+        Spec {
+            src_mac: self.world.config.vtep_mac,
+            ..spec.clone()
+        }
+    }
+
     /// Delivery into a pod: the frame and the verdict.
     pub fn delivered(spec: &Spec, pod: u8) -> (Verdict, Vec<u8>) {
         let via = local_via(pod);

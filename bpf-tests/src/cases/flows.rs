@@ -154,8 +154,12 @@ fn reply(f: &Fixture, name: &str, upper: Upper, before: Rows, after: Rows) -> Ve
             .leaves(Reason::ReplyTranslated, verdict, out.clone()),
         f.case_at(Hook::NicIn, name, crate::packet::tunnel(&outer, &inner))
             .leaves(Reason::ReplyTranslated, verdict, out.clone()),
-        f.case_at(Hook::NicIn, &format!("{name}, after XDP"), sent.build())
-            .leaves(Reason::ReplyTranslated, verdict, out),
+        f.case_at(
+            Hook::NicIn,
+            &format!("{name}, after XDP"),
+            f.stripped(&sent).build(),
+        )
+        .leaves(Reason::ReplyTranslated, verdict, out),
         f.case_at(Hook::PodTo, name, sent.build()).leaves(
             Reason::ReplyTranslated,
             Verdict::Kernel,
@@ -367,7 +371,10 @@ fn reply_fragments(f: &Fixture) -> Vec<Case> {
         };
         let (verdict, out) = Fixture::delivered(&back, 2);
         let name = format!("{name} fragment of a reply");
-        for hook in [Hook::PodFrom, Hook::NicIn] {
+        for (hook, sent) in [
+            (Hook::PodFrom, sent.clone()),
+            (Hook::NicIn, f.stripped(&sent)),
+        ] {
             let case = f.case_at(hook, &name, sent.build());
             cases.push(case.leaves(Reason::ReplyTranslated, verdict, out.clone()));
         }

@@ -104,8 +104,15 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
         );
     }
     let spec = Spec::new(Upper::Udp, f.outside, 5, f.pod, 9);
-    let (verdict, out) = Fixture::delivered(&spec, 3);
     let case = f.case_at(Hook::NicIn, "from the underlay to a pod", spec.build());
+    cases.push(case.passes(Reason::SlowPath));
+    let sent = Spec::new(Upper::Udp, f.remote, 5, f.pod, 9);
+    let (verdict, out) = Fixture::delivered(&sent, 3);
+    let case = f.case_at(
+        Hook::NicIn,
+        "after XDP, to a pod",
+        f.stripped(&sent).build(),
+    );
     cases.push(case.leaves(Reason::DeliveredLocal, verdict, out));
     let mut broken = spec.build();
     broken[14] = 0x95;

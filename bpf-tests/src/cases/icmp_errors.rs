@@ -11,11 +11,25 @@ use crate::model::{Verdict, World};
 use crate::packet::{ETHERNET, Piece, Spec, Upper, internet_checksum, upper_checksum};
 use crate::strategies::outside_ip;
 
+const FIRST: Piece = Piece {
+    offset: 0,
+    more: true,
+};
+
+/// Octets before the transport header.
+fn header(of: &Spec) -> usize {
+    match (of.src.is_ipv6(), of.piece) {
+        (false, _) => 20,
+        (true, None) => 40,
+        (true, Some(_)) => 48,
+    }
+}
+
 /// An error from `src` to `dst` about `about`, of which `octets` are quoted.
 fn error(u: &Uplink, src: IpAddr, dst: IpAddr, about: &Spec, octets: usize) -> Spec {
     let kind = if u.base.v6 { 1 } else { 3 };
     let mut spec = Spec::new(Upper::Icmp(kind), src, 0, dst, 0);
-    let header = if u.base.v6 { 40 } else { 20 };
+    let header = header(about);
     spec.payload = about
         .build()
         .into_iter()
@@ -28,7 +42,7 @@ fn error(u: &Uplink, src: IpAddr, dst: IpAddr, about: &Spec, octets: usize) -> S
 /// The error about `to` instead of the packet quoted; the quoted transport header keeps its
 /// checksum, which `from` had.
 fn about(spec: &Spec, from: &Spec, to: &Spec, octets: usize) -> Spec {
-    let header = if to.src.is_ipv6() { 40 } else { 20 };
+    let header = header(to);
     let (old, mut new) = (from.build(), to.build());
     let sum = match to.upper {
         Upper::Tcp(_) => Some((16, 18)),
@@ -153,6 +167,13 @@ pub fn cases(u: &Uplink) -> Vec<Case> {
         known.push(service(u, kind.name, &pod));
     }
     known.push(masqueraded(u, "echo", echo(u)));
+    let mut pieces = masqueraded(u, "first fragment", OPENERS[1]);
+    for (sent, seen) in [&mut pieces.there, &mut pieces.back] {
+        for spec in [sent, seen] {
+            (spec.piece, spec.dont_fragment) = (Some(FIRST), false);
+        }
+    }
+    known.push(pieces);
     let mut cases = Vec::new();
     for (number, known) in known.iter().enumerate() {
         for hook in [Hook::PodFrom, Hook::NicIn, Hook::NicOut, Hook::PodTo] {

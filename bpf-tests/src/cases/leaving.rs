@@ -144,7 +144,6 @@ fn opening_and_answers(u: &Uplink, kind: Kind) -> Vec<Case> {
         dport: flow.client.1,
         ..answer.clone()
     };
-    let (verdict, out) = super::Fixture::delivered(&back, 2);
     let heard = rows(u, &flow, FlowState::Established, 0).map(|(id, mut row)| {
         row.opened = NOW - 1;
         (id, row)
@@ -152,16 +151,29 @@ fn opening_and_answers(u: &Uplink, kind: Kind) -> Vec<Case> {
     let name = format!("{} answer to a masqueraded pod", kind.name);
     let mut answers = u
         .case(Hook::NicIn, &name, &world(u), answer.build())
-        .leaves(Reason::ReplyTranslated, verdict, out)
+        .leaves(Reason::ReplyTranslated, Verdict::Kernel, back.build())
         .writes(heard);
     answers
         .world
         .flows
         .extend(rows(u, &flow, FlowState::Opening, 1));
+    // The kernel forwarded the pod's packet, and so it does this one, whatever else is
+    // known of the pod; where its TTL ends it says so.
+    let mut unknown_pod = answers.clone();
+    unknown_pod.name = format!("{}, of a bridge", answers.name);
+    unknown_pod.world.pods.remove(&flow.client.0);
+    let mut used_up = answers.clone();
+    used_up.name = format!("{}, TTL 1", answers.name);
+    used_up.frame = Spec {
+        ttl: 1,
+        ..answer.clone()
+    }
+    .build();
+    used_up.out = super::Out::Frame(Spec { ttl: 1, ..back }.build());
     // What nobody asked for is the node's.
     let name = format!("{} answer to no flow", kind.name);
     let unknown = u.case(Hook::NicIn, &name, &world(u), answer.build());
-    vec![opens, answers, unknown]
+    vec![opens, answers, unknown_pod, used_up, unknown]
 }
 
 fn later_packets(u: &Uplink) -> Vec<Case> {

@@ -3,10 +3,10 @@
 
 use datapath_common::{Feature, FlowState, Hook, Limit, Network, NodeClient, Reason};
 
-use super::fixture::{BPORT, Fixture, LOCAL_ID, NOW, SPORT};
+use super::Case;
+use super::fixture::{BPORT, Fixture, LOCAL_ID, NOW, OUTSIDE_ID, SPORT};
 use super::leaving;
 use super::uplink::{Flow, Kind, OPENERS, SYN, Uplink};
-use super::{Case, Out};
 use crate::model::{FlowId, FlowRow, Tuple};
 use crate::packet::tcp_flag::{ACK, FIN, SYN as OPEN};
 use crate::packet::{Spec, Upper, tunnel};
@@ -62,11 +62,10 @@ fn row(u: &Uplink, kind: Kind, state: FlowState, age: u32) -> (FlowId, FlowRow) 
     (id.reply(), row)
 }
 
-/// It is delivered as it is.
+/// The kernel forwards it, as what the pod answers.
 fn arrives(u: &Uplink, name: &str, spec: &Spec) -> Case {
-    let (verdict, out) = Fixture::delivered(spec, 2);
     u.case(Hook::NicIn, name, &leaving::world(u), spec.build())
-        .leaves(Reason::DeliveredLocal, verdict, out)
+        .passes(Reason::SlowPath)
 }
 
 fn seen((id, row): (FlowId, FlowRow), state: FlowState) -> (FlowId, FlowRow) {
@@ -144,7 +143,6 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
     }));
     let plain = u.outside_flow(SYN, LOCAL_ID);
     let data = Spec::new(Upper::Tcp(ACK), u.client, SPORT, u.base.pod, BPORT);
-    let (verdict, out) = Fixture::delivered(&data, 3);
     let mut world = u.world(&plain, 0);
     world.config.features |= Feature::MASQUERADE;
     world.flows.extend(u.rows(&plain, open, 2));
@@ -155,7 +153,14 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
             &world,
             data.build(),
         )
-        .leaves(Reason::DeliveredLocal, verdict, out);
+        .passes(Reason::SlowPath);
+    // `tulle_pod_to` translates it: the kernel forwarded what it answers.
+    let flow = u.pod_flow(SYN, OUTSIDE_ID);
+    let mut through = arrives(u, "answer of a service's backend", &u.answer(&flow).0);
+    through.world.flows.extend(u.rows(&flow, open, 1));
+    let bits = if u.base.v6 { 128 } else { 32 };
+    let network = (u.base.outside, bits, Network::DIRECT);
+    through.world.networks.push(network);
     vec![
         known(fresh, row(u, SYN, open, 1)),
         known(stale, row(u, SYN, open, 2)),
@@ -166,6 +171,7 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
         kept,
         before,
         served,
+        through,
     ]
 }
 
@@ -193,11 +199,14 @@ fn not_noted(u: &Uplink) -> Vec<Case> {
         ..spec.clone()
     };
     let peer = arrives(u, "from a pod of another node", &inside);
-    let stripped = Spec {
-        src_mac: u.base.world.config.vtep_mac,
-        ..spec.clone()
-    };
-    let xdp = arrives(u, "out of the overlay by XDP", &stripped);
+    let (verdict, out) = Fixture::delivered(&spec, 2);
+    let frame = u.base.stripped(&spec).build();
+    let name = "out of the overlay by XDP";
+    let xdp = u.case(Hook::NicIn, name, &leaving::world(u), frame).leaves(
+        Reason::DeliveredLocal,
+        verdict,
+        out,
+    );
     let (outer, inner) = u.base.arriving(&spec);
     let (verdict, out) = Fixture::delivered(&spec, 2);
     let frame = tunnel(&outer, &inner);
@@ -205,7 +214,6 @@ fn not_noted(u: &Uplink) -> Vec<Case> {
         .case(Hook::NicIn, "out of the overlay", &leaving::world(u), frame)
         .leaves(Reason::Decapsulated, verdict, out);
     let expired = Spec { ttl: 1, ..spec };
-    let mut expired = arrives(u, "with TTL 1", &expired).passes(Reason::SlowPath);
-    (expired.verdict, expired.out) = (crate::model::Verdict::Kernel, Out::Same);
+    let expired = arrives(u, "with TTL 1", &expired);
     vec![off, direct, limited, ping, peer, xdp, tunneled, expired]
 }

@@ -74,16 +74,22 @@ pub fn to_client(
     world.note_reply(packet, row);
     world.leave_fragment_ports(packet);
     let untranslated = Outcome::kernel(Reason::SlowPath, frame);
-    if packet.ip.ttl <= 1 {
-        return untranslated;
-    }
     let to = as_reply(packet, row);
     let dst = to.dst;
     let mut out = frame.to_vec();
-    if let Err(fault) = translate(&mut out, packet, &to) {
+    let translated = translate(&mut out, packet, &to);
+    let reason = Reason::ReplyTranslated;
+    // Through no service: the kernel forwarded what this answers.
+    let by_kernel = hook == Hook::NicIn && row.backend == 0;
+    if packet.ip.ttl <= 1 && !by_kernel {
+        return untranslated;
+    }
+    if let Err(fault) = translated {
         return Outcome::drop(fault, frame);
     }
-    let reason = Reason::ReplyTranslated;
+    if by_kernel {
+        return Outcome::kernel(reason, &out);
+    }
     match (row.node, hook) {
         // Whichever of its addresses it uses.
         (NodeClient::Loopback, _) => return to_loopback(world, out, reason),
@@ -92,18 +98,10 @@ pub fn to_client(
         (NodeClient::No, _) => {}
     }
     if let Some(via) = world.local_pod(dst) {
-        // Masqueraded behind a service: `pod_to` translates it once more.
-        let behind = Tuple {
-            src: packet.ip.src,
-            dst,
-            dport: to.dport,
-            ..packet.tuple()
-        };
-        let once_more = to.src == packet.ip.src && world.flows.contains_key(&behind.reply());
-        if hook == Hook::NicIn && once_more {
-            return Outcome::kernel(reason, &out);
-        }
         deliver(out, packet, &via, Client::Pod, reason)
+    } else if hook == Hook::NicIn && world.in_pod_network(dst) {
+        // Of this node, and of nobody that is known.
+        Outcome::kernel(reason, &out)
     } else if let Some(via) = world.peer(dst) {
         if !fits(world, frame, packet, ctx) {
             return untranslated;

@@ -11,6 +11,8 @@ use super::rewrite::{adjusted, get16, put};
 use super::{Ctx, Outcome, Tuple, World};
 use crate::packet::{ETHERNET, octets_of};
 
+/// IPv6's fragment header, as the header before names it.
+const FRAGMENT: u8 = 44;
 /// Octets of an ICMP header, which a quotation follows.
 const ICMP: usize = 8;
 
@@ -73,6 +75,8 @@ pub fn icmp_error(world: &World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Option<
     }
     Some(if let Some(via) = world.local_pod(to.dst) {
         deliver(out.clone(), &packet, &via, client, reason)
+    } else if hook == Hook::NicIn && world.in_pod_network(to.dst) {
+        left()
     } else if let Some(via) = world.peer(to.dst) {
         if !fits(world, frame, &packet, ctx) {
             return Some(left());
@@ -115,7 +119,17 @@ fn quote(frame: &[u8], packet: &Packet) -> Option<Quote> {
             return None;
         }
         let (src, dst) = (octets::<16>(&header, 8)?, octets::<16>(&header, 24)?);
-        (header[6], src.into(), dst.into(), at + 40)
+        let (next, upper) = match header[6] {
+            FRAGMENT => {
+                let piece: [u8; 8] = octets(held, at + 40)?;
+                if u16::from_be_bytes([piece[2], piece[3]]) >> 3 != 0 {
+                    return None;
+                }
+                (piece[0], at + 48)
+            }
+            next => (next, at + 40),
+        };
+        (next, src.into(), dst.into(), upper)
     };
     let word = |at: usize| octets(held, upper + at).map(u16::from_be_bytes);
     let (sport, dport) = match protocol {

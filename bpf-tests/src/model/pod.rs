@@ -82,7 +82,7 @@ pub fn pod_to(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
 }
 
 /// Reply look-up and delivery. `reason` is counted for what is no reply. `straight`:
-/// from outside, and not through the overlay.
+/// from outside, and not through the overlay: the kernel's.
 pub fn to_pod(
     world: &mut World,
     frame: &[u8],
@@ -96,6 +96,10 @@ pub fn to_pod(
     let mut packet = *packet;
     world.add_fragment_ports(&mut packet);
     let packet = &packet;
+    if straight {
+        comes_straight(world, packet);
+        return Outcome::kernel(Reason::SlowPath, frame);
+    }
     if packet.has_ports
         && let Some(row) = world.replied(packet, |row| !row.hairpin)
     {
@@ -105,8 +109,6 @@ pub fn to_pod(
         world.note_reply(packet, &row);
         world.leave_fragment_ports(packet);
         reason = Reason::ReplyTranslated;
-    } else if straight {
-        comes_straight(world, packet);
     }
     deliver(out, packet, via, Client::Pod, reason)
 }

@@ -354,9 +354,10 @@ impl PacketPlan {
         let mut about = Spec::new(upper, back.dst, back.dport, back.src, dport);
         about.ttl = 1;
         if plan.later {
+            let first = self.source.is_multiple_of(2);
             about.piece = Some(Piece {
-                offset: 100,
-                more: false,
+                offset: if first { 0 } else { 100 },
+                more: first,
             });
         }
         if plan.options {
@@ -376,7 +377,11 @@ impl PacketPlan {
             [3, 4, 5, 11, 12]
         };
         spec.upper = Upper::Icmp(kinds[plan.kind as usize % 5]);
-        let header = if v6 { 40 } else { 20 };
+        let header = match (v6, about.piece) {
+            (false, _) => 20,
+            (true, None) => 40,
+            (true, Some(_)) => 48,
+        };
         spec.payload = about
             .build()
             .into_iter()

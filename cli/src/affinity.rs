@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::datapath::Datapath;
 use crate::flows::{hidden, limit};
 use crate::format;
-use crate::names::{Names, Wanted, service_text};
+use crate::names::{Names, Wanted, nothing_matches, service_text};
 use crate::output::{Style, left, right};
 use crate::services::ids_of;
 use crate::tables::{AffinityRow, BackendRow, FrontendRow, family};
@@ -156,14 +156,17 @@ impl Judge {
 /// Whether the filter takes the row.
 fn matches(row: &AffinityRow, names: &Names, filter: &AffinityFilter) -> bool {
     filter.client.is_none_or(|net| net.contains(&row.client))
-        && filter.service.as_ref().is_none_or(|wanted| {
-            let number = wanted.strip_prefix('#').unwrap_or(wanted).parse();
-            let wanted = wanted.to_lowercase();
-            number == Ok(row.service)
-                || names
-                    .service(row.service)
-                    .is_some_and(|name| name.to_lowercase().contains(&wanted))
-        })
+        && filter
+            .service
+            .as_ref()
+            .is_none_or(|wanted| is_service(wanted, row.service, names.service(row.service)))
+}
+
+/// Whether a service is the one that is wanted by number or part of its name.
+fn is_service(wanted: &str, number: u32, name: Option<&str>) -> bool {
+    let wanted_number = wanted.strip_prefix('#').unwrap_or(wanted).parse();
+    let wanted = wanted.to_lowercase();
+    wanted_number == Ok(number) || name.is_some_and(|name| name.to_lowercase().contains(&wanted))
 }
 
 /// Rows for people and programs, the latest first, at most `limit`.
@@ -243,6 +246,14 @@ pub fn run(context: &Context, args: &AffinityArgs) -> anyhow::Result<()> {
     let names = Names::load(context, &[Wanted::Services]);
     let mut found = datapath.affinities()?;
     found.retain(|row| matches(row, &names, &args.filter));
+    if found.is_empty()
+        && let Some(wanted) = &args.filter.service
+    {
+        let mut services = names.services.iter();
+        if !services.any(|(number, name)| is_service(wanted, *number, Some(name))) {
+            return Err(nothing_matches("service", "services", &names));
+        }
+    }
     let report = rows(&found, &judge, &names, limit(context, args.limit));
     context.print("tulle.affinity", &report, &report.notes, render)
 }

@@ -11,11 +11,14 @@ use crate::context::Context;
 use crate::datapath::TrafficById;
 use crate::format;
 use crate::links::{interface_name, interface_text};
-use crate::names::{Names, Wanted, service_text};
+use crate::names::{Names, Wanted, nothing_matches, service_text};
 use crate::output::{Style, left, right, text};
 use crate::services::ids_of;
 use crate::tables::{BackendRow, FrontendRow, family, via_kind};
 use crate::traffic::{self, Traffic};
+
+/// States of backends, as filters name them.
+const STATES: [&str; 2] = ["active", "draining"];
 
 /// What `tulle backends` tells.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -233,7 +236,7 @@ pub fn render(report: &Report, style: Style, stats: bool) -> String {
 ///
 /// # Errors
 ///
-/// If the maps cannot be read or the output not be written.
+/// If the maps cannot be read, the filter takes nothing, or the output cannot be written.
 pub fn run(context: &Context, args: &BackendsArgs) -> anyhow::Result<()> {
     let datapath = context.datapath()?;
     let frontends = datapath.frontends()?;
@@ -252,6 +255,10 @@ pub fn run(context: &Context, args: &BackendsArgs) -> anyhow::Result<()> {
         &interface_name,
         filter,
     );
+    // That none is in a state is an answer.
+    if report.backends.is_empty() && filter.is_some_and(|filter| !STATES.contains(&filter)) {
+        return Err(nothing_matches("backend", "backends", &names));
+    }
     if args.stats {
         for family in [4, 6] {
             let ours = report.backends.iter().filter(|row| row.family == family);

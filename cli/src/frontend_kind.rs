@@ -1,5 +1,5 @@
-//! What kind of address a frontend is, from the rows alone: so that it can be
-//! told without an agent.
+//! What kind of address a frontend is, from the rows alone as far as they say: so that
+//! it can be told without an agent.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,9 +20,11 @@ pub enum Kind {
     NodePort,
     /// An address of a load balancer whose source ranges are set.
     Vip,
+    /// An address of the node, at a Pod's host port. Only the name says so.
+    HostPort,
     /// An external IP, or an address of a load balancer without source ranges:
     /// the rows are alike. Also a node port whose service port has lost its
-    /// ClusterIP to another Service.
+    /// ClusterIP to another Service; and without an agent a host port.
     External,
 }
 
@@ -32,6 +34,7 @@ impl fmt::Display for Kind {
             Self::ClusterIp => "ClusterIP",
             Self::NodePort => "NodePort",
             Self::Vip => "VIP",
+            Self::HostPort => "HostPort",
             Self::External => "external",
         })
     }

@@ -88,7 +88,7 @@ pub struct FullName<'a> {
 }
 
 impl<'a> FullName<'a> {
-    /// From `namespace/name:port`. No part of it has either sign (RFC 1123).
+    /// From `namespace/name:port`. Neither sign is in a namespace or a port's name (RFC 1123).
     pub fn of(full: &'a str) -> Self {
         let (namespace, rest) = full.split_once('/').unwrap_or(("", full));
         let (name, port) = rest.split_once(':').unwrap_or((rest, ""));
@@ -97,6 +97,12 @@ impl<'a> FullName<'a> {
             name,
             port,
         }
+    }
+
+    /// Whether it is a Pod's, which has host ports: its name is behind a `pod/`, as no
+    /// object's own name can be.
+    pub fn is_pod(&self) -> bool {
+        self.name.starts_with("pod/")
     }
 }
 
@@ -111,6 +117,17 @@ pub fn service_text(name: Option<&str>, number: u32) -> String {
         return NO_SERVICE.into();
     }
     name.map_or_else(|| format!("#{number}"), str::to_owned)
+}
+
+/// The error where a filter takes nothing: `what` should have been there, `verb` lists it all.
+pub fn nothing_matches(what: &str, verb: &str, names: &Names) -> anyhow::Error {
+    let hint = if names.notes.is_empty() {
+        format!("`tulle {verb}` lists all of them")
+    } else {
+        // A filter by name takes nothing then.
+        names.notes.join("; ")
+    };
+    anyhow::anyhow!("no {what} matches; {hint}")
 }
 
 /// The one line that says why names are missing.

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::datapath::{Datapath, TrafficById};
 use crate::format;
 use crate::frontend_kind::{Kind, Kinds};
-use crate::names::{FullName, Names, Wanted, service_text};
+use crate::names::{FullName, Names, Wanted, nothing_matches, service_text};
 use crate::services_text::render;
 use crate::tables::{BackendRow, FrontendRow, SourceRow, family};
 use crate::traffic::Traffic;
@@ -145,6 +145,13 @@ pub struct Filter<'a> {
     pub name: Option<&'a str>,
 }
 
+impl Filter<'_> {
+    /// Whether something was asked for.
+    fn is_some(&self) -> bool {
+        self.text.or(self.namespace).or(self.name).is_some()
+    }
+}
+
 /// Frontends joined with their segments and backends.
 pub fn rows(tables: &Tables, names: &Names, filter: Filter<'_>) -> Report {
     let addresses: HashMap<(u8, u32), SocketAddr> = tables
@@ -208,6 +215,11 @@ fn row(
     let service = names.service(value.service);
     let full_name = service.map(FullName::of);
     let owned = |part: fn(&FullName<'_>) -> String| full_name.as_ref().map(part);
+    let kind = if full_name.is_some_and(|name| name.is_pod()) {
+        Kind::HostPort
+    } else {
+        kind
+    };
     let when_empty = |flag| {
         if frontend.has(flag) {
             WhenEmpty::Drops
@@ -311,7 +323,7 @@ pub fn add_traffic(report: &mut Report, traffic: &TrafficById) {
 ///
 /// # Errors
 ///
-/// If the maps cannot be read or the output not be written.
+/// If the maps cannot be read, the filter takes nothing, or the output cannot be written.
 pub fn run(context: &Context, args: &ServicesArgs) -> anyhow::Result<()> {
     let datapath = context.datapath()?;
     let tables = Tables::read(&datapath)?;
@@ -322,6 +334,9 @@ pub fn run(context: &Context, args: &ServicesArgs) -> anyhow::Result<()> {
         name: args.name.as_deref(),
     };
     let mut report = rows(&tables, &names, filter);
+    if report.services.is_empty() && filter.is_some() {
+        return Err(nothing_matches("service", "services", &names));
+    }
     if args.stats {
         let numbers = report.services.iter().map(|row| row.number).collect();
         add_traffic(&mut report, &datapath.service_traffic(&numbers)?);

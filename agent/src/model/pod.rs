@@ -41,7 +41,8 @@ impl Pod {
         owner(&self.name)
     }
 
-    /// Namespace and name of the Pod whose [`Pod::owner`] this is; `None` if it is a Service's.
+    /// Name of the Pod whose [`Pod::owner`] this is, in the same namespace; `None` if it is a
+    /// Service's.
     pub fn owned(owner: &NamespacedName) -> Option<&str> {
         owner.name.strip_prefix(PREFIX)
     }
@@ -49,5 +50,18 @@ impl Pod {
 
 /// [`Pod::owner`] of the Pod of this name.
 pub(super) fn owner(pod: &NamespacedName) -> NamespacedName {
-    NamespacedName::new(pod.namespace.as_str(), format!("{PREFIX}{pod}"))
+    NamespacedName::new(pod.namespace.as_str(), format!("{PREFIX}{}", pod.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_names_the_namespace_once() {
+        let owner = owner(&NamespacedName::new("apps", "web"));
+        assert_eq!(owner.to_string(), "apps/pod/web");
+        assert_eq!(Pod::owned(&owner), Some("web"));
+        assert_eq!(Pod::owned(&NamespacedName::new("apps", "web")), None);
+    }
 }

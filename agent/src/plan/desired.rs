@@ -31,7 +31,7 @@ impl PortKey {
     /// The object that the port is of, as warnings name it.
     pub fn object(&self) -> String {
         match Pod::owned(&self.service) {
-            Some(pod) => format!("Pod {pod}"),
+            Some(pod) => format!("Pod {}/{pod}", self.service.namespace),
             None => format!("Service {}", self.service),
         }
     }

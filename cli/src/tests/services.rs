@@ -275,6 +275,26 @@ fn filters_look_at_names_and_addresses() {
 }
 
 #[test]
+fn a_host_port_is_its_pods() {
+    let tables = Tables {
+        frontends: vec![frontend_at([192, 0, 2, 1], 8080, 9, 0, 1, 0)],
+        segments: vec![1],
+        ..Tables::default()
+    };
+    let with = |names: &Names| rows(&tables, names, Filter::default()).services.remove(0);
+    let names = Names {
+        services: [(9, "apps/pod/web:8080".to_owned())].into(),
+        ..Names::default()
+    };
+    let row = with(&names);
+    assert_eq!(row.kind, Kind::HostPort);
+    let parts = [row.namespace, row.name, row.port_name].map(Option::unwrap);
+    assert_eq!(parts, ["apps", "pod/web", "8080"]);
+    assert_eq!(row.service.unwrap(), "apps/pod/web:8080");
+    assert_eq!(with(&Names::default()).kind, Kind::External);
+}
+
+#[test]
 fn a_segment_beyond_the_table_names_no_backend() {
     assert_eq!(slots_in(7, 4, &[0; 8]), [(0, 1)]);
     assert_eq!(slots_in(u32::MAX, u32::MAX, &[0; 8]), []);

@@ -25,9 +25,23 @@ default/web:http  192.168.0.1:30080  TCP    NodePort   2 in 1 out       7  3 in 
 default/web:http  203.0.113.1:80     TCP    VIP        2 in 0 out       7  3 in 0 out  only from 203.0.112.0/23, affinity 1m00s  inside 10.244.0.5:8080 ×1 10.244.1.7:8080 ×2; outside none: packets are dropped
 "
     );
+    for args in [
+        &["services", "--namespace", "other"][..],
+        &["services", "nosuch"],
+        &["-o", "json", "services", "--name", "nosuch"],
+    ] {
+        let run = tulle.run(args);
+        assert_eq!((run.ok, run.stdout.as_str()), (false, ""), "{args:?}");
+        assert_eq!(
+            run.stderr,
+            "tulle: no service matches; `tulle services` lists all of them\n"
+        );
+    }
+    let run = tulle.run(&["backends", "nosuch"]);
+    assert_eq!((run.ok, run.stdout.as_str()), (false, ""));
     assert_eq!(
-        tulle.ok(&["services", "--namespace", "other"]).stdout,
-        "no services\n"
+        run.stderr,
+        "tulle: no backend matches; `tulle backends` lists all of them\n"
     );
     assert_eq!(
         tulle.ok(&["backends", "this node"]).stdout,

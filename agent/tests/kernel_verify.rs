@@ -67,6 +67,7 @@ fn config(features: u32) -> Config {
         router_ip6: net6(0),
         uplink: 1,
         vtep: 2,
+        bridge: 3,
         snat_first: 10_000,
         snat_ports: 20_000,
         vtep_mac: Mac::new([0x0a, 0x58, 192, 0, 2, 1]),

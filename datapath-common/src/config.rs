@@ -87,6 +87,9 @@ pub struct Config {
     /// The loopback device's interface index, where `tulle_nic_out` is attached
     /// too; 0 if it is not.
     pub loopback: u32,
+    /// The interface index of the bridge that pods of this node are behind: those in
+    /// its pod network without a row in `tulle_pods_*`. 0 if there is none.
+    pub bridge: u32,
     /// First port for translated sources, host order.
     pub snat_first: u16,
     /// How many ports there are for them.
@@ -113,7 +116,7 @@ pub struct Config {
 
 pod! {
     IdleTicks = 32 [u32, u32, u32, u32, u32, u32, u32, u32];
-    Config = 160 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
+    Config = 164 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
 }
 
 const fn secs(s: u64) -> u32 {
@@ -149,6 +152,7 @@ impl Config {
         uplink: 0,
         vtep: 0,
         loopback: 0,
+        bridge: 0,
         snat_first: 0,
         snat_ports: 0,
         vni: 1,

@@ -22,6 +22,9 @@ pub enum Verdict {
     Encapsulate,
     /// Out of the uplink by the kernel's routing; TTL decremented.
     Route,
+    /// To a pod of this node behind the bridge, by the kernel's neighbours; TTL
+    /// decremented.
+    Bridge,
     /// Back into this node, as if it had come from the uplink.
     TurnBack,
     /// Into this node, as if it had come from the VTEP device.
@@ -116,6 +119,12 @@ impl<'a, A: Copy> Decision<'a, A> {
     #[inline(always)]
     pub const fn route(reason: Reason, h: &Headers<A>) -> Self {
         Self::new(Verdict::Route, reason, h)
+    }
+
+    /// Delivers the packet to a pod of this node behind the bridge.
+    #[inline(always)]
+    pub const fn bridge(reason: Reason, h: &Headers<A>) -> Self {
+        Self::new(Verdict::Bridge, reason, h)
     }
 
     /// Gives the packet back to this node.

@@ -37,12 +37,15 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             }
             return to_pod::<F, T>(tables, headers, via, Reason::DeliveredLocal, false);
         }
-    } else if let Some(via) = tables.peer(&headers.dst) {
+    } else if let Some(via) = tables.peer(&headers.dst)
+        && (config.bridge == 0 || !is_bridged_pod::<F, T>(tables, headers.src))
+    {
         return to_peer::<F, P, T>(packet, tables, headers, via);
     }
     // An answer to a client outside or on the node, or of a pod to itself: by
     // whichever address of the service, the node's own too.
-    let clients = serves_uplink(config) && (!own_net || headers.dst == F::vtep(config));
+    let clients =
+        serves_uplink(config) && (!own_net || config.bridge != 0 || headers.dst == F::vtep(config));
     let itself = headers.ttl > 1;
     let wanted = if clients && itself {
         None
@@ -61,8 +64,25 @@ pub fn pod_from<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         if let Some(via) = tables.pod(&headers.src) {
             return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
         }
+        if is_behind_bridge::<F>(config, headers.src) {
+            return Decision::bridge(Reason::ReplyTranslated, headers).translated(rewrite);
+        }
     }
     off_path::<F, T>(tables, headers)
+}
+
+/// Whether the kernel reaches a pod of this node that has no row by the bridge.
+#[inline(always)]
+pub(crate) fn is_behind_bridge<F: Family>(config: &Config, addr: F::Addr) -> bool {
+    config.bridge != 0 && F::is_own_pod(config, addr) && addr != F::vtep(config)
+}
+
+/// Whether a pod that sends is behind the bridge. What comes to it from other nodes the
+/// kernel delivers, so the kernel forwards what it sends there too, and its connection
+/// tracking sees both halves.
+#[inline(never)]
+pub(crate) fn is_bridged_pod<F: Family, T: Tables<F::Addr>>(tables: &T, src: F::Addr) -> bool {
+    F::is_own_pod(tables.config(), src) && tables.pod(&src).is_none()
 }
 
 /// Whether services are served on the uplink too.
@@ -276,6 +296,19 @@ pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
         return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
     }
     Decision::deliver(via, reason, headers)
+}
+
+/// Notes a packet from outside, and not through the overlay, if it goes straight to a pod
+/// behind the bridge, which the kernel delivers.
+#[inline(always)]
+pub fn to_bridge<F: Family, T: Tables<F::Addr>>(tables: &T, headers: &mut Headers<F::Addr>) {
+    let config = tables.config();
+    if config.features & Feature::MASQUERADE != 0
+        && is_behind_bridge::<F>(config, headers.dst)
+        && flow::recall_ports(tables, headers)
+    {
+        comes_straight::<F, T>(tables, headers);
+    }
 }
 
 /// TTL or hop limit used up on the way to a pod.

@@ -32,7 +32,9 @@ pub use decision::{Decision, Rewrite, Verdict};
 pub use family::{Family, V4, V6};
 pub use flow::{is_translated, knows_ports, remember_ports};
 pub use hash::{flow_hash, reduce};
-pub use hooks::{Entry, error_on_its_way, nic_in, nic_out, pod_from, pod_to, sender, to_pod};
+pub use hooks::{
+    Entry, error_on_its_way, nic_in, nic_out, pod_from, pod_to, sender, to_bridge, to_pod,
+};
 pub use packet::{ETH_LEN, Packet};
 pub use parse::{Fragment, Frame, Headers, Signal, frame};
 pub use ports::claim_port;

@@ -47,9 +47,12 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             return Decision::deliver(via, Reason::ReplyTranslated, h).translated(rewrite);
         }
         // A pod that only the kernel knows, or none.
-        if from == Client::Outside {
-            return Decision::kernel(Reason::ReplyTranslated, h).translated(rewrite);
+        return if config.bridge == 0 {
+            Decision::kernel(Reason::ReplyTranslated, h)
+        } else {
+            Decision::bridge(Reason::ReplyTranslated, h)
         }
+        .translated(rewrite);
     } else if let Some(via) = tables.peer(&client) {
         if via.kind != ViaKind::Vxlan as u8
             || needs_kernel(packet)

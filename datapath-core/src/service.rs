@@ -7,7 +7,7 @@ use datapath_common::{
 
 use crate::{
     Decision, Family, Headers, Packet, Rewrite, Signal, Tables, flow, flow_hash,
-    hooks::{expired, fits_overlay, needs_kernel, outer_port},
+    hooks::{expired, fits_overlay, is_behind_bridge, is_bridged_pod, needs_kernel, outer_port},
     icmp::IcmpError,
     open::{Manner, Source, open},
     reduce,
@@ -120,6 +120,8 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let via: &Via = &backend.via;
     let vxlan = via.kind == ViaKind::Vxlan as u8;
     let by_kernel = needs_kernel(packet);
+    let bridged =
+        via.kind == ViaKind::Kernel as u8 && is_behind_bridge::<F>(tables.config(), backend.addr);
     // What the loopback device takes need not fit any other.
     let leaves_loopback = client == Client::Loopback && via.kind != ViaKind::Host as u8;
     if ((vxlan && !by_kernel) || leaves_loopback) && !fits_overlay(packet, tables.config(), h) {
@@ -130,7 +132,8 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         && (backend.addr == h.src || (via.kind == ViaKind::Host as u8 && client == Client::Node));
     let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
     if !chosen.pinned {
-        let source = if offer.masquerade {
+        // What a pod of this node answers comes by here, whoever asked.
+        let source = if offer.masquerade && !bridged {
             Source::masqueraded::<F>(tables.config(), client, via, h)
         } else {
             Source::Own
@@ -164,12 +167,24 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         dst: backend.addr,
         dport: backend.port,
     };
+    let answered_by_kernel = client == Client::Pod
+        && tables.config().bridge != 0
+        && !masqueraded
+        && vxlan
+        && is_bridged_pod::<F, T>(tables, h.src);
     if via.kind == ViaKind::Local as u8 {
         Decision::deliver(via, Reason::DeliveredLocal, h)
-    } else if vxlan && !by_kernel {
+    } else if vxlan && !by_kernel && !answered_by_kernel {
         Decision::encapsulate(via, outer_port(hash), h)
     } else if via.kind == ViaKind::Host as u8 && client == Client::Node {
         Decision::turn_back(Reason::TranslatedToKernel, h)
+    } else if bridged {
+        // What may be too large for the bridge the kernel fragments or refuses.
+        if client == Client::Outside && !fits_overlay(packet, tables.config(), h) {
+            Decision::kernel(Reason::TranslatedToKernel, h)
+        } else {
+            Decision::bridge(Reason::DeliveredLocal, h)
+        }
     } else if via.kind == ViaKind::Kernel as u8 && (masqueraded || client.is_node()) {
         Decision::route(Reason::TranslatedToKernel, h)
     } else {

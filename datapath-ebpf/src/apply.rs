@@ -79,7 +79,7 @@ where
             };
         }
         Verdict::Kernel | Verdict::TurnBack | Verdict::ToVtep | Verdict::ToLoopback => 0,
-        Verdict::Deliver | Verdict::Encapsulate | Verdict::Route => 1,
+        Verdict::Deliver | Verdict::Encapsulate | Verdict::Route | Verdict::Bridge => 1,
     };
     if let Err(reason) = translate::<F>(skb, headers, &decision.rewrite, hops) {
         return (TcExit::DROP, reason);
@@ -99,6 +99,9 @@ where
     }
     if decision.verdict == Verdict::Route {
         return (route(config.uplink), decision.reason);
+    }
+    if decision.verdict == Verdict::Bridge {
+        return (route(config.bridge), decision.reason);
     }
     let Some(via) = decision.via else {
         return (TcExit::NEXT, decision.reason);

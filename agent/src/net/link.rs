@@ -32,6 +32,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// Id, in our namespace, of the namespace of `peer`; none if it is ours.
     pub peer_namespace: Option<i32>,
+    /// Index of the bridge (or the like) that it is a port of.
+    pub controller: Option<u32>,
     /// Attributes of a VXLAN device.
     pub vxlan: Option<Vxlan>,
 }
@@ -74,6 +76,7 @@ impl Link {
                     link.mac = mac_of(address);
                 }
                 LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(*id),
                 LinkAttribute::LinkInfo(infos) => link.read_infos(infos),
                 _ => {}

@@ -5,6 +5,7 @@
 //! What is wanted is computed, what is there is listed, and the difference is
 //! data: [`overlay`], `device` and `diff` are pure; [`reconcile`] writes.
 
+pub mod bridge;
 pub mod cleanup;
 pub mod device;
 mod diff;
@@ -21,6 +22,7 @@ pub mod sysctl;
 pub mod uplink;
 pub mod watch;
 
+pub use bridge::Bridge;
 pub use cleanup::{CleanupError, cleanup};
 pub use netlink::{Netlink, NetlinkError};
 pub use next_hop::{NextHop, NextHopError, next_hops};

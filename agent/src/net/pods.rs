@@ -11,6 +11,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::RouteType;
 
+use super::bridge::{self, Bridge};
 use super::link::{self, Link};
 use super::netlink::{IN_FLIGHT, Netlink, NetlinkError};
 use super::routes::{self, RouteRow, Which};
@@ -51,6 +52,8 @@ pub struct LocalPods {
     pub pods: Vec<LocalPod>,
     /// Addresses that look like pods and cannot be used, and why.
     pub skipped: Vec<(IpAddr, String)>,
+    /// The bridge that other pods are behind.
+    pub bridge: Option<Bridge>,
 }
 
 impl LocalPods {
@@ -59,8 +62,9 @@ impl LocalPods {
         let mut routes = routes::list(netlink, AddressFamily::Inet, Which::Main).await?;
         routes.append(&mut routes::list(netlink, AddressFamily::Inet6, Which::Main).await?);
         let links = link::all(netlink).await?;
-        let local = rows::addresses(netlink, 0).await?;
-        let local: HashSet<IpAddr> = local.iter().map(|row| row.ip).collect();
+        let addresses = rows::addresses(netlink, 0).await?;
+        let bridge = bridge::choose(&links, &addresses, own);
+        let local: HashSet<IpAddr> = addresses.iter().map(|row| row.ip).collect();
         let (candidates, mut skipped) = candidates(&routes, &links, &local, own);
 
         let ends = other_ends(netlink, &candidates).await?;
@@ -83,7 +87,11 @@ impl LocalPods {
         }
         pods.sort_unstable();
         skipped.sort_unstable();
-        Ok(Self { pods, skipped })
+        Ok(Self {
+            pods,
+            skipped,
+            bridge,
+        })
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) async fn addresses(
         .collect())
 }
 
-fn parse_address(message: &AddressMessage) -> Option<AddressRow> {
+pub(crate) fn parse_address(message: &AddressMessage) -> Option<AddressRow> {
     // The kernel's IFA_F_TEMPORARY is IFA_F_SECONDARY: v6 only.
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
     let (mut local, mut address) = (None, None);

@@ -10,6 +10,7 @@ use datapath_common::Mac;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::RouteMessage;
 use rtnetlink::MulticastGroup;
@@ -235,7 +236,7 @@ impl Sorter {
                 self.heard.retain(|(index, _), _| *index != link.index);
                 self.link(&link.name)
             }),
-            M::NewAddress(m) | M::DelAddress(m) => self.address(m.header.index),
+            M::NewAddress(m) | M::DelAddress(m) => self.address(m),
             M::NewRoute(m) | M::DelRoute(m) => self.route(m),
             M::NewNeighbour(m) => self.neighbour(m, false),
             M::DelNeighbour(m) => self.neighbour(m, true),
@@ -263,8 +264,8 @@ impl Sorter {
         }
     }
 
-    fn address(&self, index: u32) -> NetChanged {
-        match self.names.get(&index) {
+    fn address(&self, message: &AddressMessage) -> NetChanged {
+        match self.names.get(&message.header.index) {
             Some(name) if *name == self.interest.uplink => NetChanged {
                 uplink: true,
                 ..NetChanged::default()
@@ -273,7 +274,11 @@ impl Sorter {
                 overlay: true,
                 ..NetChanged::default()
             },
-            _ => NetChanged::default(),
+            // A gateway of pods: of a bridge that they are behind.
+            _ => NetChanged {
+                pods: rows::parse_address(message).is_some_and(|row| self.is_own(row.ip)),
+                ..NetChanged::default()
+            },
         }
     }
 

@@ -87,6 +87,18 @@ fn routes_to_single_hosts_of_ours_are_pods() {
 }
 
 #[test]
+fn a_gateway_of_pods_is_news() {
+    let mut sorter = sorter();
+    let at = |ip: &str| rows::address_message(7, ip.parse().unwrap(), 24);
+    let gateway = RouteNetlinkMessage::NewAddress(at("10.244.1.1"));
+    assert_eq!(sorter.sort(&gateway), PODS);
+    let gone = RouteNetlinkMessage::DelAddress(at("10.244.1.1"));
+    assert_eq!(sorter.sort(&gone), PODS);
+    let other = RouteNetlinkMessage::NewAddress(at("172.17.0.1"));
+    assert_eq!(sorter.sort(&other), NONE);
+}
+
+#[test]
 fn a_pods_neighbour_is_news_when_its_mac_changes() {
     use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
     let mut sorter = sorter();

@@ -17,7 +17,7 @@ use super::status::{self, Names, Snapshot};
 use super::waiting::Waiting;
 use crate::health::Ports;
 use crate::model::Node;
-use crate::net::{Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
+use crate::net::{Bridge, Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
 use crate::source::Batch;
 use crate::source::manifests::Manifests;
 
@@ -165,7 +165,8 @@ impl Agent {
                     return Ok(());
                 };
                 let made = self.make_device(&node).await;
-                match Serving::open(&self.shared, node, objects).map(Box::new) {
+                let bridge = self.bridge(&node).await;
+                match Serving::open(&self.shared, node, objects, bridge).map(Box::new) {
                     Ok(serving) => self.begin(serving).await,
                     Err(error) => {
                         if let Some(index) = made {
@@ -194,6 +195,13 @@ impl Agent {
         let (uplink, args) = (&self.shared.uplink, &self.shared.args);
         let overlay = NodeView::new(node, uplink, &args.overlay).overlay(uplink, args, &[]);
         self.slow.make_device(&overlay).await
+    }
+
+    /// Index of the bridge that pods are behind, 0 if there is none. Whoever looks at
+    /// the pods next says what is wrong.
+    async fn bridge(&self, node: &Node) -> u32 {
+        let found = Bridge::find(&self.shared.netlink, &node.pod_cidrs).await;
+        found.ok().flatten().map_or(0, |bridge| bridge.index)
     }
 
     /// The datapath is ours. Its maps and links stay as they are until the

@@ -1,10 +1,10 @@
 //! What was found in the kernel last (pure): a look that fails takes nothing away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::node::{NodeView, usable_hop};
-use crate::net::{LocalPod, LocalPods, NetlinkError, NextHop, NextHopError, Uplink};
+use crate::net::{Bridge, LocalPod, LocalPods, NetlinkError, NextHop, NextHopError, Uplink};
 use crate::plan::NodeFacts;
 
 /// Local pods and next hops, each as it was when the kernel last said.
@@ -86,10 +86,27 @@ impl Found {
         self.pods.as_ref().map_or(&[], |found| &found.pods)
     }
 
+    /// The bridge that other pods are behind.
+    pub fn bridge(&self) -> Option<&Bridge> {
+        self.pods.as_ref()?.bridge.as_ref()
+    }
+
+    /// The host's ends of pods' links: those of point-to-point links, and the ports of
+    /// the bridge if it is the one that the programs know.
+    pub fn host_ends(&self, known: u32) -> BTreeSet<u32> {
+        let pods = self.pods().iter().filter(|pod| pod.veth);
+        let bridge = self.bridge().filter(|bridge| bridge.index == known);
+        let ports = bridge.iter().flat_map(|bridge| &bridge.ports).copied();
+        pods.map(|pod| pod.ifindex).chain(ports).collect()
+    }
+
     /// The plan's facts, once the pods are known.
     pub fn facts(&self, view: &NodeView, name: &str, uplink: &Uplink) -> Option<NodeFacts> {
         let pods = self.pods.as_ref()?;
-        Some(view.facts(name, uplink, &pods.pods, &self.hops))
+        let mut facts = view.facts(name, uplink, &pods.pods, &self.hops);
+        let gateways = pods.bridge.iter().flat_map(|bridge| &bridge.addresses);
+        facts.own_addresses.extend(gateways);
+        Some(facts)
     }
 }
 

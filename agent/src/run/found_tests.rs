@@ -51,7 +51,7 @@ fn pods(addresses: &[&str]) -> LocalPods {
     };
     LocalPods {
         pods: addresses.iter().map(pod).collect(),
-        skipped: Vec::new(),
+        ..LocalPods::default()
     }
 }
 
@@ -139,9 +139,33 @@ fn an_address_left_to_the_kernel_is_news_once() {
     let look = LocalPods {
         pods: Vec::new(),
         skipped: vec![skip.clone()],
+        ..LocalPods::default()
     };
     assert_eq!(found.take_pods(Ok(look.clone())).unwrap(), [skip]);
     assert_eq!(found.take_pods(Ok(look)).unwrap(), []);
+}
+
+#[test]
+fn ports_of_the_bridge_are_pods_ends_once_the_programs_know_it() {
+    let mut found = Found::new(UPLINK, BTreeMap::new());
+    assert_eq!(found.host_ends(0), BTreeSet::new());
+    let gateway: IpAddr = "10.244.1.1".parse().unwrap();
+    let mut look = pods(&["10.244.1.5"]);
+    look.bridge = Some(Bridge {
+        index: 20,
+        name: "cni0".into(),
+        addresses: BTreeSet::from([gateway]),
+        ports: BTreeSet::from([21, 22]),
+    });
+    found.take_pods(Ok(look)).unwrap();
+    assert_eq!(found.host_ends(0), BTreeSet::from([7]));
+    assert_eq!(found.host_ends(19), BTreeSet::from([7]));
+    assert_eq!(found.host_ends(20), BTreeSet::from([7, 21, 22]));
+    let facts = found.facts(&view(), "a", &uplink()).unwrap();
+    assert!(
+        facts.own_addresses.contains(&gateway),
+        "the node answers there"
+    );
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl NodeView {
     }
 
     /// The programs' read-only data. `vtep` is the index of the VTEP device, 0
-    /// while there is none. What the objects of the cluster switch on besides is left out.
+    /// while there is none. The bridge, and what the objects of the cluster switch on
+    /// besides, is left out.
     pub fn config(&self, uplink: &Uplink, args: &RunArgs, vtep: u32, decap_6_in_4: bool) -> Config {
         let RunArgs {
             overlay,
@@ -142,6 +143,7 @@ impl NodeView {
             } else {
                 0
             },
+            bridge: none.bridge,
             snat_first: services.snat_ports.first(),
             snat_ports: services.snat_ports.count(),
             vni: overlay.vni,

@@ -69,6 +69,7 @@ fn the_config_follows_node_and_uplink() {
         uplink: 3,
         vtep: 9,
         loopback: 1,
+        bridge: 0,
         snat_first: 1024,
         snat_ports: 1000,
         vni: 7,

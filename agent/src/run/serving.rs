@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use admin_api::{LinkAttachment, MapFault};
-use datapath_common::{Config, Feature, Hook, maps};
+use datapath_common::{Hook, maps};
 
 use super::faults::Part;
 use super::flows::{FlowWalk, lost_at_start};
@@ -17,9 +17,13 @@ use super::status;
 use crate::health;
 use crate::kernel::{AttachKind, Datapath, Options, Place, Report, XdpChoice, XdpMode};
 use crate::model::{Kind, NamespacedName, Node, Object};
-use crate::net::{LocalPods, Overlay, device_name, next_hops, set_pod_mtu};
+use crate::net::{LocalPods, Overlay, next_hops, set_pod_mtu};
 use crate::plan::{Applied, Outcome, PlanError, Planner};
 use crate::source::{Batch, Change};
+
+mod config;
+
+use config::{config, vtep};
 
 /// A map's error is shown so long after its last failure, longer than any retry takes to come.
 const MAP_FAULT_KEPT: Duration = Duration::from_secs(25);
@@ -31,6 +35,8 @@ pub struct Serving {
     pub view: NodeView,
     /// Index of the VTEP device, 0 while there is none.
     vtep: u32,
+    /// Index of the bridge that pods are behind, 0 if there is none.
+    bridge: u32,
     /// Whether there has been a ServiceCIDR.
     service_networks: bool,
     /// Maps, programs, links.
@@ -60,12 +66,13 @@ pub struct Serving {
 impl Serving {
     /// Takes over or makes the datapath, and knows what its maps hold. Nothing
     /// is written or attached yet.
-    pub fn open(shared: &Shared, node: Node, objects: Batch) -> anyhow::Result<Self> {
+    /// `bridge` is the index of the one that pods are behind, 0 without.
+    pub fn open(shared: &Shared, node: Node, objects: Batch, bridge: u32) -> anyhow::Result<Self> {
         let args = &shared.args;
         let view = NodeView::new(&node, &shared.uplink, &args.overlay);
         let vtep = vtep(shared);
         let service_networks = objects.changes.iter().any(is_service_cidr);
-        let config = config(&view, vtep, shared, service_networks);
+        let config = config(&view, vtep, bridge, shared, service_networks);
         let options = Options {
             attach: shared.kernel.attach,
             ..Options::default()
@@ -89,6 +96,7 @@ impl Serving {
             node,
             view,
             vtep,
+            bridge,
             service_networks,
             datapath,
             planner,
@@ -230,6 +238,7 @@ impl Serving {
             return false;
         }
         self.look_at_hops(shared).await;
+        self.look_at_bridge(shared);
         let (name, uplink) = (&shared.args.node, &shared.uplink);
         if let Some(mut facts) = self.found.facts(&self.view, name, uplink) {
             let args = &shared.args.services;
@@ -291,50 +300,6 @@ impl Serving {
         shared.faults.set(Part::PodMtu, failed);
     }
 
-    /// Takes in that Node, uplink or VTEP device changed: programs with other
-    /// read-only data, if need be. Says whether anything is different, or to be.
-    pub fn reconfigure(&mut self, shared: &mut Shared) -> bool {
-        let view = NodeView::new(&self.node, &shared.uplink, &shared.args.overlay);
-        shared.faults.set(Part::Node, view.notes.clone());
-        let vtep = vtep(shared);
-        let here = here(&self.node, &shared.uplink, &shared.args.services);
-        let changed = view != self.view || vtep != self.vtep || here != *self.planner.here();
-        self.view = view;
-        self.vtep = vtep;
-        self.planner.set_here(here);
-        let config = config(&self.view, self.vtep, shared, self.service_networks);
-        if config == *self.datapath.config() {
-            return changed;
-        }
-        // Before the first plan no program may replace one: the maps may be empty.
-        if !self.attached {
-            return true;
-        }
-        match self.datapath.reconfigure(&config) {
-            Ok(report) => {
-                tracing::info!(
-                    "programs replaced: node, uplink, VTEP device or networks of services changed"
-                );
-                shared.faults.set(Part::Programs, sentences(&report));
-            }
-            Err(error) => {
-                shared.faults.set(Part::Programs, vec![error.to_string()]);
-            }
-        }
-        true
-    }
-
-    /// Whether the programs have what this node is now.
-    pub fn is_configured(&self, shared: &Shared) -> bool {
-        let config = config(&self.view, self.vtep, shared, self.service_networks);
-        config == *self.datapath.config()
-    }
-
-    /// Whether the VTEP device is another one than the programs know.
-    pub fn has_other_vtep(&self, shared: &Shared) -> bool {
-        vtep(shared) != self.vtep
-    }
-
     /// Attaches everything that should be attached; `full` also tries XDP once
     /// more. Before the first plan nothing is attached.
     pub fn sync_links(&mut self, shared: &mut Shared, full: bool) {
@@ -378,10 +343,8 @@ impl Serving {
     }
 
     fn sync_pods(&mut self, shared: &mut Shared) {
-        let pods = self.found.pods().iter().filter(|pod| pod.veth);
-        let report = self
-            .datapath
-            .sync_pods(&pods.map(|pod| pod.ifindex).collect());
+        let ends = self.found.host_ends(self.datapath.config().bridge);
+        let report = self.datapath.sync_pods(&ends);
         self.note(shared, &report);
         shared.faults.set(Part::PodLinks, sentences(&report));
     }
@@ -474,24 +437,8 @@ impl Serving {
     }
 }
 
-/// `service_networks`: there has been a ServiceCIDR.
-fn config(view: &NodeView, vtep: u32, shared: &Shared, service_networks: bool) -> Config {
-    let decap_6_in_4 = shared.kernel.decap_6_in_4;
-    let mut config = view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4);
-    if service_networks {
-        config.features |= Feature::SERVICE_NETWORKS;
-    }
-    config
-}
-
 fn is_service_cidr(change: &Change) -> bool {
     matches!(change, Change::Apply(Object::ServiceCidr(_)))
-}
-
-/// Index of the VTEP device, 0 if there is none.
-fn vtep(shared: &Shared) -> u32 {
-    let name = device_name(shared.args.overlay.vni);
-    nix::net::if_::if_nametoindex(name.as_str()).unwrap_or(0)
 }
 
 fn concerns_nodes(change: &Change) -> bool {

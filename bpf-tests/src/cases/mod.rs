@@ -2,6 +2,7 @@
 //! of it, written by hand from docs/datapath.md. Every engine runs them.
 
 mod answers;
+mod bridged;
 mod fixture;
 mod flows;
 mod forwarding;
@@ -263,6 +264,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(answers::cases(&uplink));
         cases.extend(node_clients::cases(&uplink));
         cases.extend(loopback::cases(v6));
+        cases.extend(bridged::cases(v6));
         cases.extend(leaving::cases(&uplink));
         cases.extend(straight::cases(&uplink));
         cases.extend(vtep::cases(&uplink));

@@ -2,7 +2,7 @@
 
 use datapath_common::{Feature, Hook, NodeClient, Reason};
 
-use super::forward::{deliver, encapsulated, fits, route, to_loopback, turn_back};
+use super::forward::{deliver, encapsulated, fits, over_bridge, route, to_loopback, turn_back};
 use super::parse::Packet;
 use super::rewrite::translate;
 use super::{Ctx, FlowRow, Outcome, Tuple, World};
@@ -99,7 +99,9 @@ pub fn to_client(
     }
     if let Some(via) = world.local_pod(dst) {
         deliver(out, packet, &via, Client::Pod, reason)
-    } else if hook == Hook::NicIn && world.in_pod_network(dst) {
+    } else if world.config.bridge != 0 && world.in_pod_network(dst) {
+        over_bridge(world, out, packet, reason)
+    } else if world.in_pod_network(dst) {
         // Of this node, and of nobody that is known.
         Outcome::kernel(reason, &out)
     } else if let Some(via) = world.peer(dst) {

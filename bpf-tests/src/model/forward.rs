@@ -35,6 +35,13 @@ pub fn route(world: &World, mut frame: Vec<u8>, packet: &Packet, reason: Reason)
     Outcome::new(reason, Verdict::Route { ifindex }, frame)
 }
 
+/// To a pod behind the bridge, as the kernel knows its neighbours there.
+pub fn over_bridge(world: &World, mut frame: Vec<u8>, packet: &Packet, reason: Reason) -> Outcome {
+    decrement_ttl(&mut frame, &packet.ip);
+    let ifindex = world.config.bridge;
+    Outcome::new(reason, Verdict::Route { ifindex }, frame)
+}
+
 /// To the node's own stack, as if it had come in by the uplink.
 pub fn turn_back(world: &World, mut frame: Vec<u8>, reason: Reason) -> Outcome {
     set_dst_mac(&mut frame, world.config.uplink_mac);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use datapath_common::{Feature, Hook, NodeClient, Reason, proto};
 
 use super::client::Client;
-use super::forward::{deliver, encapsulated, fits, route, to_loopback, turn_back};
+use super::forward::{deliver, encapsulated, fits, over_bridge, route, to_loopback, turn_back};
 use super::parse::{Echo, Packet, echo, octets, parse};
 use super::rewrite::{adjusted, get16, put};
 use super::{Ctx, Outcome, Tuple, World};
@@ -75,7 +75,9 @@ pub fn icmp_error(world: &World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Option<
     }
     Some(if let Some(via) = world.local_pod(to.dst) {
         deliver(out.clone(), &packet, &via, client, reason)
-    } else if hook == Hook::NicIn && world.in_pod_network(to.dst) {
+    } else if world.config.bridge != 0 && world.in_pod_network(to.dst) {
+        over_bridge(world, out.clone(), &packet, reason)
+    } else if world.in_pod_network(to.dst) {
         left()
     } else if let Some(via) = world.peer(to.dst) {
         if !fits(world, frame, &packet, ctx) {

@@ -6,6 +6,7 @@ use datapath_common::{Feature, Hook, Reason, Via, proto};
 
 use super::client::{Client, row_to_client, to_client};
 use super::icmp_errors::icmp_error;
+use super::leaving::comes_straight;
 use super::parse::{self, Packet, octets};
 use super::pod::to_pod;
 use super::rewrite::{OVERLAY, set_dst_mac, set_macs};
@@ -120,13 +121,13 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Err(_) if via.is_none() => return Outcome::kernel(Reason::NotOurs, frame),
         Err(reason) => return Outcome::leave(reason, frame),
     };
+    // XDP marks what it took out of the overlay by the sender's address.
+    let taken_out = frame[6..12] == world.config.vtep_mac.octets() || at_vtep(world, ctx);
     if let Some(via) = via {
         // The kernel answers for the node when the TTL is used up.
         if packet.ip.ttl <= 1 {
             return Outcome::kernel(Reason::SlowPath, frame);
         }
-        // XDP marks what it took out of the overlay by the sender's address.
-        let taken_out = frame[6..12] == world.config.vtep_mac.octets() || at_vtep(world, ctx);
         return to_pod(
             world,
             frame,
@@ -138,6 +139,9 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     }
     world.add_fragment_ports(&mut packet);
     let (dst, client) = (packet.ip.dst, Client::Outside);
+    if world.is_bridged(dst) && !taken_out {
+        comes_straight(world, &packet);
+    }
     let own = [world.node_address(dst), world.vtep_address(dst)].contains(&dst);
     if own && let Some(row) = row_to_client(world, &packet) {
         return to_client(world, Hook::NicIn, frame, &packet, &row, ctx);

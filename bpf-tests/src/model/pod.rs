@@ -3,7 +3,7 @@
 use datapath_common::{Hook, Reason, Via};
 
 use super::client::{Client, as_reply, row_to_client, to_client};
-use super::forward::{deliver, to_peer};
+use super::forward::{deliver, over_bridge, to_peer};
 use super::icmp::refuse;
 use super::leaving::comes_straight;
 use super::parse::{Packet, parse};
@@ -30,14 +30,18 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         }
         return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal, false);
     }
-    if let Some(via) = world.peer(dst) {
+    if let Some(via) = world.peer(dst)
+        // What came by the kernel goes by it.
+        && !world.comes_by_bridge(packet.ip.src)
+    {
         if packet.ip.ttl <= 1 {
             return refuse(world, frame, &packet, Reason::TtlExceeded, client, ctx);
         }
         return to_peer(world, frame, frame, &packet, &via, false, client, ctx);
     }
     let own = world.vtep_address(dst) == dst;
-    if (own || !world.in_pod_network(dst))
+    // Nobody but a pod's link would see what answers a pod behind the bridge.
+    if (own || world.config.bridge != 0 || !world.in_pod_network(dst))
         && let Some(row) = row_to_client(world, &packet)
     {
         return to_client(world, Hook::PodFrom, frame, &packet, &row, ctx);
@@ -51,6 +55,13 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         world.leave_fragment_ports(&packet);
         if world.local_pod(packet.ip.src).is_some() {
             return service_address(world, frame, &packet, client, ctx);
+        }
+        if world.is_bridged(packet.ip.src) {
+            let mut out = frame.to_vec();
+            return match translate(&mut out, &packet, &as_reply(&packet, &row)) {
+                Ok(()) => over_bridge(world, out, &packet, Reason::ReplyTranslated),
+                Err(fault) => Outcome::drop(fault, frame),
+            };
         }
     }
     if world.frontends.contains_key(&(dst, 0, 0)) {

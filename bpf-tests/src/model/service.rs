@@ -6,7 +6,7 @@ use datapath_common::{
 
 use super::client::{Client, as_reply};
 use super::flow::{NewFlow, granted};
-use super::forward::{deliver, fits, route, to_peer, turn_back};
+use super::forward::{deliver, fits, over_bridge, route, to_peer, turn_back};
 use super::icmp::{is_martian, refuse};
 use super::parse::Packet;
 use super::rewrite::translate;
@@ -218,6 +218,7 @@ impl Way<'_> {
             return Outcome::drop(Reason::BackendGone, frame);
         };
         let via = backend.via;
+        let behind_bridge = goes(&via, ViaKind::Kernel) && world.is_bridged(backend.addr);
         // What is refused opens no flow and leaves no ports.
         let leaves_loopback = client == Client::Loopback && !goes(&via, ViaKind::Host);
         let limited = goes(&via, ViaKind::Vxlan) || leaves_loopback;
@@ -226,6 +227,7 @@ impl Way<'_> {
         }
         let masquerade = match self.row {
             Some(_) => None,
+            None if behind_bridge => None,
             None => self.masquerade_address(world, &via),
         };
         if masquerade.is_some() && packet.closes() {
@@ -280,6 +282,14 @@ impl Way<'_> {
             return Outcome::drop(fault, frame);
         }
         world.leave_fragment_ports(packet);
+        if behind_bridge {
+            // The kernel cuts what the bridge may not take, where it has the packet.
+            return if client == Client::Outside && !fits(world, frame, packet, self.ctx) {
+                Outcome::kernel(Reason::TranslatedToKernel, &out)
+            } else {
+                over_bridge(world, out, packet, Reason::DeliveredLocal)
+            };
+        }
         self.leave(world, frame, out, &via, nat.is_some())
     }
 
@@ -301,6 +311,13 @@ impl Way<'_> {
         let translated = Reason::TranslatedToKernel;
         if goes(via, ViaKind::Local) {
             deliver(out, packet, via, client, Reason::DeliveredLocal)
+        } else if goes(via, ViaKind::Vxlan)
+            && client == Client::Pod
+            && !masqueraded
+            && world.comes_by_bridge(packet.ip.src)
+        {
+            // As what answers it.
+            Outcome::kernel(translated, &out)
         } else if goes(via, ViaKind::Vxlan) {
             to_peer(world, sent, &out, packet, via, true, client, ctx)
         } else if goes(via, ViaKind::Host) && client == Client::Node {

@@ -278,6 +278,19 @@ impl World {
         }
     }
 
+    /// Whether the address is of a pod of this node that the kernel reaches by the bridge.
+    pub fn is_bridged(&self, addr: IpAddr) -> bool {
+        self.config.bridge != 0
+            && self.in_pod_network(addr)
+            && self.vtep_address(addr) != addr
+            && !self.pods.contains_key(&addr)
+    }
+
+    /// Whether what a pod of this node sends comes from behind the bridge.
+    pub fn comes_by_bridge(&self, src: IpAddr) -> bool {
+        self.config.bridge != 0 && self.in_pod_network(src) && !self.pods.contains_key(&src)
+    }
+
     /// This node's address of the other address's family; unspecified without.
     pub fn node_address(&self, family: IpAddr) -> IpAddr {
         let (v4, v6) = (self.config.node_ip4.octets(), self.config.node_ip6.octets());

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use datapath_common::{Config, Feature, IdleTicks, Ip4, Ip6, Mac};
 
 /// How many configurations there are; each is loaded once.
-pub const CONFIGS: u8 = 9;
+pub const CONFIGS: u8 = 10;
 
 /// A configuration by number: 0 as usual, 1 with limits, another VNI and port,
 /// a small MTU and an old kernel, 2 without overlay, 3 with an MTU that little
@@ -13,7 +13,7 @@ pub const CONFIGS: u8 = 9;
 /// ports for translated sources, 5 without overlay and without IPv6 of its own,
 /// 6 with limits, a small MTU, no VTEP device, one such port and an old kernel,
 /// 7 with `tulle_nic_out` at the loopback device, 8 with `tulle_nic_in` at the VTEP
-/// device of an old kernel.
+/// device of an old kernel, 9 with pods behind a bridge.
 pub fn config(number: u8) -> Config {
     let idle = IdleTicks {
         tcp_opening: 6,
@@ -52,6 +52,7 @@ pub fn config(number: u8) -> Config {
         node_ip6: Ip6::from(Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 1)),
         vtep: 11,
         loopback: 0,
+        bridge: 0,
         snat_first: 10_000,
         snat_ports: 64,
         flows_per_tick: 0,
@@ -122,11 +123,18 @@ pub fn config(number: u8) -> Config {
             ..usual
         },
         // The same.
-        _ => Config {
+        8 => Config {
             features: (usual.features & !Feature::DECAP_6_IN_4)
                 | Feature::UPLINK_SERVICES
                 | Feature::MASQUERADE,
             vtep: 1,
+            ..usual
+        },
+        _ => Config {
+            overlay_mtu: 200,
+            features: usual.features | Feature::UPLINK_SERVICES | Feature::MASQUERADE,
+            bridge: 21,
+            idle: long,
             ..usual
         },
     }

@@ -23,6 +23,8 @@ enum Place {
     Local(u8),
     Remote(u8),
     Kernel(u8),
+    /// In this node's pod network, without a row.
+    Bridged(u8),
     /// Outside of the cluster, where clients are too.
     Outside(u8),
     /// This node itself.
@@ -144,6 +146,7 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
         8 => (0..6_u8).prop_map(Place::Local),
         8 => (0..40_u8).prop_map(Place::Remote),
         2 => (0..4_u8).prop_map(Place::Kernel),
+        2 => (0..4_u8).prop_map(Place::Bridged),
         1 => (0..4_u8).prop_map(Place::Outside),
         2 => Just(Place::Host),
     ];
@@ -194,7 +197,7 @@ pub fn world() -> impl Strategy<Value = WorldPlan> {
     (
         prop_oneof![
             5 => Just(0_u8), 2 => Just(1), 1 => Just(2), 1 => Just(3),
-            8 => Just(4), 3 => Just(5), 3 => Just(6),
+            8 => Just(4), 3 => Just(5), 3 => Just(6), 3 => Just(9),
         ],
         1..6_u8,
         vec(
@@ -398,6 +401,8 @@ impl BackendPlan {
             }
             Place::Remote(number) => (remote_ip(self.v6, number % 4, 10 + number), Via::KERNEL),
             Place::Kernel(number) => (remote_ip(self.v6, 100, number), Via::KERNEL),
+            // Some of them send, too.
+            Place::Bridged(number) => (pod_ip(self.v6, 4 + number), Via::KERNEL),
             Place::Outside(number) => (outside_ip(self.v6, 6 + number), Via::KERNEL),
             Place::Host => (own_ip(self.v6), host_via()),
         };

@@ -6,7 +6,7 @@ use datapath_common::{Address as _, Feature, Hook, Ip4, Mac, Reason};
 use datapath_core::{
     ETH_LEN, Entry, Frame, Headers, Packet as _, Tables, V4, V6, frame, nic_in,
     overlay::{Arrival, OVERHEAD, arrival},
-    to_pod,
+    to_bridge, to_pod,
 };
 
 use crate::{
@@ -86,19 +86,21 @@ where
     } else {
         None
     };
+    let straight = !tunneled && !is_stripped(skb) && !is_at_vtep(skb);
     let Some(via) = via else {
-        return if maps.config().features & Feature::UPLINK_SERVICES == 0 {
-            origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
-        } else {
-            go_on_to_uplink(skb.raw(), F::Addr::VERSION == 6)
-        };
+        if maps.config().features & Feature::UPLINK_SERVICES == 0 {
+            return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
+        }
+        if straight {
+            to_bridge::<F, _>(maps, &mut headers);
+        }
+        return go_on_to_uplink(skb.raw(), F::Addr::VERSION == 6);
     };
     let reason = if tunneled {
         Reason::Decapsulated
     } else {
         Reason::DeliveredLocal
     };
-    let straight = !tunneled && !is_stripped(skb) && !is_at_vtep(skb);
     let decision = to_pod::<F, _>(maps, &mut headers, via, reason, straight);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))

@@ -478,3 +478,34 @@ fn a_flow_that_lost_a_row_is_told_of_once_somebody_asks() {
         assert!(pass.torn.is_empty(), "nobody asked");
     });
 }
+
+#[test]
+fn frontends_whose_clients_have_other_ports_are_told() {
+    on_node(|node| {
+        let mut datapath = node.open();
+        let open = flow(FlowState::Established, NOW);
+        let as_seen = |addr: [u8; 4]| Flow {
+            nat_addr: Ip4::new(addr),
+            nat_port: 20_000,
+            ..open
+        };
+        let own = key(0, proto::TCP).src.octets();
+        let to = |dport, protocol| FlowKey {
+            dport,
+            ..key(dport, protocol)
+        };
+        // A changed port; masquerade; neither; a flow of no connection.
+        put_pair(&mut datapath, to(1, proto::TCP), as_seen(own), NOW);
+        put_pair(
+            &mut datapath,
+            to(2, proto::TCP),
+            as_seen([10, 9, 9, 9]),
+            NOW,
+        );
+        put_pair(&mut datapath, to(3, proto::TCP), open, NOW);
+        put_pair(&mut datapath, to(4, proto::UDP), as_seen(own), NOW);
+        let pass = FlowGc::run(&datapath.maps, &IDLE, NOW).unwrap();
+        let moved: Vec<u16> = pass.moved.iter().map(|front| front.port).collect();
+        assert_eq!(moved, [1]);
+    });
+}

@@ -153,6 +153,20 @@ fn flows_decide_where_a_frontend_comes_back() {
 }
 
 #[test]
+fn flows_decide_where_a_client_s_port_is_translated() {
+    let mut world = World::new([service(1), slice(1, &[1]), service(2), slice(2, &[1])]);
+    let start = world.planner.applied().frontend(&front(1)).unwrap().start;
+    world.planner.flows_are_moved(&[front(1), front(9)].into());
+    world.run();
+    assert_eq!((world.flags(1), world.flags(2)), (DECIDE, 0));
+    let row = world.planner.applied().frontend(&front(1)).unwrap();
+    assert_eq!(row.start, start, "the same segment");
+    world.planner.flows_are_moved(&[].into());
+    world.run();
+    assert_eq!(world.flags(1), DECIDE, "it stays");
+}
+
+#[test]
 fn lost_flows_are_asked_for_until_they_must_have_come_back() {
     let mut world = World::new([service(1), slice(1, &[1]), service(2), slice(2, &[1])]);
     let now = world.clock.now();

@@ -53,6 +53,9 @@ pub struct Pass {
     /// Frontends with a living flow of TCP or SCTP one of whose rows is
     /// missing, among those that were asked about.
     pub torn: BTreeSet<FrontKey>,
+    /// Frontends with a living connection whose client keeps its address, but not its
+    /// port.
+    pub moved: BTreeSet<FrontKey>,
     /// Tick when the walk began: a flow that opened later may not be in it.
     pub began: u32,
 }
@@ -232,6 +235,10 @@ where
 fn note<A: Address>(pass: &mut Pass, key: &FlowKey<A>, flow: &Flow<A>) {
     if key.direction == Direction::Forward as u8 {
         pass.frontends.insert(front(key, flow));
+        let moved = flow.nat_port != 0 && flow.nat_addr == key.src && key.proto != proto::UDP;
+        if moved && flow.backend != 0 {
+            pass.moved.insert(front(key, flow));
+        }
     }
     *pass.rows.entry((A::VERSION, flow.state)).or_default() += 1;
     pass.backends.insert(NamedBackend {

@@ -75,6 +75,9 @@ pub struct Applied {
     unknown_flows: Option<Instant>,
     /// Where rows of living flows may be missing.
     pub(super) lost: Lost,
+    /// Frontends with connections whose client's port is translated, which their rows,
+    /// as they were written here, do not provide for.
+    pub(super) moved: BTreeSet<FrontKey>,
 }
 
 impl Applied {
@@ -98,6 +101,7 @@ impl Applied {
             deleted: BTreeMap::new(),
             unknown_flows: None,
             lost: Lost::default(),
+            moved: BTreeSet::new(),
         }
     }
 

@@ -266,7 +266,7 @@ fn backend_id(
 fn flags(applied: &Applied, key: FrontKey, claim: &Claim, segment: &Segment) -> u16 {
     let decides = match applied.fronts.get(&key) {
         Some(old) if old.flags & FrontendFlags::FLOWS_DECIDE != 0 => true,
-        Some(_) if applied.damaged.contains_key(&key) => true,
+        Some(_) if applied.damaged.contains_key(&key) || applied.moved.contains(&key) => true,
         Some(old) => {
             // An empty list has opened no flow.
             let moved = |old: &[u32], new: &[u32]| !old.is_empty() && old != new;

@@ -240,6 +240,22 @@ impl Planner {
         self.review_lost();
     }
 
+    /// Takes in through which frontends there are connections whose client's port is
+    /// translated: only the flow table knows it. The programs have noted so in the rows of
+    /// these frontends; the next [`Self::run`] does, lest a later write takes it away.
+    pub fn flows_are_moved(&mut self, fronts: &BTreeSet<FrontKey>) {
+        let decides = |row: &Frontend| row.flags & FrontendFlags::FLOWS_DECIDE != 0;
+        let Self {
+            applied, pending, ..
+        } = self;
+        let rows = &applied.fronts;
+        let noted = |key: &&FrontKey| rows.get(key).is_some_and(|row| !decides(row));
+        applied.moved = fronts.iter().filter(noted).copied().collect();
+        for key in &applied.moved {
+            pending.entry(Unit::Frontend(*key)).or_default();
+        }
+    }
+
     /// Frontends whose rows say that flows may be lost.
     pub fn asking_fronts(&self) -> Vec<FrontKey> {
         let asks = |row: &Frontend| row.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0;

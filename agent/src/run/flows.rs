@@ -104,6 +104,7 @@ impl FlowWalk {
         );
         planner.release_backends(unused(planner, &pass), began);
         planner.note_flows(&pass.frontends, began);
+        planner.flows_are_moved(&pass.moved);
         self.lost(&pass, datapath, planner, now);
         let numbers = planner.idle_numbers(|number| pass.oldest.contains_key(&number), began);
         if numbers.is_empty() {

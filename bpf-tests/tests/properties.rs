@@ -18,6 +18,8 @@ struct Seen {
     packets: usize,
     reasons: std::collections::HashSet<(u8, u8)>,
     outer_flows: (usize, usize),
+    /// Flows whose client keeps its address, but not its port.
+    moved: usize,
 }
 
 fn play(
@@ -44,6 +46,14 @@ fn play(
                 .check(&mut world, hook, &frame, &ctx, &observed)
                 .map_err(|difference| TestCaseError::fail(format!("event {at}: {difference}")))?;
             checksums_survive(&before, hook, &frame, &observed, &outcome)?;
+            let opened = outcome
+                .opened_flow
+                .and_then(|id| Some((id, world.flows.get(&id)?)));
+            let moved = opened.is_some_and(|(id, row)| {
+                let source = row.translated_source();
+                source.is_some_and(|source| source.0 == id.tuple.src)
+            });
+            seen.moved += usize::from(moved);
             seen.packets += 1;
             seen.reasons.insert((hook as u8, outcome.reason as u8));
         }
@@ -135,7 +145,7 @@ fn run_all(mut runner: TestRunner, engine: impl Engine) -> (Result<(), String>, 
 
 #[test]
 fn the_model_agrees_with_itself_and_meets_every_branch() {
-    let (result, seen) = run_all(repeating(2000), InProcess::new(None));
+    let (result, seen) = run_all(repeating(2500), InProcess::new(None));
     if let Err(failure) = result {
         panic!("{failure}");
     }
@@ -235,6 +245,7 @@ fn the_model_agrees_with_itself_and_meets_every_branch() {
         .map(|(hook, reason)| format!("{} {}", hook.name(), reason.label()))
         .collect();
     assert!(unmet.is_empty(), "never met: {unmet:?}");
+    assert!(seen.moved > 10, "{} ports were changed", seen.moved);
     let (flows, ports) = seen.outer_flows;
     assert!(
         flows > 50 && ports * 10 > flows * 9,

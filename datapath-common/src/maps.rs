@@ -27,7 +27,8 @@ pub struct MapInfo {
 /// The one writer of a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Writer {
-    /// The agent; the programs only read.
+    /// The agent; the programs only read, but for
+    /// [`FLOWS_DECIDE`](crate::FrontendFlags::FLOWS_DECIDE), which they set.
     Agent,
     /// The programs; the agent only reads and removes what has expired.
     Programs,
@@ -75,11 +76,15 @@ maps! {
     BK_STATS6 = "tulle_bk_stats6", 8_192, Programs, "traffic of each IPv6 backend, for each CPU";
     WORK_V4 = "tulle_work_v4", 1, Programs, "IPv4 keys under construction, for each CPU";
     WORK_V6 = "tulle_work_v6", 1, Programs, "IPv6 keys under construction, for each CPU";
+    LOCKS = "tulle_locks", LOCK_WORDS, Programs, "locks of ports that flows take: a word is 1 while a CPU has it";
     COUNTERS = "tulle_counters", crate::COUNTERS, Programs, "packets and bytes by hook and reason, for each CPU";
     LIMITS = "tulle_limits", 3, Programs, "new flows, ICMP errors and held fragments granted in this tick, for each CPU";
     EVENTS = "tulle_events", 262_144, Programs, "events for `tulle monitor` (a ring; its size is in bytes)";
     MONITOR = "tulle_monitor", 1, Cli, "what watchers want to see";
 }
+
+/// Words of `tulle_locks`, a power of two. Keys of flow rows share them.
+pub const LOCK_WORDS: u32 = 1_024;
 
 /// Row of `tulle_limits` that counts new flows.
 pub const LIMIT_FLOWS: u32 = 0;
@@ -119,6 +124,7 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         PEERS_V4 => of::<PeerKey<Ip4>, Via>(),
         PEERS_V6 => of::<PeerKey<Ip6>, Via>(),
         NODES_V4 => of::<Ip4, Node>(),
+        LOCKS => of::<u32, u64>(),
         COUNTERS => of::<u32, Counter>(),
         LIMITS => of::<u32, Limit>(),
         WORK_V4 => of::<u32, Work<Ip4>>(),

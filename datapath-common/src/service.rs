@@ -34,7 +34,8 @@ pub struct FrontendFlags;
 impl FrontendFlags {
     /// The segment changed while flows may be alive that were opened before:
     /// the flow table has the last word on where a flow goes. Without it every
-    /// living flow's backend equals what the segment selects.
+    /// living flow's backend equals what the segment selects. Set by the programs too,
+    /// where they change a client's port: only the flow table has it.
     pub const FLOWS_DECIDE: u16 = 1;
     /// Rows of living flows may be missing (evicted, flushed, left behind by a
     /// rebuild): every packet asks the flow table, and a row that is gone is written anew.

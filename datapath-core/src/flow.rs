@@ -8,7 +8,10 @@ use datapath_common::{
 };
 
 use crate::{
-    FlowRow, Fragment, Headers, Put, Rewrite, Signal, Tables, hooks::front_key,
+    FlowRow, Fragment, Headers, Rewrite, Signal, Tables,
+    hooks::front_key,
+    open::FAILED,
+    ports::{KEEPS, ONLY},
     straight::is_straight,
 };
 
@@ -241,7 +244,7 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
 
 /// Makes a closing row one that has expired.
 #[inline(never)]
-fn retire<A, T: Tables<A>>(tables: &T, row: T::Row, proto: u8) {
+pub(crate) fn retire<A, T: Tables<A>>(tables: &T, row: T::Row, proto: u8) {
     let limit = idle_limit(&tables.config().idle, proto, FlowState::Closing);
     let seen = tables.now().wrapping_sub(limit).wrapping_sub(SEEN_LAG);
     row.touch(FlowState::Closing, seen);
@@ -328,7 +331,12 @@ fn refresh<A: Address, T: Tables<A>>(
 ) -> bool {
     match touch_both(tables, h, row, Direction::Forward, state) {
         OTHERS => false,
-        GONE => give_back_reply(tables, h, row, state),
+        GONE => {
+            // If another flow was faster it has the port.
+            let staged = stage_again(tables, h, row, state);
+            let facts = h.proto as u32 | KEEPS | ONLY;
+            (staged && tables.claim_port(0, facts) & FAILED == 0) || row.get().nat_port == 0
+        }
         _ => true,
     }
 }
@@ -412,16 +420,15 @@ fn is_mate<A: Address, R: FlowRow<A>, const FORWARD: bool>(
     }
 }
 
-/// Writes the reply row of a forward row. False if another flow was faster; what
-/// else may fail the next refresh tries again.
+/// Prepares the reply row of a forward row. False if there is no place.
 #[inline(never)]
-fn give_back_reply<A: Address, T: Tables<A>>(
+fn stage_again<A: Address, T: Tables<A>>(
     tables: &T,
     headers: &Headers<A>,
     row: T::Row,
     state: FlowState,
 ) -> bool {
-    let staged = tables.stage(|key, reply| {
+    tables.stage(|key, reply| {
         let own = row.get();
         *key = mate(&self::key(headers, Direction::Forward), &own);
         (reply.addr, reply.port) = (headers.dst, headers.dport);
@@ -434,11 +441,7 @@ fn give_back_reply<A: Address, T: Tables<A>>(
         (reply.node, reply.reserved) = (own.node, 0);
         (reply.backend, reply.generation) = (own.backend, own.generation);
         (reply.service, reply.opened, reply.seen) = (own.service, own.opened, tables.now());
-    });
-    // A port is never taken from another flow.
-    let translated = row.get().nat_port != 0;
-    let put = staged && tables.put(if translated { Put::New } else { Put::Over });
-    put || !translated
+    })
 }
 
 /// Ticks of silence after which a closing connection makes room for a new one: 30 s

@@ -13,7 +13,7 @@ use crate::{
     reduce,
     reply::to_client,
     service::{self, Client},
-    straight::comes_straight,
+    straight::{comes_straight, opens_straight},
 };
 
 /// Decides about a packet that comes from a pod of this node.
@@ -266,7 +266,11 @@ pub fn pod_to<F: Family, T: Tables<F::Addr>>(
     if !flow::recall_ports(tables, headers) {
         return None;
     }
-    flow::reply(tables, headers)
+    let reply = flow::reply(tables, headers);
+    if reply.is_none() {
+        opens_straight(tables, headers);
+    }
+    reply
 }
 
 /// A packet for the pod behind `via`: translated if it is a reply, then
@@ -295,6 +299,7 @@ pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
     if known_ports && let Some(rewrite) = flow::reply(tables, headers) {
         return Decision::deliver(via, Reason::ReplyTranslated, headers).translated(rewrite);
     }
+    opens_straight(tables, headers);
     Decision::deliver(via, reason, headers)
 }
 
@@ -341,6 +346,7 @@ fn to_peer<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             Decision::kernel(Reason::SlowPath, h)
         };
     }
+    opens_straight(tables, h);
     let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
     Decision::encapsulate(via, outer_port(hash), h)
 }

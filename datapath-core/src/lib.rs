@@ -37,6 +37,6 @@ pub use hooks::{
 };
 pub use packet::{ETH_LEN, Packet};
 pub use parse::{Fragment, Frame, Headers, Signal, frame};
-pub use ports::claim_port;
+pub use ports::{claim, claim_port};
 pub use service::{Client, holds};
 pub use tables::{FlowRow, Grant, Put, Tables};

@@ -1,12 +1,15 @@
 //! Opening a flow: its two rows, and a port for a source that is translated.
 
 use datapath_common::{
-    Address, Affinity, AffinityKey, Backend, Config, Direction, Flow, FlowKey, FlowState, Frontend,
-    Reason, Via, ViaKind, proto,
+    Address, Affinity, AffinityKey, Backend, Config, Direction, Feature, Flow, FlowKey, FlowState,
+    Frontend, Reason, Via, ViaKind, proto,
 };
 
 use crate::{
-    Family, Grant, Headers, Signal, Tables, ports::facts, service::Client, tables::FlowRow,
+    Family, Grant, Headers, Tables,
+    hooks::front_key,
+    ports::{FORCE, KEEPS, facts},
+    service::Client,
 };
 
 /// How a flow is to be opened. In one word: it is passed in a register.
@@ -258,11 +261,10 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
     manner: Manner,
     hash: u32,
 ) -> Result<u16, Reason> {
-    let mut told = if manner.has(Manner::AS_NODE | Manner::AS_VTEP) {
-        translate_source::<F, T>(tables, h, front, manner.0, hash)
-    } else {
-        keep_source::<F, T>(tables, h, front, manner.0)
-    };
+    let mut told = stage_apart::<F, T>(tables, h, front, manner.0);
+    if told & FAILED == 0 {
+        told = tables.claim_port(hash, facts(h) | told);
+    }
     if told & FAILED == 0 {
         told = finish_apart::<F, T>(tables, h, front, manner.0, told);
     }
@@ -289,10 +291,11 @@ pub(crate) fn port_of(told: u32) -> Result<u16, Reason> {
 
 // Functions of their own: each needs as much of the stack as a whole program.
 
-/// Writes the reply row of a flow whose client keeps its address, or is its own
-/// backend.
+/// Prepares the reply row, which nobody else may have. Returns how to claim its port: a
+/// source that would stay is translated all the same if the row that it needs is another
+/// flow's; the client keeps its address then.
 #[inline(never)]
-fn keep_source<F: Family, T: Tables<F::Addr>>(
+fn stage_apart<F: Family, T: Tables<F::Addr>>(
     tables: &T,
     h: &Headers<F::Addr>,
     front: &Frontend,
@@ -304,37 +307,31 @@ fn keep_source<F: Family, T: Tables<F::Addr>>(
     let Some(backend) = tables.backend(manner as u32) else {
         return FAILED | Reason::BackendGone as u32;
     };
+    let source = Manner(manner).translated();
+    let hairpin = Manner(manner).has(Manner::HAIRPIN);
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
-        hairpin: Manner(manner).has(Manner::HAIRPIN),
+        hairpin,
         node: Manner(manner).node(),
-        nat: F::Addr::UNSPECIFIED,
+        nat: source.address::<F>(tables.config()),
     };
-    // Data whose reply row is still there: a connection that lost its forward
-    // row. The backend has spoken; it need not do so again soon.
-    let heard = h.signal == Signal::Data
-        && h.proto != proto::UDP
-        && tables
-            .flow(FlowKey {
-                src: backend.addr,
-                dst: if new.hairpin { h.dst } else { h.src },
-                sport: backend.port,
-                dport: h.sport,
-                proto: h.proto,
-                direction: Direction::Reply as u8,
-                reserved: 0,
-            })
-            .is_some_and(|reply| reply.names(manner as u32, backend.generation));
-    let (state, told) = if heard {
-        (FlowState::Established, HEARD)
-    } else {
-        (FlowState::Opening, 0)
-    };
-    if tables.fill_flow(new.reply(h, state, tables.now(), 0)) {
-        told
-    } else {
+    // The port is the key's and not the row's, which says only that there is one.
+    let nat_port = if source == Source::Own { 0 } else { u16::MAX };
+    if !tables.stage(new.reply(h, FlowState::Opening, tables.now(), nat_port)) {
         FAILED | Reason::FlowTableFull as u32
+    } else if source != Source::Own {
+        0
+    } else if !hairpin && moves(tables.config()) && h.sport != 0 {
+        KEEPS
+    } else {
+        KEEPS | FORCE
     }
+}
+
+/// Whether a source that keeps its address may get another port.
+#[inline(always)]
+const fn moves(config: &Config) -> bool {
+    config.snat_ports != 0 && config.features & Feature::UPLINK_SERVICES != 0
 }
 
 /// Writes the forward row of a flow whose reply row is written, as `told`.
@@ -349,41 +346,23 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(
     let Some(backend) = tables.backend(manner as u32) else {
         return FAILED | Reason::BackendGone as u32;
     };
+    let source = Manner(manner).translated();
+    let moved = source == Source::Own && told as u16 != 0;
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
         hairpin: Manner(manner).has(Manner::HAIRPIN),
         node: Manner(manner).node(),
-        nat: Manner(manner).translated().address::<F>(tables.config()),
+        nat: if moved {
+            h.src
+        } else {
+            source.address::<F>(tables.config())
+        },
     };
+    // Its data has to ask for the port, which nothing else says.
+    if moved && h.proto != proto::UDP {
+        tables.ask_flows(&front_key(h));
+    }
     new.finish(tables, h, told)
-}
-
-/// Writes the reply row of a flow whose source gets another address, with a port
-/// of its own: the row, which nobody else may have, claims it.
-#[inline(never)]
-fn translate_source<F: Family, T: Tables<F::Addr>>(
-    tables: &T,
-    h: &Headers<F::Addr>,
-    front: &Frontend,
-    manner: u64,
-    hash: u32,
-) -> u32 {
-    if !tables.grant(Grant::Flow) {
-        return FAILED | Reason::NewFlowLimit as u32;
-    }
-    let Some(backend) = tables.backend(manner as u32) else {
-        return FAILED | Reason::BackendGone as u32;
-    };
-    let new = &Opening {
-        through: Some((front, manner as u32, backend)),
-        hairpin: false,
-        node: Manner(manner).node(),
-        nat: Manner(manner).translated().address::<F>(tables.config()),
-    };
-    if !stage_reply(tables, h, new) {
-        return FAILED | Reason::FlowTableFull as u32;
-    }
-    tables.claim_port(hash, facts(h))
 }
 
 /// Prepares the reply row of a flow whose source gets another address, for
@@ -394,6 +373,5 @@ pub(crate) fn stage_reply<A: Address, T: Tables<A>>(
     h: &Headers<A>,
     new: &Opening<'_, A>,
 ) -> bool {
-    // The port is the key's and not the row's, which says only that there is one.
     tables.stage(new.reply(h, FlowState::Opening, tables.now(), u16::MAX))
 }

@@ -1,6 +1,16 @@
-//! Which port the source of a masqueraded flow gets: its reply row, which nobody
-//! else may have, holds it. Of two CPUs that want a free port one gets it; two that
-//! take over the same dead row in the same moment can both get it.
+//! Which port a flow's source has towards its backend: its reply row, which nobody
+//! else may have, holds it.
+//!
+//! **Concurrency.** Whoever writes a row that holds a port has the lock of its key from
+//! before it looks at what is there until the new row is. So of two CPUs that take over
+//! the same dead row the second finds the first's, alive. Lock and unlock are atomic
+//! operations that order all that comes before and after them, also on CPUs that
+//! reorder memory accesses: who has the lock sees what the last one wrote. Packets that
+//! only look a row up need no lock: rows are replaced as a whole, by the map, so that
+//! they find the old or the new one, never half of one. Eviction and the agent's walk
+//! take rows away without the lock, which makes a port free and gives it to nobody.
+
+use core::hint::black_box;
 
 use datapath_common::{Address, FlowState, Reason, proto};
 
@@ -29,6 +39,12 @@ fn scatter(hash: u32, attempt: u32) -> u32 {
 const OPENS: u32 = 1 << 8;
 /// It is data of a connection.
 const DATA: u32 = 1 << 9;
+/// The source has the port that it comes with, if it may; the row is prepared so.
+pub(crate) const KEEPS: u32 = 1 << 10;
+/// That port or none.
+pub(crate) const ONLY: u32 = 1 << 11;
+/// That port, whoever has it.
+pub(crate) const FORCE: u32 = 1 << 12;
 
 /// What [`claim_port`] is told of a packet.
 #[inline(always)]
@@ -41,93 +57,193 @@ pub(crate) fn facts<A>(h: &Headers<A>) -> u32 {
     more | h.proto as u32
 }
 
-/// What a port is to a flow that wants one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Port {
-    /// Nobody's.
-    Free,
-    /// The flow's own already.
-    Own,
-    /// Of a flow that is over.
-    Left,
-    /// Of a connection that is closing and silent.
-    Quiet,
-    /// Another's.
-    Busy,
-}
+// What is told of a claim to one port, beside the packet's facts.
+
+/// It is the one that the source comes with.
+const KEPT: u32 = 1 << 16;
+/// It may also be a connection's that is closing and silent.
+const QUIET_TOO: u32 = 1 << 17;
+/// Only if it is the flow's own.
+const OWN_ONLY: u32 = 1 << 18;
+
+// What becomes of the claim.
+
+/// The port is the flow's: nobody had it, or a flow that is over, or this one.
+const TAKEN: u32 = 0;
+/// The same; and it was the flow's already, which goes on.
+const GOES_ON: u32 = 1;
+/// A connection has it that is closing and silent.
+const QUIET: u32 = 2;
+/// Another flow has it.
+const BUSY: u32 = 3;
+/// The table does not take the row; or, for data, which can have no other port, the lock
+/// is not to be had.
+const REFUSED: u32 = 4;
+
+/// What is told where the table took no row.
+const FULL: u32 = FAILED | Reason::FlowTableFull as u32;
 
 /// Writes the reply row that is prepared, under the first port that is free or
-/// may be taken over. Returns the port, with a bit if the backend has been heard
-/// by it, or a bit and a reason.
+/// may be taken over. Returns the port (0 for the one that the source comes with), with
+/// a bit if the backend has been heard by it, or a bit and a reason.
 #[inline(always)]
 pub fn claim_port<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -> u32 {
-    let config = tables.config();
-    let (first, ports) = (config.snat_first, config.snat_ports as u32);
+    let keeps = facts & KEEPS != 0;
+    let (opens, data) = (facts & OPENS != 0, facts & DATA != 0);
+    // A connection that lost its forward row has its port, whatever else is free by now.
+    if data && facts & (ONLY | FORCE) == 0 {
+        if keeps {
+            match tables.claim(facts | KEPT | OWN_ONLY) {
+                GOES_ON => return HEARD,
+                REFUSED => return FULL,
+                _ => {}
+            }
+            tables.stage_moved(true);
+        }
+        let told = search(tables, hash, facts);
+        if told != 0 {
+            return told;
+        }
+        if keeps {
+            tables.stage_moved(false);
+        }
+    }
+    if keeps {
+        match tables.claim(facts | KEPT | if opens { QUIET_TOO } else { 0 }) {
+            TAKEN => return 0,
+            GOES_ON => return HEARD,
+            REFUSED => return FULL,
+            _ => {}
+        }
+        if facts & FORCE != 0 {
+            return if tables.put(Put::Over) { 0 } else { FULL };
+        }
+        if facts & ONLY != 0 {
+            return FAILED | Reason::SnatPortsExhausted as u32;
+        }
+        tables.stage_moved(true);
+    }
     let mut quiet = 0;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let port = first.wrapping_add(reduce(scatter(hash, attempt), ports) as u16);
-        tables.stage_port(port);
-        let told = port as u32;
-        match look(tables, facts) {
-            Port::Own if facts & DATA != 0 => return told | HEARD,
-            Port::Free | Port::Own => return told,
-            Port::Left if tables.put(Put::Instead) => return told,
-            Port::Quiet if quiet == 0 => quiet = port,
-            Port::Left | Port::Quiet | Port::Busy => {}
+        let port = candidate(tables, hash, attempt);
+        match tables.claim(facts) {
+            TAKEN => return port as u32,
+            GOES_ON => return port as u32 | HEARD,
+            REFUSED => return FULL,
+            QUIET if quiet == 0 => quiet = port,
+            _ => {}
         }
         attempt += 1;
     }
-    if quiet != 0 && facts & OPENS != 0 {
+    if quiet != 0 && opens {
         tables.stage_port(quiet);
-        if look(tables, facts) == Port::Quiet && tables.put(Put::Instead) {
+        if tables.claim(facts | QUIET_TOO) == TAKEN {
             return quiet as u32;
         }
     }
     FAILED | Reason::SnatPortsExhausted as u32
 }
 
-/// What the port of the row that is prepared is to it. Free and own ones have the
-/// row then.
+/// The port of an attempt, which the prepared row gets.
 #[inline(always)]
-fn look<A: Address, T: Tables<A>>(tables: &T, facts: u32) -> Port {
-    if tables.put(Put::New) {
-        return Port::Free;
+fn candidate<A, T: Tables<A>>(tables: &T, hash: u32, attempt: u32) -> u16 {
+    let (first, ports) = (tables.config().snat_first, tables.config().snat_ports);
+    let port = first.wrapping_add(reduce(scatter(hash, attempt), ports as u32) as u16);
+    tables.stage_port(port);
+    port
+}
+
+/// Finds the port that the flow has already, among those that it tries. 0 if it has none.
+#[inline(always)]
+fn search<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -> u32 {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let port = candidate(tables, hash, attempt);
+        match tables.claim(facts | OWN_ONLY) {
+            GOES_ON => return port as u32 | HEARD,
+            REFUSED => return FULL,
+            _ => {}
+        }
+        attempt += 1;
     }
-    let Some((mine, there)) = tables.rival() else {
-        return Port::Busy;
+    0
+}
+
+/// Writes the prepared row if its port may be had. `how`: what is told of packet and port.
+#[inline(always)]
+pub fn claim<A: Address, T: Tables<A>>(tables: &T, how: u32) -> u32 {
+    if !tables.lock() {
+        return if how & DATA == 0 { BUSY } else { REFUSED };
+    }
+    let told = claim_locked(tables, how);
+    tables.unlock();
+    told
+}
+
+// Rows are read again at each step: kept over the calls they would take much of the stack.
+
+#[inline(always)]
+fn claim_locked<A: Address, T: Tables<A>>(tables: &T, how: u32) -> u32 {
+    if how & OWN_ONLY == 0 && tables.put(Put::New) {
+        return TAKEN;
+    }
+    let found = match tables.rival() {
+        Some((mine, there)) if is_own(mine, there, how & KEPT != 0) => {
+            take_up(tables, mine, there, how)
+        }
+        _ if how & OWN_ONLY != 0 => BUSY,
+        Some((_, there)) => whose(tables, there, how),
+        // It went just now, or the table did not take the new one.
+        None => TAKEN,
     };
-    let now = tables.now();
-    if is_own(mine, there) {
-        if facts & DATA != 0 {
-            mine.touch(FlowState::Established, now);
-        }
-        return if tables.put(Put::Over) {
-            Port::Own
-        } else {
-            Port::Busy
-        };
-    }
-    let row = there.get();
-    match live_state(&tables.config().idle, &row, facts as u8, now) {
-        Some(state) if has_backend(tables, &row) => {
-            if is_quiet(&row, state, now) {
-                Port::Quiet
-            } else {
-                Port::Busy
-            }
-        }
-        _ => Port::Left,
+    if found > GOES_ON || tables.put(Put::Over) {
+        found
+    } else {
+        REFUSED
     }
 }
 
-/// Whether a reply row is of the flow that another is prepared for: the same client,
-/// frontend and backend.
+/// The row that is there is the flow's own.
 #[inline(always)]
-fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R) -> bool {
+fn take_up<A, T: Tables<A>>(tables: &T, mine: T::Row, there: T::Row, how: u32) -> u32 {
+    let (backend, generation) = (mine.get().backend, mine.get().generation);
+    if how & DATA == 0 || !there.names(backend, generation) {
+        return TAKEN;
+    }
+    mine.touch(FlowState::Established, tables.now());
+    GOES_ON
+}
+
+/// The row that is there is another flow's.
+#[inline(always)]
+fn whose<A: Address, T: Tables<A>>(tables: &T, there: T::Row, how: u32) -> u32 {
+    let now = tables.now();
+    let Some(state) = live_state(&tables.config().idle, &there.get(), how as u8, now) else {
+        return TAKEN;
+    };
+    if !has_backend(tables, &there.get()) {
+        TAKEN
+    } else if !is_quiet(&there.get(), state, now) {
+        BUSY
+    } else if how & QUIET_TOO == 0 {
+        QUIET
+    } else {
+        TAKEN
+    }
+}
+
+/// Whether a reply row is of the flow that another is prepared for: the same client and
+/// frontend; and the same backend, unless the client comes with the port (`kept`): then
+/// no other flow can be meant.
+#[inline(always)]
+fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R, kept: bool) -> bool {
     let (a, b) = (mine.get(), there.get());
-    there.names(a.backend, a.generation)
-        && (a.port, a.nat_port) == (b.port, b.nat_port)
-        && is_same(a.addr, b.addr)
-        && is_same(a.nat_addr, b.nat_addr)
+    if (a.port, a.nat_port) != (b.port, b.nat_port) || !is_same(a.addr, b.addr) {
+        return false;
+    }
+    // Opaque: the compiler would read both pairs of addresses first, onto the stack.
+    let (mine, there) = black_box((mine, there));
+    is_same(mine.get().nat_addr, there.get().nat_addr)
+        && (kept || there.names(mine.get().backend, mine.get().generation))
 }

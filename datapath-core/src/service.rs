@@ -147,15 +147,20 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
                 Ok(port) => nat_port = port,
                 Err(reason) => return Decision::drop(reason, h),
             }
-            nat = source.address::<F>(tables.config());
+            nat = if source == Source::Own {
+                h.src
+            } else {
+                source.address::<F>(tables.config())
+            };
         } else if source != Source::Own {
             return Decision::drop(Reason::UnknownFlow, h);
         }
     }
     tables.count(front.service, chosen.id, Direction::Forward);
     flow::remember_ports(tables, h);
-    let masqueraded = nat_port != 0;
-    let (src, sport) = if masqueraded {
+    // It may keep its address, and get another port all the same.
+    let masqueraded = nat_port != 0 && !flow::is_same(nat, h.src);
+    let (src, sport) = if nat_port != 0 {
         (nat, nat_port)
     } else {
         (if hairpin { h.dst } else { h.src }, h.sport)

@@ -21,10 +21,9 @@ pub enum Grant {
 pub enum Put {
     /// If no row has its key.
     New,
-    /// Whether one has or not. Then there is one at every moment.
+    /// Whether one has or not. Then there is one at every moment: whoever reads
+    /// meanwhile finds the one or the other, whole.
     Over,
-    /// In place of one that has. Of two that try only one succeeds.
-    Instead,
 }
 
 /// A row of the flow table, in place.
@@ -56,6 +55,8 @@ pub trait Tables<A> {
 
     /// Row of `tulle_front_*`.
     fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend>;
+    /// Has every packet to a frontend ask the flow table from now on.
+    fn ask_flows(&self, key: &FrontendKey<A>);
     /// Slot of `tulle_segments`.
     fn slot(&self, index: u32) -> Option<u32>;
     /// Runs [`crate::holds`], where a verifier does not follow it again for each
@@ -72,6 +73,14 @@ pub trait Tables<A> {
     fn stage(&self, fill: impl FnOnce(&mut FlowKey<A>, &mut Flow<A>)) -> bool;
     /// Gives the key of the prepared row another destination port.
     fn stage_port(&self, dport: u16);
+    /// Notes in a prepared reply row whose client keeps its source that the client's
+    /// port is translated, or (`false`) takes that back.
+    fn stage_moved(&self, moved: bool);
+    /// Takes the lock of the prepared row's key, which other keys may have too.
+    /// False if another CPU keeps it for long.
+    fn lock(&self) -> bool;
+    /// Gives it back: what was written before is there for who takes it next.
+    fn unlock(&self);
     /// Writes the prepared row; false if the table did not take it.
     #[must_use]
     fn put(&self, how: Put) -> bool;
@@ -86,6 +95,8 @@ pub trait Tables<A> {
     /// Runs [`crate::claim_port`], where a verifier does not follow it again
     /// for each state that leads there.
     fn claim_port(&self, hash: u32, facts: u32) -> u32;
+    /// Runs [`crate::claim`], likewise.
+    fn claim(&self, how: u32) -> u32;
     /// Row of `tulle_affin_*`.
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
     /// Writes a row of `tulle_affin_*`; best effort.

@@ -2,12 +2,14 @@
 //! its packet, asks the core, carries the decision out and leaves by `exit`.
 #![no_std]
 #![no_main]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))] // for what keeps tail calls apart
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))] // for what keeps tail calls apart, and locks
 
 mod apply;
 mod ctx;
 mod exit;
+mod keys;
 mod loaded;
+mod lock;
 mod maps;
 mod parts;
 mod prog;

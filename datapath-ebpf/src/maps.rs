@@ -9,7 +9,7 @@ use aya_ebpf::{
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part, SourceNet,
-    Traffic, Via, Work,
+    Traffic, Via, Work, maps::LOCK_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -71,6 +71,8 @@ pub static BK_STATS6: PerCpuArray<Traffic, 8_192> = PerCpuArray::new();
 pub static WORK_V4: PerCpuArray<Work<Ip4>, 1> = PerCpuArray::new();
 #[btf_map(name = "tulle_work_v6")]
 pub static WORK_V6: PerCpuArray<Work<Ip6>, 1> = PerCpuArray::new();
+#[btf_map(name = "tulle_locks")]
+pub static LOCKS: Array<u64, { LOCK_WORDS as usize }> = Array::new();
 #[btf_map(name = "tulle_counters")]
 pub static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
 #[btf_map(name = "tulle_limits")]

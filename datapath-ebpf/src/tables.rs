@@ -9,15 +9,19 @@ use aya_ebpf::{
 };
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, Config, Direction, EventKind, Feature, Flow, FlowKey,
-    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Ip4, Ip6, Node, Reason,
-    SourceNet, TICK_SHIFT, Traffic, Via,
+    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendFlags, FrontendKey, Hook, Ip4, Ip6,
+    Node, Reason, SourceNet, TICK_SHIFT, Traffic, Via,
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
 use datapath_core::{
-    FlowRow, Grant, Headers, Put, Tables, claim_port, holds, overlay::OverlayTables,
+    FlowRow, Grant, Headers, Put, Tables, claim, claim_port, holds, overlay::OverlayTables,
 };
 
-use crate::{exit::Origin, maps};
+use crate::{
+    exit::Origin,
+    keys::{FrontendWords, write_flow_key},
+    lock, maps,
+};
 
 /// What the agent fixed when it loaded the programs.
 #[unsafe(no_mangle)]
@@ -66,61 +70,6 @@ impl Maps {
     #[inline(always)]
     pub fn hook(&self) -> Hook {
         self.origin.hook
-    }
-}
-
-// The kernel hashes keys in words of 32 bits. A word that was written in pieces just before is not
-// in the processor's store buffer as a whole: reading it waits until all pieces are in the cache,
-// some nanoseconds for each. So the keys are written as the words that are read.
-
-/// A [`FrontendKey`] in words.
-#[repr(C)]
-struct FrontendWords<A> {
-    addr: A,
-    rest: u32,
-}
-
-impl<A: Address> FrontendWords<A> {
-    #[inline(always)]
-    fn new(key: &FrontendKey<A>) -> Self {
-        let [low, high] = key.port.to_ne_bytes();
-        Self {
-            addr: key.addr,
-            rest: u32::from_ne_bytes([low, high, key.proto, key.scope]),
-        }
-    }
-    #[inline(always)]
-    fn key(&self) -> &FrontendKey<A> {
-        const { assert!(size_of::<Self>() == size_of::<FrontendKey<A>>()) };
-        const { assert!(align_of::<Self>() >= align_of::<FrontendKey<A>>()) };
-        // SAFETY: the same size, the same octets, plain data.
-        unsafe { &*ptr::from_ref(self).cast() }
-    }
-}
-
-/// Writes a [`FlowKey`] in words.
-///
-/// # Safety
-/// `to` is valid for writes.
-#[inline(always)]
-unsafe fn write_flow_key<A: Address>(to: *mut FlowKey<A>, key: &FlowKey<A>) {
-    #[repr(C)]
-    struct Words<A> {
-        src: A,
-        dst: A,
-        ports: u32,
-        rest: u32,
-    }
-    const { assert!(size_of::<Words<A>>() == size_of::<FlowKey<A>>()) };
-    let ([a, b], [c, d]) = (key.sport.to_ne_bytes(), key.dport.to_ne_bytes());
-    let [e, f] = key.reserved.to_ne_bytes();
-    let to = to.cast::<Words<A>>();
-    // SAFETY: the caller's; the same size, the same octets, plain data; rows are aligned to words.
-    unsafe {
-        (*to).src = key.src;
-        (*to).dst = key.dst;
-        (*to).ports = u32::from_ne_bytes([a, b, c, d]);
-        (*to).rest = u32::from_ne_bytes([key.proto, key.direction, e, f]);
     }
 }
 
@@ -226,6 +175,20 @@ pub extern "C" fn tulle_holds(start: u32, len: u32, id: u32) -> u32 {
     holds::<Ip4, _>(&Maps::nowhere(), start, len, id) as u32
 }
 
+/// [`claim`] for IPv4.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_claim4(how: u32) -> u32 {
+    claim::<Ip4, _>(&Maps::nowhere(), how)
+}
+
+/// [`claim`] for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_claim6(how: u32) -> u32 {
+    claim::<Ip6, _>(&Maps::nowhere(), how)
+}
+
 /// [`claim_port`] for IPv4.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -241,7 +204,7 @@ pub extern "C" fn tulle_claim_port6(hash: u32, facts: u32) -> u32 {
 }
 
 macro_rules! tables {
-    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident, $claim:ident) => {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident, $claim_port:ident, $claim:ident) => {
         impl Tables<$addr> for Maps {
             type Row = Row<$addr>;
 
@@ -265,6 +228,21 @@ macro_rules! tables {
                 let words = FrontendWords::new(key);
                 // SAFETY: the agent replaces rows whole and never frees memory under a program.
                 unsafe { maps::$front.get(words.key()) }
+            }
+            #[inline(always)]
+            fn ask_flows(&self, key: &FrontendKey<$addr>) {
+                let words = FrontendWords::new(key);
+                let Some(row) = maps::$front.get_ptr_mut(words.key()) else {
+                    return;
+                };
+                // SAFETY: the row stays readable until the program ends; the store is a whole
+                // aligned field. The agent replaces rows and writes none in place, and all
+                // programs set this same bit.
+                unsafe {
+                    let flags = &raw mut (*row).flags;
+                    let asks = ptr::read_volatile(flags) | FrontendFlags::FLOWS_DECIDE;
+                    ptr::write_volatile(flags, asks);
+                }
             }
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {
@@ -306,21 +284,45 @@ macro_rules! tables {
                 }
             }
             #[inline(always)]
+            fn stage_moved(&self, moved: bool) {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return;
+                };
+                // SAFETY: as above.
+                let work = unsafe { &mut *work };
+                if moved {
+                    (work.flow.nat_addr, work.flow.nat_port) = (work.key.dst, work.key.dport);
+                } else {
+                    work.key.dport = work.flow.nat_port;
+                    (work.flow.nat_addr, work.flow.nat_port) = (<$addr>::UNSPECIFIED, 0);
+                }
+            }
+            #[inline(always)]
+            fn lock(&self) -> bool {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return false;
+                };
+                // SAFETY: as above.
+                lock::take(lock::word(unsafe { &(*work).key }))
+            }
+            #[inline(always)]
+            fn unlock(&self) {
+                let Some(work) = maps::$work.get_ptr_mut(0) else {
+                    return;
+                };
+                // SAFETY: as above.
+                lock::give_back(lock::word(unsafe { &(*work).key }));
+            }
+            #[inline(always)]
             fn put(&self, how: Put) -> bool {
                 let Some(work) = maps::$work.get_ptr_mut(0) else {
                     return false;
                 };
                 // SAFETY: as above.
                 let work = unsafe { &mut *work };
-                // A row that somebody else has removed is not taken over; but one that he has
-                // written since is: what is removed goes by its key.
-                if how == Put::Instead && maps::$flow.remove(&work.key).is_err() {
-                    return false;
-                }
-                let flags = if how == Put::Over {
-                    BPF_ANY
-                } else {
-                    BPF_NOEXIST
+                let flags = match how {
+                    Put::New => BPF_NOEXIST,
+                    Put::Over => BPF_ANY,
                 };
                 maps::$flow
                     .insert(&work.key, &work.flow, flags as u64)
@@ -337,7 +339,11 @@ macro_rules! tables {
             }
             #[inline(always)]
             fn claim_port(&self, hash: u32, facts: u32) -> u32 {
-                $claim(hash, facts)
+                $claim_port(hash, facts)
+            }
+            #[inline(always)]
+            fn claim(&self, how: u32) -> u32 {
+                $claim(how)
             }
             #[inline(always)]
             fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {
@@ -445,7 +451,8 @@ tables!(
     SRCS_V4,
     DIRECT_V4,
     BK_STATS4,
-    tulle_claim_port4
+    tulle_claim_port4,
+    tulle_claim4
 );
 tables!(
     Ip6,
@@ -460,7 +467,8 @@ tables!(
     SRCS_V6,
     DIRECT_V6,
     BK_STATS6,
-    tulle_claim_port6
+    tulle_claim_port6,
+    tulle_claim6
 );
 
 impl OverlayTables for Maps {

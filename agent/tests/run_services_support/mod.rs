@@ -80,7 +80,8 @@ pub const EVERY_WAY: [By; 4] = [
 /// Which source the server should see.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// The client's own address and port; of a pod that meets itself, the service's address.
+    /// The client's own address and port, or a port for translated sources where another
+    /// service's flow has that; of a pod that meets itself, the service's address.
     Own,
     /// The address that was asked.
     Frontend,
@@ -237,7 +238,7 @@ impl Town {
                 Client::Pod(node, pod) if answer.pod == self.pod(node, pod).name() => {
                     seen == to.ip()
                 }
-                _ => answer.seen == answer.local,
+                _ => seen == answer.local.ip() && is_own_port(answer),
             },
             Source::Frontend => seen == to.ip(),
             Source::NodeSide(node) => self.node_side(node).contains(&seen),
@@ -300,6 +301,15 @@ pub const ALL: [&str; 4] = [
 /// The same as indices.
 pub const EVERY_POD: [(usize, usize); 4] = [(0, 0), (0, 1), (1, 0), (1, 1)];
 pub const SECOND_NODE: [(usize, usize); 2] = [(1, 0), (1, 1)];
+
+/// Whether a client that keeps its address is seen with a port that it may have.
+fn is_own_port(answer: &Answer) -> bool {
+    let [seen, local] = [answer.seen, answer.local].map(|end| end.port());
+    seen == local || TRANSLATED.contains(&seen)
+}
+
+/// Ports for translated sources, as the agent has them unless it is told otherwise.
+const TRANSLATED: std::ops::Range<u16> = 10_000..30_000;
 
 /// Every complaint, or none.
 pub fn all_well(results: impl IntoIterator<Item = Result<(), String>>) {

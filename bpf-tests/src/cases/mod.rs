@@ -19,6 +19,7 @@ mod service_networks;
 mod services;
 mod source_ranges_affinity;
 mod straight;
+mod tuples;
 pub(crate) mod uplink;
 mod vtep;
 
@@ -267,6 +268,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(bridged::cases(v6));
         cases.extend(leaving::cases(&uplink));
         cases.extend(straight::cases(&uplink));
+        cases.extend(tuples::cases(&uplink));
         cases.extend(vtep::cases(&uplink));
         cases.extend(service_networks::cases(&uplink));
         cases.extend(icmp_errors::cases(&uplink));

@@ -321,6 +321,7 @@ impl Uplink {
     /// How a translated packet leaves at a hook: reason, verdict, frame.
     pub fn leaving(&self, hook: Hook, flow: &Flow, to: &Spec) -> (Reason, Verdict, Vec<u8>) {
         let node = hook == Hook::NicOut;
+        let masqueraded = flow.nat.is_some_and(|(addr, _)| addr != flow.client.0);
         let key = (if self.base.v6 { 6 } else { 4 }, flow.id + flow.kind.more);
         let via = self.base.world.backends.get(&key).map(|row| row.via);
         let via = via.unwrap_or_default();
@@ -340,7 +341,7 @@ impl Uplink {
                     (Verdict::Kernel, to.build())
                 } else if via.kind == ViaKind::Host as u8 && node {
                     self.turned_back(to)
-                } else if via.kind == ViaKind::Kernel as u8 && (node || flow.nat.is_some()) {
+                } else if via.kind == ViaKind::Kernel as u8 && (node || masqueraded) {
                     self.routed(to)
                 } else {
                     (Verdict::Kernel, to.build())

@@ -31,7 +31,7 @@ const ENTRIES: u32 = 1024;
 /// Room for what a program may add to a frame.
 const GROWTH: usize = 256;
 /// Octets of `struct __sk_buff` up to Linux 6.18.
-const SK_BUFF: usize = 192;
+pub(super) const SK_BUFF: usize = 192;
 
 /// The object's bytes: the file that `TULLE_BPF_OBJECT` names, otherwise
 /// where the build leaves it.
@@ -102,7 +102,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn ebpf(&mut self) -> Result<&mut Ebpf> {
+    pub(super) fn ebpf(&mut self) -> Result<&mut Ebpf> {
         let entry = self.loaded.get_mut(self.current);
         entry
             .map(|(_, ebpf)| ebpf)
@@ -306,6 +306,16 @@ impl Engine for Kernel {
             ticks,
         })
     }
+}
+
+/// All flow rows, in the model's ticks.
+pub(super) fn flow_rows(kernel: &mut Kernel) -> Result<HashMap<FlowId, FlowRow>> {
+    let ahead = kernel.ahead;
+    let ebpf = kernel.ebpf()?;
+    let mut rows = Rows::default();
+    read_family::<Ip4>(ebpf, ahead, &mut rows)?;
+    read_family::<Ip6>(ebpf, ahead, &mut rows)?;
+    Ok(rows.flows)
 }
 
 /// Writes every row of a world, whose clock is so many ticks ahead.

@@ -2,6 +2,7 @@
 
 mod in_process;
 mod kernel;
+mod race;
 pub(crate) mod tables;
 
 use std::collections::HashMap;

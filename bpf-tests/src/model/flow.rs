@@ -222,14 +222,10 @@ impl World {
             seen: self.now,
         };
         let other = reply_of(tuple, &forward);
-        // A reply row of this very backend shows that it has spoken: what comes
-        // now is data of a connection whose forward row was lost. A port may have
-        // been another client's.
+        // A reply row of this very flow shows that the backend has spoken: what comes
+        // now is data of a connection whose forward row was lost.
         let own = reply_row(tuple, &forward);
-        let same = |row: &FlowRow| {
-            (row.backend, row.generation) == (own.backend, own.generation)
-                && (flow.nat.is_none() || is_same_flow(row, &own))
-        };
+        let same = |row: &FlowRow| is_same_flow(row, &own);
         let heard = self.flows.get(&other).is_some_and(same);
         if heard && packet.is_data() {
             forward.state = FlowState::Established;
@@ -334,13 +330,18 @@ impl World {
         if !packet.accepts() || row.state != FlowState::Closing || silent < QUIET_TICKS {
             return Some(row);
         }
+        self.end(id);
+        None
+    }
+
+    /// Makes a closing row one that has expired.
+    pub fn end(&mut self, id: FlowId) {
         // Two more than it may be silent: whoever reads it takes it for expired.
         let over = self.idle_limit(id.tuple.proto, FlowState::Closing) + 2;
         let now = self.now;
         if let Some(row) = self.flows.get_mut(&id) {
             row.seen = now.wrapping_sub(over);
         }
-        None
     }
 }
 

@@ -4,6 +4,7 @@ use datapath_common::{Ip4, Mac, Reason, Via, proto};
 
 use super::client::Client;
 use super::icmp::refuse;
+use super::leaving::ends_former;
 use super::parse::{Packet, octets};
 use super::rewrite::{decrement_ttl, encapsulate, set_dst_mac, set_macs};
 use super::{Ctx, Outcome, Verdict, World};
@@ -76,6 +77,9 @@ pub fn to_peer(
             return Outcome::kernel(Reason::SlowPath, sent);
         }
         return refuse(world, sent, packet, Reason::TooBig, client, ctx);
+    }
+    if !for_service {
+        ends_former(world, packet);
     }
     encapsulated(world, out, packet, via, Reason::Encapsulated)
 }

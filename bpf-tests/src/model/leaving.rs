@@ -39,6 +39,7 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
         let wish = snat::Wish {
             tuple,
             opens: packet.opens(),
+            data: packet.is_data(),
             to: target,
             backend: (0, 0),
             addr: own,
@@ -88,17 +89,32 @@ fn leaves(world: &World, src: IpAddr, dst: IpAddr) -> bool {
         && !world.is_direct(dst)
 }
 
-/// Notes a packet from outside that goes straight to a pod, so that what the pod
-/// answers is not masqueraded.
-pub fn comes_straight(world: &mut World, packet: &Packet) {
-    let tuple = packet.tuple();
-    let back = Tuple {
+/// What comes back.
+fn back(tuple: Tuple) -> Tuple {
+    Tuple {
         src: tuple.dst,
         dst: tuple.src,
         sport: tuple.dport,
         dport: tuple.sport,
         proto: tuple.proto,
-    };
+    }
+}
+
+/// A packet for no service goes to a pod: if it opens a connection, what its client had
+/// through a service by the same ports is over if it was closing.
+pub fn ends_former(world: &mut World, packet: &Packet) {
+    let id = back(packet.tuple()).reply();
+    let row = world.flows.get(&id);
+    if packet.opens() && row.is_some_and(|row| row.state == FlowState::Closing) {
+        world.end(id);
+    }
+}
+
+/// Notes a packet from outside that goes straight to a pod, so that what the pod
+/// answers is not masqueraded.
+pub fn comes_straight(world: &mut World, packet: &Packet) {
+    let tuple = packet.tuple();
+    let back = back(tuple);
     let has_flow = matches!(tuple.proto, proto::TCP | proto::UDP | proto::SCTP);
     if !packet.has_ports || !has_flow || !leaves(world, back.src, back.dst) {
         return;

@@ -5,7 +5,7 @@ use datapath_common::{Hook, Reason, Via};
 use super::client::{Client, as_reply, row_to_client, to_client};
 use super::forward::{deliver, over_bridge, to_peer};
 use super::icmp::refuse;
-use super::leaving::comes_straight;
+use super::leaving::{comes_straight, ends_former};
 use super::parse::{Packet, parse};
 use super::rewrite::translate;
 use super::service::{frontend_of, service, service_address};
@@ -81,6 +81,7 @@ pub fn pod_to(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     };
     world.add_fragment_ports(&mut packet);
     let Some(row) = world.replied(&packet, |row| !row.hairpin) else {
+        ends_former(world, &packet);
         return untouched;
     };
     let mut frame = frame.to_vec();
@@ -120,6 +121,8 @@ pub fn to_pod(
         world.note_reply(packet, &row);
         world.leave_fragment_ports(packet);
         reason = Reason::ReplyTranslated;
+    } else {
+        ends_former(world, packet);
     }
     deliver(out, packet, via, Client::Pod, reason)
 }

@@ -242,18 +242,27 @@ impl Way<'_> {
             if !granted(&mut world.flow_grants, limit, now) {
                 return Outcome::drop(Reason::NewFlowLimit, frame);
             }
-            if let Some(addr) = masquerade {
-                let wish = snat::Wish {
-                    tuple,
-                    opens: packet.opens(),
-                    to: (backend.addr, backend.port),
-                    backend: (self.backend, backend.generation),
-                    addr,
-                };
+            let wish = snat::Wish {
+                tuple,
+                opens: packet.opens(),
+                data: packet.is_data(),
+                to: (backend.addr, backend.port),
+                backend: (self.backend, backend.generation),
+                addr: masquerade.unwrap_or(tuple.src),
+            };
+            // What keeps its source needs its reply row all the same.
+            let moves = !is_own
+                && tuple.sport != 0
+                && world.has(Feature::UPLINK_SERVICES)
+                && world.config.snat_ports != 0;
+            if masquerade.is_some() || (moves && !wish.keeps(world, self.ctx.hash)) {
                 let Some(port) = snat::port(world, &wish, self.ctx.hash) else {
                     return Outcome::drop(Reason::SnatPortsExhausted, frame);
                 };
-                nat = Some((addr, port));
+                nat = Some((wish.addr, port));
+            }
+            if masquerade.is_none() && nat.is_some() && packet.ip.proto != proto::UDP {
+                self.ask_always(world);
             }
             let flow = NewFlow {
                 service: self.frontend.service,
@@ -290,7 +299,16 @@ impl Way<'_> {
                 over_bridge(world, out, packet, Reason::DeliveredLocal)
             };
         }
-        self.leave(world, frame, out, &via, nat.is_some())
+        self.leave(world, frame, out, &via, src != tuple.src)
+    }
+
+    /// Every packet to the frontend has to ask for the port of its source.
+    fn ask_always(&self, world: &mut World) {
+        let packet = self.packet;
+        let key = (packet.ip.dst, packet.dport, packet.ip.proto);
+        if let Some(row) = world.frontends.get_mut(&key) {
+            row.flags |= FrontendFlags::FLOWS_DECIDE;
+        }
     }
 
     fn opens(&self) -> bool {

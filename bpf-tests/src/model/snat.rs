@@ -32,6 +32,8 @@ pub struct Wish {
     pub tuple: Tuple,
     /// Whether it opens a connection.
     pub opens: bool,
+    /// Whether it is data of a connection.
+    pub data: bool,
     /// Where it goes.
     pub to: (IpAddr, u16),
     /// Id and generation of the backend that this is, or zeros.
@@ -64,6 +66,27 @@ impl Wish {
         .reply()
     }
 
+    /// Whether a source that may stay keeps its port: its reply row is nobody else's, and
+    /// this is no connection that has another already.
+    pub fn keeps(&self, world: &World, hash: Hash) -> bool {
+        let id = self.row(self.tuple.sport);
+        let row = world.flows.get(&id);
+        let is_mine = |row: &&FlowRow| {
+            (row.addr, row.port) == (self.tuple.dst, self.tuple.dport) && row.nat.is_none()
+        };
+        let mine = row.filter(is_mine);
+        let goes_on = mine.is_some_and(|row| (row.backend, row.generation) == self.backend);
+        if self.data && !goes_on && had_before(world, self, hash).is_some() {
+            return false;
+        }
+        let Some(row) = row else {
+            return true;
+        };
+        let silent = world.now.wrapping_sub(row.seen);
+        let is_quiet = row.state == FlowState::Closing && silent >= QUIET_TICKS;
+        mine.is_some() || world.live_reply(id).is_none() || (is_quiet && self.opens)
+    }
+
     /// Whether the row that holds a port is this flow's own.
     fn owns(&self, row: &FlowRow) -> bool {
         (row.backend, row.generation) == self.backend
@@ -87,8 +110,35 @@ impl Wish {
     }
 }
 
+/// The port that a connection had before it lost its forward row.
+fn had_before(world: &World, wish: &Wish, hash: Hash) -> Option<u16> {
+    let (first, ports) = (world.config.snat_first, world.config.snat_ports);
+    let owns = |port: &u16| {
+        let row = world.flows.get(&wish.row(*port));
+        row.is_some_and(|row| wish.owns(row))
+    };
+    let mut all = (0..ports).map(|more| first.wrapping_add(more));
+    match hash {
+        Hash::Is(hash) => (0..ATTEMPTS)
+            .map(|attempt| candidate(hash, attempt, first, ports))
+            .find(owns),
+        Hash::Seen { port, .. } => {
+            let seen = port.filter(|port| all.clone().any(|one| one == *port) && owns(port));
+            // Of many ports not all are looked at.
+            let others = f64::from(ports.saturating_sub(1)) / f64::from(ports);
+            let missed = others.powi(ATTEMPTS.cast_signed()) >= UNLIKELY;
+            seen.or_else(|| all.find(owns).filter(|_| !missed))
+        }
+    }
+}
+
 /// The port that a new flow takes for its source.
 pub fn port(world: &World, wish: &Wish, hash: Hash) -> Option<u16> {
+    if wish.data
+        && let Some(port) = had_before(world, wish, hash)
+    {
+        return Some(port);
+    }
     let (first, ports) = (world.config.snat_first, world.config.snat_ports);
     let is = |port: &u16, what: Port| wish.looks_at(world, *port) == what;
     let seen = match hash {

@@ -8,6 +8,7 @@ mod configs;
 mod history;
 mod packets;
 mod places;
+mod targets;
 mod worlds;
 
 pub use configs::{CONFIGS, config};

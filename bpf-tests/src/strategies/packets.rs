@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::places::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
+use super::targets::{self, echo_of, pick_flow};
 use crate::model::flow::reply_of;
 use crate::model::{Ctx, FlowId, FlowRow, Tuple, World};
 use crate::packet::{Piece, Spec, Sum, Tunnel, Upper, tcp_flag, tunnel};
@@ -24,6 +25,11 @@ pub enum Aim {
     Again(Index),
     /// The frontend of an open flow, from another client.
     Beside(Index),
+    /// Another frontend, with the backend of an open flow if there is one, from the
+    /// client of that flow.
+    Sibling(Index, Index),
+    /// The backend of an open flow, straight from its client.
+    Straight(Index),
     /// A service address, whatever the port.
     ServiceAddress(u8),
     /// A pod of this node, there or not.
@@ -136,6 +142,8 @@ fn aim() -> impl Strategy<Value = Aim> {
         6 => any::<Index>().prop_map(Aim::Reply),
         6 => any::<Index>().prop_map(Aim::Again),
         6 => any::<Index>().prop_map(Aim::Beside),
+        6 => any::<(Index, Index)>().prop_map(|(flow, other)| Aim::Sibling(flow, other)),
+        2 => any::<Index>().prop_map(Aim::Straight),
         2 => (0..8_u8).prop_map(Aim::ServiceAddress),
         3 => (0..7_u8).prop_map(Aim::Pod),
         3 => (0..5_u8, any::<u8>()).prop_map(|(node, host)| Aim::Remote(node, host)),
@@ -230,31 +238,38 @@ pub fn packet() -> impl Strategy<Value = PacketPlan> {
         prop_oneof![9 => Just(Vec::new()), 1 => vec((any::<Index>(), 1..=255_u8), 1..4)],
     );
     (hook, ends, shape, weighted(0.35, tunnel_plan()), damage).prop_map(
-        |(hook, ends, shape, tunnel, damage)| PacketPlan {
-            hook: match ends.0 {
-                Aim::Leaving(_) => Hook::NicOut,
+        |(hook, ends, shape, tunnel, damage)| {
+            // Where most clients of flows are.
+            let hook = match ends.0 {
+                Aim::Sibling(..) | Aim::Straight(_) if !ends.6 => Hook::PodFrom,
                 _ => hook,
-            },
-            aim: ends.0,
-            v6: ends.1,
-            forwarded: ends.6,
-            source: ends.2,
-            sport: ends.3,
-            dport: ends.4,
-            upper: ends.5,
-            ttl: shape.0,
-            payload: shape.1,
-            dont_fragment: shape.2,
-            piece: shape.3,
-            id: shape.4,
-            option_words: shape.5,
-            extensions: shape.6,
-            vlan: shape.7,
-            sum: shape.8,
-            tunnel: tunnel.filter(|_| matches!(hook, Hook::NicIn | Hook::Xdp)),
-            padding: damage.0,
-            cut: damage.1,
-            flips: damage.2,
+            };
+            PacketPlan {
+                hook: match ends.0 {
+                    Aim::Leaving(_) => Hook::NicOut,
+                    _ => hook,
+                },
+                aim: ends.0,
+                v6: ends.1,
+                forwarded: ends.6,
+                source: ends.2,
+                sport: ends.3,
+                dport: ends.4,
+                upper: ends.5,
+                ttl: shape.0,
+                payload: shape.1,
+                dont_fragment: shape.2,
+                piece: shape.3,
+                id: shape.4,
+                option_words: shape.5,
+                extensions: shape.6,
+                vlan: shape.7,
+                sum: shape.8,
+                tunnel: tunnel.filter(|_| matches!(hook, Hook::NicIn | Hook::Xdp)),
+                padding: damage.0,
+                cut: damage.1,
+                flips: damage.2,
+            }
         },
     )
 }
@@ -332,7 +347,10 @@ impl PacketPlan {
     }
 
     fn follows_flow(&self) -> bool {
-        matches!(self.aim, Aim::Reply(_) | Aim::Again(_) | Aim::Beside(_))
+        matches!(
+            self.aim,
+            Aim::Reply(_) | Aim::Again(_) | Aim::Beside(_) | Aim::Sibling(..) | Aim::Straight(_)
+        )
     }
 
     /// Makes the packet an ICMP error about one that this row is for.
@@ -442,6 +460,11 @@ impl PacketPlan {
                 let sport = self.sport;
                 Tuple { src, sport, ..open }
             }),
+            Aim::Sibling(pick, other) => pick_flow(world, *pick)
+                .and_then(|(id, row)| targets::sibling(world, id, &row, *other)),
+            Aim::Straight(pick) => {
+                pick_flow(world, *pick).map(|(id, row)| targets::straight(id, &row))
+            }
             Aim::Frontend(pick) => {
                 let mut all: Vec<_> = world.frontends.keys().filter(|key| key.2 != 0).collect();
                 all.sort();
@@ -504,6 +527,8 @@ impl PacketPlan {
             | Aim::Reply(_)
             | Aim::Again(_)
             | Aim::Beside(_)
+            | Aim::Sibling(..)
+            | Aim::Straight(_)
             | Aim::Leaving(_)
             | Aim::Error(..) => remote_ip(v6, 0, 1),
             Aim::Elsewhere(number) if v6 => match number {
@@ -549,25 +574,5 @@ impl PacketPlan {
             (_, true, 1) => Ipv6Addr::LOCALHOST.into(),
             (_, true, _) => Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 2).into(),
         }
-    }
-}
-
-/// The type of the echo that a tuple stands for: only a request has a source port.
-fn echo_of(tuple: &Tuple) -> u8 {
-    match (tuple.src.is_ipv6(), tuple.sport != 0) {
-        (false, true) => 8,
-        (false, false) => 0,
-        (true, true) => 128,
-        (true, false) => 129,
-    }
-}
-
-fn pick_flow(world: &World, pick: Index) -> Option<(FlowId, FlowRow)> {
-    let mut all: Vec<_> = world.flows.iter().map(|(id, row)| (*id, *row)).collect();
-    all.sort_by_key(|(id, _)| (id.tuple, id.direction as u8));
-    if all.is_empty() {
-        None
-    } else {
-        Some(all[pick.index(all.len())])
     }
 }

@@ -7,7 +7,9 @@ use datapath_common::{
     Address, Affinity, AffinityKey, Backend, BackendState, Config, Direction, Flow, FlowKey,
     FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
-use datapath_core::{ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim_port, holds};
+use datapath_core::{
+    ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim, claim_port, holds,
+};
 
 /// A frame in plain memory.
 pub struct Bytes<'a> {
@@ -65,6 +67,10 @@ pub struct Plain<A: 'static> {
     pub networks: HashMap<A, u32>,
     /// What was filled last.
     pub staged: Cell<Option<Staged<A>>>,
+    /// Whether somebody has the lock.
+    pub locked: Cell<bool>,
+    /// Frontends whose packets are to ask the flow table.
+    pub asking: RefCell<HashSet<FrontendKey<A>>>,
     /// Packets by service, backend and direction.
     pub counts: RefCell<HashMap<(u32, u32, u8), u32>>,
     pub pods: HashMap<A, Via>,
@@ -87,6 +93,8 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             sources: HashSet::new(),
             networks: HashMap::new(),
             staged: Cell::new(None),
+            locked: Cell::new(false),
+            asking: RefCell::default(),
             counts: RefCell::default(),
             pods: HashMap::new(),
             peers: Vec::new(),
@@ -208,6 +216,9 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend> {
         self.fronts.get(key)
     }
+    fn ask_flows(&self, key: &FrontendKey<A>) {
+        self.asking.borrow_mut().insert(*key);
+    }
     fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(index as usize).copied()
     }
@@ -255,13 +266,31 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             self.staged.set(Some((FlowKey { dport, ..key }, flow)));
         }
     }
+    fn stage_moved(&self, moved: bool) {
+        let Some((mut key, row)) = self.staged.get() else {
+            return;
+        };
+        let mut flow = row.get();
+        if moved {
+            (flow.nat_addr, flow.nat_port) = (key.dst, key.dport);
+        } else {
+            key.dport = flow.nat_port;
+            (flow.nat_addr, flow.nat_port) = (A::UNSPECIFIED, 0);
+        }
+        self.staged.set(Some((key, leak(flow))));
+    }
+    fn lock(&self) -> bool {
+        !self.locked.replace(true)
+    }
+    fn unlock(&self) {
+        assert!(self.locked.replace(false), "nobody has the lock");
+    }
     fn put(&self, how: Put) -> bool {
         self.staged.get().is_some_and(|(key, flow)| {
             let there = self.flow(key).is_some();
             let may = match how {
                 Put::New => !there,
                 Put::Over => true,
-                Put::Instead => there,
             };
             may && self.open_flow(key, flow.get())
         })
@@ -272,6 +301,9 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     }
     fn claim_port(&self, hash: u32, facts: u32) -> u32 {
         claim_port(self, hash, facts)
+    }
+    fn claim(&self, how: u32) -> u32 {
+        claim(self, how)
     }
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity> {
         self.affinities.borrow().get(&key).copied()

@@ -95,6 +95,9 @@ fn here_of(bits: u8) -> Here {
         node_port_addresses: v4.into_iter().chain(v6).collect(),
         node_ips: on(3).then(|| [192, 168, 0, 1].into()).into_iter().collect(),
         masquerade_all: on(4),
+        // Few slots, so that segments with tables fit the maps.
+        maglev_slots: Some(7),
+        ..Here::default()
     }
 }
 
@@ -323,6 +326,7 @@ proptest! {
                 6 if !rows.front_v4.is_empty() => {
                     let i = index.index(rows.front_v4.len());
                     rows.front_v4[i].1.out_len = value;
+                    rows.front_v4[i].1.table = value as u16;
                 }
                 7 if !rows.front_v4.is_empty() => {
                     let i = index.index(rows.front_v4.len());

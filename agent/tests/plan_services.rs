@@ -18,7 +18,8 @@ use std::path::PathBuf;
 
 use datapath_common::FrontendFlags;
 use tulle_agent::model::{
-    Dirty, Family, Kind, Model, NamespacedName, Node, ObjectKey, Policy, Protocol, ready_here,
+    Dirty, Family, Kind, Model, NamespacedName, Node, ObjectKey, Policy, Protocol, Scheduler,
+    ready_here,
 };
 use tulle_agent::plan::compile::{Here, compile};
 use tulle_agent::plan::{BackendKey, Desired, Kind as Front, Wanted};
@@ -71,6 +72,8 @@ cases! {
     kp144_node_addresses
     kp14_protocols_on_one_number
     kp155_health_count
+    kp161_schedulers
+    kp165_weights
     kp194_live_edits
     kp20_local_by_node_name
     kp22_slices_leave
@@ -218,6 +221,7 @@ fn node(model: &Model, line: &str) -> Here {
         node_port_addresses: addresses.clone(),
         node_ips: addresses,
         masquerade_all,
+        ..Here::default()
     }
 }
 
@@ -289,6 +293,19 @@ fn row(wanted: &Wanted) -> String {
     }
     if wanted.affinity_secs > 0 {
         parts.push(format!("sticky {} s", wanted.affinity_secs));
+    }
+    let pick = &wanted.pick;
+    assert_eq!(
+        pick.scheduler.is_by_source(),
+        has(FrontendFlags::SOURCE_HASH)
+    );
+    if pick.scheduler != Scheduler::Random {
+        parts.push(pick.scheduler.to_string());
+    }
+    let weight = |b: &BackendKey| pick.weights.of(b.addr);
+    let weights: Vec<u16> = wanted.outside.iter().map(weight).collect();
+    if weights.iter().any(|weight| *weight != 1) {
+        parts.push(format!("weights {weights:?}"));
     }
     let filters = has(FrontendFlags::SOURCE_RANGES);
     assert_eq!(filters, !wanted.sources.is_empty(), "{wanted:?}");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
-use datapath_common::FrontendFlags;
+use datapath_common::{Frontend, FrontendFlags};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +58,9 @@ pub struct ServiceRow {
     pub masquerades_outside: bool,
     /// Networks that may open flows; absent if all may.
     pub source_ranges: Option<Vec<IpNet>>,
-    /// Slots of the segment for clients inside: pods of this node and the node itself.
+    /// Whether the client's address alone selects a slot.
+    pub by_source: bool,
+    /// Slots by which clients inside (pods of this node and the node itself) are given a backend.
     pub slots: u32,
     /// Their backends in the order of their first slot.
     pub backends: Vec<ServiceBackend>,
@@ -75,7 +77,7 @@ pub struct ServiceRow {
 /// Where clients outside go.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Outside {
-    /// Slots of the segment for them.
+    /// Slots by which they are given a backend.
     pub slots: u32,
     /// Backends in the order of their first slot.
     pub backends: Vec<ServiceBackend>,
@@ -174,8 +176,9 @@ pub fn rows(tables: &Tables, names: &Names, filter: Filter<'_>) -> Report {
         .filter(|frontend| !frontend.is_address())
         .map(|frontend| {
             let version = family(frontend.addr.ip());
-            let list = |(start, len)| {
-                slots_in(start, len, &tables.segments)
+            let list = |place: Place| {
+                place
+                    .shares(&tables.segments)
                     .into_iter()
                     .map(|(id, slots)| ServiceBackend {
                         id,
@@ -203,13 +206,13 @@ pub fn rows(tables: &Tables, names: &Names, filter: Filter<'_>) -> Report {
     }
 }
 
-/// A frontend; `list` gives the backends of a segment by its start and length.
+/// A frontend; `list` gives the backends of a segment.
 fn row(
     frontend: &FrontendRow,
     names: &Names,
     kind: Kind,
     source_ranges: Option<Vec<IpNet>>,
-    list: impl Fn((u32, u32)) -> Vec<ServiceBackend>,
+    list: impl Fn(Place) -> Vec<ServiceBackend>,
 ) -> ServiceRow {
     let value = &frontend.value;
     let service = names.service(value.service);
@@ -245,12 +248,13 @@ fn row(
         masquerades_pods: frontend.has(FrontendFlags::MASQUERADE_PODS),
         masquerades_outside: frontend.has(FrontendFlags::MASQUERADE_OUTSIDE),
         source_ranges,
-        slots: value.len,
-        backends: list((value.start, value.len)),
+        by_source: frontend.has(FrontendFlags::SOURCE_HASH),
+        slots: Place::inside(value).slots(),
+        backends: list(Place::inside(value)),
         when_empty: inside,
         outside: (!one).then(|| Outside {
-            slots: value.out_len,
-            backends: list((value.out_start, value.out_len)),
+            slots: Place::outside(value).slots(),
+            backends: list(Place::outside(value)),
             when_empty: outside,
         }),
         traffic: None,
@@ -260,30 +264,73 @@ fn row(
 /// Backend ids that a frontend names for any client.
 pub fn ids_of(frontend: &FrontendRow, segments: &[u32]) -> BTreeSet<u32> {
     let value = &frontend.value;
-    let lists = [(value.start, value.len), (value.out_start, value.out_len)];
-    let slots = lists.map(|(start, len)| slots_in(start, len, segments));
-    slots.into_iter().flatten().map(|(id, _)| id).collect()
+    let lists = [Place::inside(value), Place::outside(value)];
+    let ids = lists.iter().flat_map(|place| place.ids(segments));
+    ids.copied().collect()
 }
 
-/// Backend ids of a segment with the number of their slots, in the order of
-/// their first slot.
-pub fn slots_in(start: u32, len: u32, segments: &[u32]) -> Vec<(u32, u32)> {
+/// Where a segment and its table are.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u32,
+    len: u32,
+    table: u32,
+}
+
+impl Place {
+    /// For clients inside.
+    fn inside(row: &Frontend) -> Self {
+        Self {
+            start: row.start,
+            len: row.len,
+            table: row.table.into(),
+        }
+    }
+
+    /// For clients outside.
+    fn outside(row: &Frontend) -> Self {
+        Self {
+            start: row.out_start,
+            len: row.out_len,
+            table: row.out_table.into(),
+        }
+    }
+
+    /// Slots by which new flows are given a backend.
+    const fn slots(self) -> u32 {
+        if self.table == 0 {
+            self.len
+        } else {
+            self.table
+        }
+    }
+
+    /// Ids of the segment.
+    fn ids(self, segments: &[u32]) -> &[u32] {
+        slots(self.start, self.len, segments)
+    }
+
+    /// Ids of the segment, each with the number of slots that give it to new flows.
+    fn shares(self, segments: &[u32]) -> Vec<(u32, u32)> {
+        let given = if self.table == 0 {
+            self.ids(segments)
+        } else {
+            slots(self.start.saturating_add(self.len), self.table, segments)
+        };
+        let mut shares: BTreeMap<u32, u32> = BTreeMap::new();
+        for id in given {
+            *shares.entry(*id).or_default() += 1;
+        }
+        let ids = self.ids(segments).iter();
+        let share = |id: &u32| (*id, shares.get(id).copied().unwrap_or(0));
+        ids.map(share).collect()
+    }
+}
+
+fn slots(start: u32, len: u32, segments: &[u32]) -> &[u32] {
     let start = start as usize;
     let end = start.saturating_add(len as usize).min(segments.len());
-    let mut found: BTreeMap<u32, (usize, u32)> = BTreeMap::new();
-    for (place, id) in segments
-        .get(start..end)
-        .unwrap_or_default()
-        .iter()
-        .enumerate()
-    {
-        found.entry(*id).or_insert((place, 0)).1 += 1;
-    }
-    let mut ids: Vec<_> = found.into_iter().collect();
-    ids.sort_by_key(|&(_, (place, _))| place);
-    ids.into_iter()
-        .map(|(id, (_, slots))| (id, slots))
-        .collect()
+    segments.get(start..end).unwrap_or_default()
 }
 
 fn matches(row: &ServiceRow, filter: Filter<'_>) -> bool {

@@ -84,6 +84,9 @@ fn flags(row: &ServiceRow, wide: bool) -> String {
         let secs = u64::from(row.affinity_secs);
         words.push(format!("affinity {}", format::age(secs)));
     }
+    if row.by_source {
+        words.push("by client".to_owned());
+    }
     if row.changed {
         words.push("changed".to_owned());
     }
@@ -116,14 +119,16 @@ fn list(backends: &[ServiceBackend], when_empty: WhenEmpty, most: usize) -> Stri
         }
         .into();
     };
-    let weighted = backends.iter().any(|b| b.slots != first.slots);
+    let slots: u64 = backends.iter().map(|b| u64::from(b.slots)).sum();
+    let percent = |b: &ServiceBackend| (u64::from(b.slots) * 200 + slots) / (slots * 2).max(1);
+    let weighted = backends.iter().any(|b| percent(b) != percent(first));
     let shown = backends.iter().take(most).map(|backend| {
         let address = backend.address.map_or_else(
             || format!("id {} (free!)", backend.id),
             |address| address.to_string(),
         );
         if weighted {
-            format!("{address} ×{}", backend.slots)
+            format!("{address} {}%", percent(backend))
         } else {
             address
         }

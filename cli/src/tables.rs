@@ -55,9 +55,11 @@ impl FrontendRow {
             len,
             out_start,
             out_len,
+            table,
+            out_table,
             ..
         } = self.value;
-        len == out_len && (start == out_start || len == 0)
+        len == out_len && table == out_table && (start == out_start || len == 0)
     }
 }
 

@@ -53,13 +53,17 @@ impl FrontendFlags {
     pub const MASQUERADE_OUTSIDE: u16 = 32;
     /// Only sources with a row in `tulle_srcs_*` may open flows (KP-45, KP-46).
     pub const SOURCE_RANGES: u16 = 64;
+    /// The client's address alone selects the slot, whatever the ports (KP-161: `sh`).
+    pub const SOURCE_HASH: u16 = 256;
 }
 
 /// Value of `tulle_front_v4` and `tulle_front_v6`: the segments of
 /// `tulle_segments` that hold the backend ids for clients inside (pods of this
 /// node and the node itself) and outside. They are one and the same unless
 /// `externalTrafficPolicy: Local` parts them (KP-70, KP-71, KP-72). In each the
-/// ids ascend.
+/// ids ascend, once each. A *table* may lie directly behind the ids of a segment: slots
+/// with the same ids in another order, as often as weights or Maglev say. Where there is one,
+/// new flows are given a backend by it, otherwise by the segment itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Frontend {
@@ -77,6 +81,10 @@ pub struct Frontend {
     pub affinity_secs: u32,
     /// Bits of [`FrontendFlags`].
     pub flags: u16,
+    /// Slots in the table behind the segment for clients inside; 0 for none.
+    pub table: u16,
+    /// Slots in the table behind the segment for clients outside; 0 for none.
+    pub out_table: u16,
     /// Always zero.
     pub reserved: u16,
 }
@@ -115,7 +123,7 @@ pub struct Backend<A> {
 pod! {
     FrontendKey<Ip4> = 8 [Ip4, u16, u8, u8];
     FrontendKey<Ip6> = 20 [Ip6, u16, u8, u8];
-    Frontend = 28 [u32, u32, u32, u32, u32, u32, u16, u16];
+    Frontend = 32 [u32, u32, u32, u32, u32, u32, u16, u16, u16, u16];
     AffinityKey<Ip4> = 8 [Ip4, u32];
     AffinityKey<Ip6> = 20 [Ip6, u32];
     Affinity = 12 [u32, u32, u32];
@@ -189,17 +197,15 @@ pub struct Traffic {
 
 impl Frontend {
     /// First slot and number of slots of all that the row names: both segments
-    /// lie side by side, those for clients inside first.
+    /// lie side by side with their tables, those for clients inside first.
     pub const fn slots(&self) -> (u32, u32) {
+        let inside = self.len.saturating_add(self.table as u32);
+        let outside = self.out_len.saturating_add(self.out_table as u32);
         if self.out_start == self.start {
-            let longer = if self.len > self.out_len {
-                self.len
-            } else {
-                self.out_len
-            };
+            let longer = if inside > outside { inside } else { outside };
             (self.start, longer)
         } else {
-            (self.start, self.len + self.out_len)
+            (self.start, inside.saturating_add(outside))
         }
     }
 }

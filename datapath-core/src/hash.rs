@@ -26,6 +26,12 @@ pub fn flow_hash<A: Address>(src: A, dst: A, sport: u16, dport: u16, proto: u8) 
     (h.wrapping_mul(K1) >> 32) as u32
 }
 
+/// Hash over a client's address.
+#[inline(always)]
+pub fn source_hash<A: Address>(src: A) -> u32 {
+    flow_hash(src, A::UNSPECIFIED, 0, 0, 0)
+}
+
 /// Scales a hash to `0..n`; 0 for `n` = 0.
 #[inline(always)]
 pub fn reduce(hash: u32, n: u32) -> u32 {

@@ -31,6 +31,7 @@ pub mod wire;
 pub use decision::{Decision, Rewrite, Verdict};
 pub use family::{Family, V4, V6};
 pub use flow::{is_translated, knows_ports, remember_ports};
+pub(crate) use hash::source_hash;
 pub use hash::{flow_hash, reduce};
 pub use hooks::{
     Entry, error_on_its_way, nic_in, nic_out, pod_from, pod_to, sender, to_bridge, to_pod,

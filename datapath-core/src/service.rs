@@ -10,7 +10,7 @@ use crate::{
     hooks::{expired, fits_overlay, is_behind_bridge, is_bridged_pod, needs_kernel, outer_port},
     icmp::IcmpError,
     open::{Manner, Source, open},
-    reduce,
+    reduce, source_hash,
     tables::FlowRow,
 };
 
@@ -52,6 +52,8 @@ struct Offer {
     start: u32,
     /// Slots in it.
     len: u32,
+    /// Slots in the table behind it.
+    table: u16,
     /// Why there is no backend if there are no slots.
     empty: Reason,
     /// Whether flows are masqueraded, unless the backend is on this node itself.
@@ -81,6 +83,11 @@ impl Offer {
                 front.start
             },
             len: if outside { front.out_len } else { front.len },
+            table: if outside {
+                front.out_table
+            } else {
+                front.table
+            },
             empty: if front.flags & drop == 0 {
                 Reason::NoEndpoints
             } else {
@@ -88,6 +95,17 @@ impl Offer {
             },
             masquerade: whole && masquerade,
         }
+    }
+
+    /// The slot that a new flow is given; there are some.
+    #[inline(always)]
+    fn slot(&self, hash: u32) -> u32 {
+        let (first, slots) = if self.table == 0 {
+            (self.start, self.len)
+        } else {
+            (self.start.wrapping_add(self.len), self.table as u32)
+        };
+        first.wrapping_add(reduce(hash, slots))
     }
 }
 
@@ -271,8 +289,12 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         chosen.backend = Some(backend);
         return chosen;
     }
-    let slot = offer.start.wrapping_add(reduce(hash, offer.len));
-    let Some(id) = tables.slot(slot) else {
+    let hash = if front.flags & FrontendFlags::SOURCE_HASH == 0 {
+        hash
+    } else {
+        source_hash(h.src)
+    };
+    let Some(id) = tables.slot(offer.slot(hash)) else {
         return chosen;
     };
     chosen.id = id;

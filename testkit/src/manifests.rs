@@ -3,6 +3,7 @@
 
 mod exposure;
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -82,6 +83,8 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// Where else it is reached, and policies.
     pub exposure: Exposure,
+    /// Annotations of the Service.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl StateDir {
@@ -170,6 +173,7 @@ impl Service {
             ports: Vec::new(),
             endpoints: Vec::new(),
             exposure: Exposure::default(),
+            annotations: BTreeMap::new(),
         }
     }
 
@@ -237,6 +241,12 @@ impl Service {
             "metadata:\n  name: {}\n  namespace: {}",
             self.name, self.namespace
         )?;
+        if !self.annotations.is_empty() {
+            writeln!(f, "  annotations:")?;
+        }
+        for (name, value) in &self.annotations {
+            writeln!(f, "    {name}: {value:?}")?;
+        }
         writeln!(f, "spec:")?;
         self.write_exposure(f)?;
         if let Some(first) = ips.first() {

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use clap::ArgAction;
 use ipnet::IpNet;
 
+use crate::model::Scheduler;
 use crate::model::address::not_unicast;
+use crate::plan::table;
 
 /// Node ports as Kubernetes allots them unless told otherwise.
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
@@ -68,6 +70,20 @@ pub struct ServiceArgs {
     )]
     #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub masquerade_all: bool,
+    /// How new flows are given a backend, where a Service's annotation tulle.io/scheduler does not
+    /// say it: random, source-hash (sh), maglev, or mh (Maglev by the client's address)
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "TULLE_SCHEDULER",
+        alias = "ipvs-scheduler"
+    )]
+    #[arg(default_value_t = Scheduler::Random)]
+    pub scheduler: Scheduler,
+    /// Slots of Maglev tables: a prime up to 65521; otherwise by the number of backends
+    #[arg(long = "maglev-slots", value_name = "N", env = "TULLE_MAGLEV_SLOTS")]
+    #[arg(value_parser = maglev_slots)]
+    pub maglev_slots: Option<u16>,
     /// Count flows, packets and bytes of each service port and backend
     #[arg(
         long,
@@ -135,6 +151,20 @@ fn service_network(text: &str) -> Result<IpNet, String> {
         return Err(format!("{net} cannot hold addresses of Services"));
     }
     Ok(net)
+}
+
+fn maglev_slots(text: &str) -> Result<u16, String> {
+    let slots = text
+        .trim()
+        .parse()
+        .ok()
+        .filter(|slots| table::is_size(*slots));
+    slots.ok_or_else(|| {
+        format!(
+            "{text:?} is no prime from 3 to {}; such as 16381",
+            table::MAX_SLOTS
+        )
+    })
 }
 
 /// Value of `--snat-ports`: both ends are included.

@@ -2,6 +2,7 @@
 //! checked, with one canonical form for each thing.
 
 pub mod address;
+mod choice;
 pub mod convert;
 mod endpoints;
 mod pod;
@@ -9,6 +10,7 @@ mod service;
 mod state;
 mod warning;
 
+pub use choice::{Choice, MAX_WEIGHT, Scheduler, Weights};
 pub use endpoints::{EndpointSets, ready_here, select};
 pub use pod::{HostPort, Pod};
 pub use service::{Exposure, Policy, Service, ServicePort};

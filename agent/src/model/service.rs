@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{NamespacedName, Protocol};
+use super::{Choice, NamespacedName, Protocol};
 
 /// How a Service is exposed, as far as this node's tables are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,11 +60,13 @@ pub struct Service {
     pub load_balancer: bool,
     /// `spec.healthCheckNodePort`; [`Service::health_port`] says whether it is open.
     pub health_check_node_port: Option<u16>,
+    /// How new flows are given a backend: annotations.
+    pub choice: Choice,
 }
 
 impl Service {
     /// A Service of which nothing but name and exposure is said.
-    pub const fn new(name: NamespacedName, exposure: Exposure) -> Self {
+    pub fn new(name: NamespacedName, exposure: Exposure) -> Self {
         Self {
             name,
             exposure,
@@ -78,6 +80,7 @@ impl Service {
             source_ranges: Vec::new(),
             load_balancer: false,
             health_check_node_port: None,
+            choice: Choice::default(),
         }
     }
 

@@ -113,12 +113,16 @@ impl Applied {
                 len: 0,
                 out_start: 0,
                 out_len: 0,
+                table: 0,
+                out_table: 0,
                 ..row
             },
             now,
         );
         self.fronts.insert(key, row);
-        let lists = [(row.start, row.len), (row.out_start, row.out_len)];
+        let inside = row.len.saturating_add(row.table.into());
+        let outside = row.out_len.saturating_add(row.out_table.into());
+        let lists = [(row.start, inside), (row.out_start, outside)];
         let mut named = Vec::new();
         for region in lists
             .into_iter()

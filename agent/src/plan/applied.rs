@@ -131,6 +131,18 @@ impl Applied {
         self.at(Region::new(row.out_start, row.out_len))
     }
 
+    /// The table behind the ids for clients inside.
+    pub fn table(&self, row: &Frontend) -> &[u32] {
+        let start = row.start.saturating_add(row.len);
+        self.at(Region::new(start, row.table.into()))
+    }
+
+    /// The table behind the ids for clients outside.
+    pub fn out_table(&self, row: &Frontend) -> &[u32] {
+        let start = row.out_start.saturating_add(row.out_len);
+        self.at(Region::new(start, row.out_table.into()))
+    }
+
     fn at(&self, region: Option<Region>) -> &[u32] {
         region
             .and_then(|region| self.slots.get(region.slots()))
@@ -265,7 +277,7 @@ impl Applied {
         if let Some(old) = old.filter(has_ranges) {
             self.sources.unuse_by(old.service);
         }
-        let slots = |row: &Frontend| (row.start, row.len, row.out_start, row.out_len);
+        let slots = |row: &Frontend| (row.slots(), row.len, row.out_start, row.out_len);
         if old.as_ref().map(slots) == Some(slots(&row)) && !self.damaged.contains_key(&key) {
             return;
         }
@@ -352,12 +364,13 @@ fn has_ranges(row: &Frontend) -> bool {
 /// First slot and number of slots that a row names; `None` if its two lists are
 /// neither the same nor side by side, as no agent writes them.
 pub(super) fn layout(row: &Frontend) -> Option<(u32, u32)> {
-    let end = row.start.checked_add(row.len)?;
-    if (row.out_start, row.out_len) == (row.start, row.len) {
-        return Some((row.start, row.len));
+    let end = |start: u32, len: u32, table: u16| start.checked_add(len)?.checked_add(table.into());
+    let middle = end(row.start, row.len, row.table)?;
+    if (row.out_start, row.out_len, row.out_table) == (row.start, row.len, row.table) {
+        return Some((row.start, middle - row.start));
     }
-    let last = end.checked_add(row.out_len)?;
-    (row.out_start == end).then_some((row.start, last - row.start))
+    let last = end(row.out_start, row.out_len, row.out_table)?;
+    (row.out_start == middle).then(|| (row.start, last - row.start))
 }
 
 fn region(row: &Frontend) -> Option<Region> {

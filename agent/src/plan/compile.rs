@@ -7,12 +7,12 @@ use datapath_common::FrontendFlags;
 use ipnet::IpNet;
 
 use super::backends::BackendKey;
-use super::desired::{PortKey, Wanted};
+use super::desired::{Pick, PortKey, Wanted};
 use super::kind::Kind;
 use super::ops::FrontKey;
 use crate::model::{
-    EndpointSets, Exposure, Family, Model, NamespacedName, Pod, Policy, Service, ServicePort,
-    select,
+    EndpointSets, Exposure, Family, Model, NamespacedName, Pod, Policy, Scheduler, Service,
+    ServicePort, Weights, select,
 };
 
 /// What of this node decides frontends.
@@ -28,6 +28,10 @@ pub struct Here {
     pub node_ips: Vec<IpAddr>,
     /// Whether pods are masqueraded towards ClusterIPs too (KP-106).
     pub masquerade_all: bool,
+    /// How new flows are given a backend where the Service does not say it.
+    pub scheduler: Scheduler,
+    /// Slots of Maglev tables; `None`: by the number of backends.
+    pub maglev_slots: Option<u16>,
 }
 
 /// The frontends of one Service on this node, or of the Pod of which `name` is the
@@ -46,7 +50,8 @@ pub fn compile(model: &Model, name: &NamespacedName, here: &Here) -> Vec<Wanted>
         let family = Family::of(*cluster_ip);
         for port in &service.ports {
             let zone = here.zone.as_deref();
-            let sets = select(model.slices_of(name), family, port, &here.node, zone);
+            let mut sets = select(model.slices_of(name), family, port, &here.node, zone);
+            drain(&mut sets, &service.choice.weights);
             let key = PortKey {
                 service: name.clone(),
                 port: port.name.clone(),
@@ -111,6 +116,7 @@ fn host_ports(pod: &Pod, here: &Here) -> Vec<Wanted> {
                 sources: Vec::new(),
                 marks_address: false,
                 kind: Kind::HostPort,
+                pick: Pick::default(),
             });
         }
     }
@@ -180,6 +186,10 @@ fn frontend(
     if !sources.is_empty() {
         flags |= FrontendFlags::SOURCE_RANGES;
     }
+    let scheduler = service.choice.scheduler.unwrap_or(here.scheduler);
+    if scheduler.is_by_source() {
+        flags |= FrontendFlags::SOURCE_HASH;
+    }
     Wanted {
         front,
         port,
@@ -190,7 +200,23 @@ fn frontend(
         sources,
         marks_address: kind == Kind::ClusterIp,
         kind,
+        pick: Pick {
+            scheduler,
+            weights: service.choice.weights.clone(),
+            maglev_slots: here.maglev_slots,
+        },
     }
+}
+
+/// What weighs nothing gets no new flows, as if it were not there.
+fn drain(sets: &mut EndpointSets, weights: &Weights) {
+    let total = sets.cluster.len() + sets.local.len();
+    for list in [&mut sets.cluster, &mut sets.local] {
+        list.retain(|at| weights.of(at.ip()) > 0);
+    }
+    // Nobody is left: refused as with no endpoint, not dropped for want of a local one.
+    let left = sets.cluster.len() + sets.local.len();
+    sets.any &= left > 0 || total == 0;
 }
 
 fn backends(of: &[SocketAddr], proto: u8) -> Vec<BackendKey> {

@@ -12,7 +12,10 @@ use super::compile::{Here, compile};
 use super::kind::Kind;
 use super::ops::FrontKey;
 use super::sources::SourceRange;
-use crate::model::{Family, Fault, Model, NamespacedName, Pod, Protocol, Warning};
+use super::table;
+use crate::model::{
+    Family, Fault, Model, NamespacedName, Pod, Protocol, Scheduler, Warning, Weights,
+};
 
 /// A service port in one family: what a service number stands for.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -69,9 +72,35 @@ pub struct Wanted {
     /// Whether whatever else is sent to the address is refused (KP-28): its
     /// address is a ClusterIP.
     pub marks_address: bool,
+    /// How new flows are given one of them.
+    pub pick: Pick,
     /// Of several claims to one frontend the first kind has it (KP-38), then
     /// the first service port by name (KP-25).
     pub kind: Kind,
+}
+
+/// How new flows are given a backend.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Pick {
+    /// By what.
+    pub scheduler: Scheduler,
+    /// How often each.
+    pub weights: Weights,
+    /// Slots of a Maglev table; `None`: by the number of backends.
+    pub maglev_slots: Option<u16>,
+}
+
+impl Pick {
+    /// The table behind a segment of these backends: positions among them. Empty if
+    /// the segment itself does.
+    pub fn table(&self, backends: &[BackendKey]) -> Vec<u32> {
+        let weights: Vec<u16> = backends.iter().map(|b| self.weights.of(b.addr)).collect();
+        if !self.scheduler.is_maglev() {
+            return table::weighted(&weights);
+        }
+        let slots = table::maglev_size(backends.len(), self.maglev_slots);
+        table::maglev(backends, &weights, slots)
+    }
 }
 
 /// What a frontend does for the service port that has it.
@@ -86,6 +115,8 @@ pub struct Claim {
     pub affinity_secs: u32,
     sources: Vec<IpNet>,
     marks_address: bool,
+    /// As in [`Wanted`].
+    pub pick: Pick,
 }
 
 impl Claim {
@@ -118,6 +149,7 @@ impl From<Wanted> for (FrontKey, Claimant, Claim) {
             affinity_secs: wanted.affinity_secs,
             sources: wanted.sources,
             marks_address: wanted.marks_address,
+            pick: wanted.pick,
         };
         (wanted.front, (wanted.kind, wanted.port), claim)
     }

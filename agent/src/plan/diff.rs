@@ -132,49 +132,78 @@ pub(super) fn blank(applied: &Applied, key: FrontKey) -> Option<Draft> {
     Some(vec![MapOp::put_front(key, row)].into())
 }
 
-/// A frontend's two lists of backend ids, and where they are.
+/// Backend ids for one kind of client.
+#[derive(PartialEq, Eq)]
+struct List {
+    /// Each once, in ascending order.
+    ids: Vec<u32>,
+    /// By which new flows are given one; empty if all have one share.
+    table: Vec<u32>,
+}
+
+impl List {
+    /// Slots of both.
+    const fn slots(&self) -> u32 {
+        (self.ids.len() + self.table.len()) as u32
+    }
+
+    /// Whether flows opened by a former list may have backends that this one would not give them.
+    fn moves(&self, ids: &[u32], table: &[u32]) -> bool {
+        // An empty list has opened no flow.
+        !ids.is_empty() && (ids != self.ids || table != self.table)
+    }
+}
+
+/// A frontend's two lists, and where they are.
 struct Segment {
-    inside: Vec<u32>,
+    inside: List,
     /// `None` if it is the same list.
-    outside: Option<Vec<u32>>,
+    outside: Option<List>,
     start: u32,
     /// Whether the draft writes the slots.
     fresh: bool,
 }
 
 impl Segment {
-    fn outside(&self) -> &[u32] {
+    fn outside(&self) -> &List {
         self.outside.as_ref().unwrap_or(&self.inside)
     }
 
     /// The part of the row that says where the ids are.
     fn row(&self) -> Frontend {
-        let len = self.inside.len() as u32;
-        let (out_start, out_len) = match &self.outside {
-            Some(outside) => (self.start + len, outside.len() as u32),
-            None => (self.start, len),
+        let apart = if self.outside.is_some() {
+            self.inside.slots()
+        } else {
+            0
         };
+        let outside = self.outside();
         Frontend {
             start: self.start,
-            len,
-            out_start,
-            out_len,
+            len: self.inside.ids.len() as u32,
+            out_start: self.start + apart,
+            out_len: outside.ids.len() as u32,
+            table: self.inside.table.len() as u16,
+            out_table: outside.table.len() as u16,
             ..Frontend::default()
         }
     }
 
     /// All slots, in the order of [`Frontend`].
     fn ids(&self) -> Vec<u32> {
-        let outside = self.outside.iter().flatten();
-        self.inside.iter().chain(outside).copied().collect()
+        let lists = std::iter::once(&self.inside).chain(&self.outside);
+        lists
+            .flat_map(|list| list.ids.iter().chain(&list.table))
+            .copied()
+            .collect()
     }
 
     /// Whether `row` holds the same ids in the same way.
     fn is_in(&self, applied: &Applied, row: &Frontend) -> bool {
         let same = (row.start, row.len) == (row.out_start, row.out_len);
+        let is = |list: &List, ids, table| list.ids == ids && list.table == table;
         same == self.outside.is_none()
-            && applied.inside(row) == self.inside
-            && applied.outside(row) == self.outside()
+            && is(&self.inside, applied.inside(row), applied.table(row))
+            && is(self.outside(), applied.outside(row), applied.out_table(row))
     }
 }
 
@@ -196,9 +225,11 @@ fn segment(
             };
             list.push(id);
         }
+        let table = claim.pick.table(backends);
+        let table = table.into_iter().map(|at| list[at as usize]).collect();
         // The programs look for ids in it.
         list.sort_unstable();
-        Ok::<_, CapacityError>(list)
+        Ok::<_, CapacityError>(List { ids: list, table })
     };
     let inside = list(claim.inside())?;
     let outside = claim.outside().map(list).transpose()?;
@@ -268,12 +299,13 @@ fn flags(applied: &Applied, key: FrontKey, claim: &Claim, segment: &Segment) -> 
         Some(old) if old.flags & FrontendFlags::FLOWS_DECIDE != 0 => true,
         Some(_) if applied.damaged.contains_key(&key) || applied.moved.contains(&key) => true,
         Some(old) => {
-            // An empty list has opened no flow.
-            let moved = |old: &[u32], new: &[u32]| !old.is_empty() && old != new;
             let (inside, outside) = (applied.inside(old), applied.outside(old));
             let opened = !inside.is_empty() || !outside.is_empty();
-            segment.fresh && (moved(inside, &segment.inside) || moved(outside, segment.outside()))
-                || opened && forgets(old, claim)
+            let moved = || {
+                segment.inside.moves(inside, applied.table(old))
+                    || segment.outside().moves(outside, applied.out_table(old))
+            };
+            segment.fresh && moved() || opened && forgets(old, claim)
         }
         None => applied.may_have_flows(&key),
     };
@@ -291,11 +323,13 @@ const PLANNED: u16 =
     FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST | FrontendFlags::ADDRESS;
 
 /// Whether what flows were opened by is no longer asked for: the list does not
-/// name the backend that an affinity chose, and a masqueraded flow has its
-/// port in the flow table only.
+/// name the backend that an affinity chose, a masqueraded flow has its
+/// port in the flow table only, and another hash selects another slot.
 fn forgets(old: &Frontend, claim: &Claim) -> bool {
     let masquerade = FrontendFlags::MASQUERADE_PODS | FrontendFlags::MASQUERADE_OUTSIDE;
-    old.affinity_secs != 0 && claim.affinity_secs == 0 || old.flags & !claim.flags & masquerade != 0
+    old.affinity_secs != 0 && claim.affinity_secs == 0
+        || old.flags & !claim.flags & masquerade != 0
+        || (old.flags ^ claim.flags) & FrontendFlags::SOURCE_HASH != 0
 }
 
 /// Writes that make the row which marks an address present or absent.

@@ -17,6 +17,8 @@ pub fn here(node: &Node, uplink: &Uplink, args: &ServiceArgs) -> Here {
         node_port_addresses: node_port_addresses(node, uplink, &args.node_port_addresses),
         node_ips: node.addresses(),
         masquerade_all: args.masquerade_all,
+        scheduler: args.scheduler,
+        maglev_slots: args.maglev_slots,
     }
 }
 

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tulle_agent::model::{
-    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, Policy, Protocol,
-    Service, ServiceCidr, ServicePort, SlicePort,
+    Choice, Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, Policy,
+    Protocol, Scheduler, Service, ServiceCidr, ServicePort, SlicePort,
 };
 
 fn name(prefix: &str, i: u8) -> NamespacedName {
@@ -61,6 +61,25 @@ fn source_ranges() -> impl Strategy<Value = Vec<IpNet>> {
     prop_oneof![1 => Just(Vec::new()), 1 => some]
 }
 
+/// Half of them as usual.
+fn choice() -> impl Strategy<Value = Choice> {
+    let scheduler = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Scheduler::SourceHash)),
+        1 => Just(Some(Scheduler::Maglev)),
+        1 => Just(Some(Scheduler::MaglevSource)),
+    ];
+    let weights = prop_oneof![
+        3 => Just(""),
+        1 => Just("10.244.0.0/16=2,10.244.1.0/24=3,10.244.1.2=0"),
+        1 => Just("10.244.0.0/16=0,fd00::/8=5"),
+    ];
+    (scheduler, weights).prop_map(|(scheduler, weights)| Choice {
+        scheduler,
+        weights: weights.parse().unwrap(),
+    })
+}
+
 fn service() -> impl Strategy<Value = Object> {
     let exposure = prop_oneof![
         6 => Just(Exposure::Served), 1 => Just(Exposure::Headless), 1 => Just(Exposure::OtherProxy),
@@ -73,6 +92,7 @@ fn service() -> impl Strategy<Value = Object> {
         policies,
         affinity,
         source_ranges(),
+        choice(),
     );
     (
         0..4_u8,
@@ -84,7 +104,7 @@ fn service() -> impl Strategy<Value = Object> {
         outside,
     )
         .prop_map(|(i, exposure, addr, v4, v6, ports, outside)| {
-            let (external_ips, vips, policies, affinity_secs, source_ranges) = outside;
+            let (external_ips, vips, policies, affinity_secs, source_ranges, choice) = outside;
             let (internal_policy, external_policy) = policies;
             let mut cluster_ips: Vec<IpAddr> = Vec::new();
             cluster_ips.extend(v4.then(|| IpAddr::from([10, 96, 0, addr])));
@@ -99,6 +119,7 @@ fn service() -> impl Strategy<Value = Object> {
                     external_policy,
                     affinity_secs,
                     source_ranges,
+                    choice,
                     ..Service::new(name("s", i), exposure)
                 }
                 .into(),

@@ -12,6 +12,9 @@ use super::sim::Sim;
 pub struct FrontMeaning {
     pub inside: Vec<String>,
     pub outside: Vec<String>,
+    /// Slot by slot.
+    pub table: Vec<Key>,
+    pub out_table: Vec<Key>,
     pub flags: u16,
     pub affinity_secs: u32,
     pub sources: BTreeSet<(u32, IpAddr)>,
@@ -42,10 +45,13 @@ impl Sim {
                     let words = list.iter().map(|b| format!("{:?} {:?}", b.key, b.via));
                     words.collect()
                 };
+                let slots = |ids: Vec<u32>| ids.into_iter().map(|id| back(id).key).collect();
                 let planned = FrontendFlags::FLOWS_DECIDE | FrontendFlags::FLOWS_MAY_BE_LOST;
                 let front = FrontMeaning {
                     inside: list(self.inside(row)),
                     outside: list(self.outside(row)),
+                    table: slots(self.table(row)),
+                    out_table: slots(self.out_table(row)),
                     flags: row.flags & !planned,
                     affinity_secs: row.affinity_secs,
                     sources: self.sources_of(row.service),

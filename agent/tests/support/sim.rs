@@ -61,7 +61,7 @@ impl Sim {
             None => self.fronts.remove(&key),
         };
         let now = self.now.unwrap();
-        let lists = |row: &Frontend| (row.start, row.len, row.out_start, row.out_len);
+        let lists = |row: &Frontend| (row.slots(), row.len, row.out_start, row.out_len);
         if let Some(old) = old.filter(|old| Some(lists(old)) != row.as_ref().map(lists)) {
             self.left.extend(slots(&old).map(|slot| (slot, now)));
         }
@@ -103,16 +103,25 @@ impl Sim {
                 assert_eq!(owner.insert(slot, *key), None, "slot {slot} has two owners");
             }
             let (inside, outside) = (self.inside(row), self.outside(row));
+            let (table, out_table) = (self.table(row), self.out_table(row));
             assert_eq!(
                 inside.len()
+                    + table.len()
                     + if row.out_start == row.start && row.len > 0 {
                         0
                     } else {
-                        outside.len()
+                        outside.len() + out_table.len()
                     },
                 all.len(),
                 "{key:?} {row:?}: the lists fill the segment"
             );
+            for (list, table) in [(&inside, &table), (&outside, &out_table)] {
+                let (all, some) = (BTreeSet::from_iter(list), BTreeSet::from_iter(table));
+                assert!(
+                    table.is_empty() || all == some,
+                    "{key:?}: {table:?} of {list:?}"
+                );
+            }
             for list in [&inside, &outside] {
                 assert!(list.is_sorted_by(|a, b| a < b), "{key:?}: {list:?} ascend");
                 for id in list {
@@ -150,6 +159,16 @@ impl Sim {
     /// Ids for clients outside.
     pub fn outside(&self, row: &Frontend) -> Vec<u32> {
         self.list(row.out_start, row.out_len)
+    }
+
+    /// Ids by which new flows of clients inside are given one.
+    pub fn table(&self, row: &Frontend) -> Vec<u32> {
+        self.list(row.start + row.len, row.table.into())
+    }
+
+    /// The same of clients outside.
+    pub fn out_table(&self, row: &Frontend) -> Vec<u32> {
+        self.list(row.out_start + row.out_len, row.out_table.into())
     }
 
     fn list(&self, start: u32, len: u32) -> Vec<u32> {

@@ -3,6 +3,7 @@
 
 mod answers;
 mod bridged;
+mod choice;
 mod fixture;
 mod flows;
 mod forwarding;
@@ -255,6 +256,7 @@ pub fn all() -> Vec<Case> {
         let fixture = Fixture::new(v6);
         cases.extend(parsing::cases(&fixture));
         cases.extend(services::cases(&fixture));
+        cases.extend(choice::cases(&fixture));
         cases.extend(flows::cases(&fixture));
         cases.extend(forwarding::cases(&fixture));
         cases.extend(refusals::cases(&fixture));

@@ -8,16 +8,16 @@ use std::net::IpAddr;
 use datapath_common::{Hook, Reason, proto};
 
 use super::parse::{Fragment, Packet, parse};
-use super::{Ctx, FlowRow, Hash, Outcome, Tuple, Verdict, World, run};
+use super::{Ctx, FlowRow, Hash, Hashed, Outcome, Tuple, Verdict, World, run};
 use crate::engine::Observed;
 use crate::packet::{ETHERNET, internet_checksum};
 
 /// What must stay the same from packet to packet.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// Backends that all packets of a tuple may have gone to, by segment. More
+    /// Backends that all packets of a tuple, or of a client, may have gone to, by segment. More
     /// than one if ids share an address and nothing told them apart.
-    choices: HashMap<(Tuple, Vec<u32>), BTreeSet<u32>>,
+    choices: HashMap<(Hashed, Vec<u32>), BTreeSet<u32>>,
     /// Outer source port by the tuple that was sent and the inner one.
     ports: HashMap<(Tuple, InnerTuple), u16>,
 }
@@ -141,7 +141,7 @@ impl Memory {
         observed: &Observed,
     ) -> Result<(), Difference> {
         if let Some(choice) = &outcome.choice {
-            let key = (choice.tuple, choice.segment.clone());
+            let key = (choice.hashed.clone(), choice.segment.clone());
             let before = self.choices.entry(key).or_insert_with(|| backends.clone());
             let both: BTreeSet<u32> = before.intersection(backends).copied().collect();
             if both.is_empty() {

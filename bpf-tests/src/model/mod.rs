@@ -23,7 +23,8 @@ pub mod snat;
 mod traffic;
 pub mod world;
 
-use std::net::Ipv4Addr;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{IpAddr, Ipv4Addr};
 
 use datapath_common::{Group, Hook, Reason};
 
@@ -71,6 +72,20 @@ impl Hash {
         match self {
             Self::Is(hash) => ((u64::from(hash) * length as u64) >> 32) as usize,
             Self::Seen { slot, .. } => slot % length.max(1),
+        }
+    }
+}
+
+impl Hash {
+    /// The one over the client's address alone.
+    fn of_source(self, src: IpAddr) -> Self {
+        match self {
+            Self::Is(_) => {
+                let mut hasher = DefaultHasher::new();
+                src.hash(&mut hasher);
+                Self::Is((hasher.finish() >> 32) as u32)
+            }
+            seen @ Self::Seen { .. } => seen,
         }
     }
 }
@@ -162,12 +177,21 @@ impl Verdict {
     }
 }
 
+/// What the hash that selects a slot is over.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Hashed {
+    /// Addresses, ports and protocol.
+    Flow(Tuple),
+    /// The client's address.
+    Source(IpAddr),
+}
+
 /// A slot that was taken.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Choice {
-    /// The tuple that was hashed.
-    pub tuple: Tuple,
-    /// The segment's ids, slot by slot.
+    /// What was hashed.
+    pub hashed: Hashed,
+    /// The ids of the segment or of its table, slot by slot.
     pub segment: Vec<u32>,
     /// The id that the slot held.
     pub backend: u32,

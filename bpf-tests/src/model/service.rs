@@ -11,7 +11,9 @@ use super::icmp::{is_martian, refuse};
 use super::parse::Packet;
 use super::rewrite::translate;
 use super::world::{ticks_of, version_of};
-use super::{AffinityRow, BackendRow, Choice, Ctx, FlowId, FlowRow, Outcome, Tuple, World, snat};
+use super::{
+    AffinityRow, BackendRow, Choice, Ctx, FlowId, FlowRow, Hashed, Outcome, Tuple, World, snat,
+};
 
 /// The frontend row of a packet's destination, if its ports are known.
 pub fn frontend_of(world: &World, packet: &Packet) -> Option<Frontend> {
@@ -66,12 +68,13 @@ pub fn service(
     if packet.ip.ttl <= 1 {
         return refuse(world, frame, packet, Reason::TtlExceeded, client, ctx);
     }
-    let segment = match client {
-        Client::Outside => world.segment(frontend.out_start, frontend.out_len),
+    let (start, len, table) = match client {
+        Client::Outside => (frontend.out_start, frontend.out_len, frontend.out_table),
         Client::Pod | Client::Node | Client::Loopback => {
-            world.segment(frontend.start, frontend.len)
+            (frontend.start, frontend.len, frontend.table)
         }
     };
+    let segment = world.segment(start, len);
     let asked =
         every_packet_asks(frontend, client) || packet.asks_flow_table() || segment.is_empty();
     let row = asked
@@ -126,11 +129,26 @@ pub fn service(
     way.backend = if let Some(id) = remembered(world, frontend, packet, &segment) {
         id
     } else {
-        let slot = ctx.hash.slot(segment.len());
-        let id = segment.get(slot).copied().unwrap_or(0);
+        // A table, where there is one, instead of the segment.
+        let slots = if table == 0 {
+            segment
+        } else {
+            world.segment(start + len, table.into())
+        };
+        let by_source = has(frontend, FrontendFlags::SOURCE_HASH);
+        let hash = if by_source {
+            ctx.hash.of_source(src)
+        } else {
+            ctx.hash
+        };
+        let id = slots.get(hash.slot(slots.len())).copied().unwrap_or(0);
         choice = Some(Choice {
-            tuple: packet.tuple(),
-            segment,
+            hashed: if by_source {
+                Hashed::Source(src)
+            } else {
+                Hashed::Flow(packet.tuple())
+            },
+            segment: slots,
             backend: id,
         });
         id

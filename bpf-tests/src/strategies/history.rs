@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::packets::{PacketPlan, packet};
-use super::worlds::{MASQUERADE, affinity_secs, policy_flags};
+use super::worlds::{MASQUERADE, Slots, affinity_secs, policy_flags};
 use crate::engine::Change;
 use crate::model::{FrontendId, World, world::version_of};
 
@@ -148,38 +148,23 @@ fn service(world: &World, which: Index, edit: &ServiceEdit) -> Vec<Change> {
                 ids
             };
             let start = world.segments.len() as u32;
-            segments(id, row, start, pick(inside), outside.as_ref().map(pick))
+            let slots = Slots::of(pick(inside), outside.as_ref().map(pick), row.table);
+            segments(id, row, start, &slots)
         }
     }
 }
 
-/// Writes both segments from slot `start` on, then the frontend.
-fn segments(
-    id: FrontendId,
-    row: Frontend,
-    start: u32,
-    inside: Vec<u32>,
-    outside: Option<Vec<u32>>,
-) -> Vec<Change> {
-    let len = inside.len() as u32;
-    let (out_start, out_len) = match &outside {
-        None => (start, len),
-        Some(outside) => (start + len, outside.len() as u32),
-    };
+/// Writes the slots from `start` on, then the frontend.
+fn segments(id: FrontendId, row: Frontend, start: u32, slots: &Slots) -> Vec<Change> {
+    let (ids, places) = slots.at(start);
     let row = Frontend {
-        start,
-        len,
-        out_start,
-        out_len,
+        service: row.service,
+        affinity_secs: row.affinity_secs,
         flags: row.flags | FrontendFlags::FLOWS_DECIDE,
-        ..row
+        ..places
     };
-    let ids = inside.into_iter().chain(outside.unwrap_or_default());
     vec![
-        Change::Slots {
-            start,
-            ids: ids.collect(),
-        },
+        Change::Slots { start, ids },
         Change::Frontend(id, Some(row)),
     ]
 }
@@ -237,7 +222,8 @@ fn drain(world: &World, which: Index) -> Vec<Change> {
         };
         let apart = (row.start, row.len) != (row.out_start, row.out_len);
         let outside = apart.then(|| without(row.out_start, row.out_len));
-        let written = segments(id, row, start, without(row.start, row.len), outside);
+        let slots = Slots::of(without(row.start, row.len), outside, row.table);
+        let written = segments(id, row, start, &slots);
         if let Some(Change::Slots { ids, .. }) = written.first() {
             start += ids.len() as u32;
         }

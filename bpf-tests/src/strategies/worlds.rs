@@ -51,6 +51,8 @@ struct PolicyPlan {
     affinity_secs: u32,
     /// Bits of [`SOURCES`].
     sources: u8,
+    /// Slots of the tables behind its segments, 0 for none.
+    table: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -94,24 +96,77 @@ pub(super) fn affinity_secs() -> impl Strategy<Value = u32> {
     prop_oneof![4 => Just(0_u32), 1 => Just(1), 2 => 2..20_u32, 1 => Just(86_400)]
 }
 
+/// Backend ids of a frontend.
+pub(super) struct Slots {
+    inside: Vec<u32>,
+    /// `None`: the same.
+    outside: Option<Vec<u32>>,
+    /// Slots of the tables behind them, 0 for none.
+    table: u16,
+}
+
+impl Slots {
+    pub(super) const fn of(inside: Vec<u32>, outside: Option<Vec<u32>>, table: u16) -> Self {
+        Self {
+            inside,
+            outside,
+            table,
+        }
+    }
+
+    /// All slots, if they begin at `start`, and a row that names them.
+    pub(super) fn at(&self, start: u32) -> (Vec<u32>, Frontend) {
+        // The ids in turn, the last one first.
+        let table = |ids: &[u32]| {
+            let turns = ids.iter().rev().cycle().take(self.table.into());
+            turns.copied().collect::<Vec<u32>>()
+        };
+        let inside = table(&self.inside);
+        let mut row = Frontend {
+            start,
+            len: self.inside.len() as u32,
+            table: inside.len() as u16,
+            ..Frontend::default()
+        };
+        let mut slots = [self.inside.as_slice(), &inside].concat();
+        let ids = self.outside.as_deref().unwrap_or(&self.inside);
+        let outside = table(ids);
+        (row.out_start, row.out_len, row.out_table) =
+            (start, ids.len() as u32, outside.len() as u16);
+        if self.outside.is_some() {
+            row.out_start += slots.len() as u32;
+            slots.extend(ids.iter().chain(&outside));
+        }
+        (slots, row)
+    }
+}
+
 /// Flags that a policy sets.
 pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
     let rare = || prop::bool::weighted(0.3);
     let half = || prop::bool::ANY;
-    (rare(), rare(), half(), half(), prop::bool::weighted(0.15)).prop_map(
-        |(inside, outside, pods, clients, ranges)| {
+    let ranges = prop::bool::weighted(0.15);
+    (
+        rare(),
+        rare(),
+        half(),
+        half(),
+        ranges,
+        prop::bool::weighted(0.2),
+    )
+        .prop_map(|(inside, outside, pods, clients, ranges, by_source)| {
             [
                 (inside, FrontendFlags::DROP_INSIDE),
                 (outside, FrontendFlags::DROP_OUTSIDE),
                 (pods, FrontendFlags::MASQUERADE_PODS),
                 (clients, FrontendFlags::MASQUERADE_OUTSIDE),
                 (ranges, FrontendFlags::SOURCE_RANGES),
+                (by_source, FrontendFlags::SOURCE_HASH),
             ]
             .into_iter()
             .filter(|(set, _)| *set)
             .fold(0, |flags, (_, flag)| flags | flag)
-        },
-    )
+        })
 }
 
 /// Flags that mean nothing without services on the uplink.
@@ -127,15 +182,17 @@ fn policy() -> impl Strategy<Value = PolicyPlan> {
         policy_flags(),
         affinity_secs(),
         any::<u8>(),
+        prop_oneof![2 => Just(0), 1 => 1..12_u16],
     )
         .prop_map(
-            |(kind, inside, outside, flags, affinity_secs, sources)| PolicyPlan {
+            |(kind, inside, outside, flags, affinity_secs, sources, table)| PolicyPlan {
                 kind,
                 inside,
                 outside,
                 flags,
                 affinity_secs,
                 sources,
+                table,
             },
         )
 }
@@ -309,17 +366,10 @@ impl WorldPlan {
                 let chosen = ids.filter(|(at, _)| bit(*at)).map(|(_, id)| *id);
                 chosen.collect::<Vec<u32>>()
             };
-            let start = world.segments.len() as u32;
-            world.segments.extend(pick(plan.policy.inside));
-            let len = world.segments.len() as u32 - start;
-            let (out_start, out_len) = match plan.policy.outside {
-                None => (start, len),
-                Some(mask) => {
-                    let chosen = pick(mask);
-                    world.segments.extend(&chosen);
-                    (start + len, chosen.len() as u32)
-                }
-            };
+            let outside = plan.policy.outside.map(pick);
+            let slots = Slots::of(pick(plan.policy.inside), outside, plan.policy.table);
+            let (ids, row) = slots.at(world.segments.len() as u32);
+            world.segments.extend(ids);
             let service = 1000 + number as u32;
             let mut flags = plan.policy.flags;
             if world.config.features & Feature::UPLINK_SERVICES == 0 {
@@ -337,13 +387,9 @@ impl WorldPlan {
             }
             let frontend = Frontend {
                 service,
-                start,
-                len,
-                out_start,
-                out_len,
                 affinity_secs: plan.policy.affinity_secs,
                 flags,
-                reserved: 0,
+                ..row
             };
             world.frontends.insert((addr, port, proto), frontend);
             // A node's own address is never all a service's.

@@ -36,9 +36,8 @@ fn frontend_at(
             len,
             out_start: start,
             out_len: len,
-            affinity_secs: 0,
             flags,
-            reserved: 0,
+            ..Frontend::default()
         },
     )
 }
@@ -69,7 +68,9 @@ fn names() -> Names {
 }
 
 fn tables() -> Tables {
-    let mut sticky = frontend(443, 3, 4, 4, FrontendFlags::MASQUERADE_OUTSIDE);
+    let mut web = frontend(80, 1, 0, 2, FrontendFlags::FLOWS_DECIDE);
+    (web.value.table, web.value.out_table) = (4, 4);
+    let mut sticky = frontend(443, 3, 6, 4, FrontendFlags::MASQUERADE_OUTSIDE);
     sticky.value.affinity_secs = 10_800;
     let six = FrontendKey {
         addr: Ip6::new([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
@@ -79,21 +80,21 @@ fn tables() -> Tables {
     };
     let six_value = Frontend {
         service: 1,
-        start: 8,
+        start: 10,
         len: 1,
-        out_start: 8,
+        out_start: 10,
         out_len: 1,
         ..Frontend::default()
     };
     Tables {
         frontends: vec![
             frontend(53, 2, 0, 0, 0),
-            frontend(80, 1, 0, 4, FrontendFlags::FLOWS_DECIDE),
+            web,
             sticky,
             frontend(0, 0, 0, 0, FrontendFlags::ADDRESS),
             FrontendRow::new(six, six_value),
         ],
-        segments: vec![2, 1, 2, 2, 4, 3, 2, 1, 1],
+        segments: vec![1, 2, 2, 1, 2, 2, 1, 2, 3, 4, 1],
         backends: [1, 2, 3, 4].map(backend).to_vec(),
         sources: Vec::new(),
     }
@@ -161,14 +162,14 @@ fn the_table_is_short() {
         render(&report(), STYLE, false, false),
         "\
 SERVICE           FRONTEND       PROTO  KIND       BACKENDS  FLAGS           ENDPOINTS
-default/web:http  10.96.0.1:80   TCP    ClusterIP         2  changed         10.244.0.2:8080 ×3
-                                                                             10.244.0.1:8080 ×1
+default/web:http  10.96.0.1:80   TCP    ClusterIP         2  changed         10.244.0.1:8080 25%
+                                                                             10.244.0.2:8080 75%
 default/web:http  [fd00::1]:80   SCTP   external          1  -               id 1 (free!)
 kube-system/dns   10.96.0.1:53   TCP    ClusterIP         0  -               none: clients are
                                                                              refused
-#3                10.96.0.1:443  TCP    ClusterIP         4  masq outside,   10.244.0.4:8080
-                                                             affinity 3h00m  10.244.0.3:8080
-                                                                             10.244.0.2:8080 +1
+#3                10.96.0.1:443  TCP    ClusterIP         4  masq outside,   10.244.0.1:8080
+                                                             affinity 3h00m  10.244.0.2:8080
+                                                                             10.244.0.3:8080 +1
 "
     );
 }
@@ -182,7 +183,7 @@ fn the_wide_table_has_it_all() {
 SERVICE  FRONTEND       PROTO  KIND       BACKENDS  NUMBER  SLOTS  FLAGS                         \
          ENDPOINTS
 #3       10.96.0.1:443  TCP    ClusterIP         4       3      4  masq outside, affinity \
-         3h00m  10.244.0.4:8080 10.244.0.3:8080 10.244.0.2:8080 10.244.0.1:8080
+         3h00m  10.244.0.1:8080 10.244.0.2:8080 10.244.0.3:8080 10.244.0.4:8080
 "
     );
     let exposed = rows(&exposed(), &Names::default(), Filter::default());
@@ -296,8 +297,8 @@ fn a_host_port_is_its_pods() {
 
 #[test]
 fn a_segment_beyond_the_table_names_no_backend() {
-    assert_eq!(slots_in(7, 4, &[0; 8]), [(0, 1)]);
-    assert_eq!(slots_in(u32::MAX, u32::MAX, &[0; 8]), []);
+    assert_eq!(slots(7, 4, &[0; 8]), [0]);
+    assert_eq!(slots(u32::MAX, u32::MAX, &[0; 8]), [0; 0]);
 }
 
 #[test]

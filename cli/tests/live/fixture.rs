@@ -57,9 +57,17 @@ pub fn frontend(service: u32, start: u32, len: u32, flags: u16) -> Frontend {
         len,
         out_start: start,
         out_len: len,
-        affinity_secs: 0,
         flags,
-        reserved: 0,
+        ..Frontend::default()
+    }
+}
+
+/// Service 7: two backends, and a table of three slots.
+fn weighted(flags: u16) -> Frontend {
+    Frontend {
+        table: 3,
+        out_table: 3,
+        ..frontend(7, 5000, 2, flags)
     }
 }
 
@@ -80,9 +88,11 @@ pub fn fill_services(pins: &Pins) {
         .set(1, backend(POD6, BackendState::Active, local()), 0)
         .unwrap();
     let mut segments = pins.array::<u32>(maps::SEGMENTS);
-    for (slot, id) in [(5000, 1), (5001, 4095), (5002, 4095), (100, 1)] {
+    // Two backends, and a table that gives the second one twice as many flows.
+    for (slot, id) in (5000..).zip([1, 4095, 1, 4095, 4095]) {
         segments.set(slot, id, 0).unwrap();
     }
+    segments.set(100, 1, 0).unwrap();
     let mut front4 = pins.hash::<FrontendKey<Ip4>, Frontend>(maps::FRONT_V4);
     let address = frontend(0, 0, 0, FrontendFlags::ADDRESS);
     front4
@@ -95,7 +105,7 @@ pub fn fill_services(pins: &Pins) {
         scope: 0,
     };
     front4
-        .insert(key, frontend(7, 5000, 3, FrontendFlags::FLOWS_DECIDE), 0)
+        .insert(key, weighted(FrontendFlags::FLOWS_DECIDE), 0)
         .unwrap();
     let key = FrontendKey {
         addr: VIP4,
@@ -125,7 +135,7 @@ pub fn fill_outside(pins: &Pins) {
     back4
         .set(2, backend(HOST4, BackendState::Active, host), 0)
         .unwrap();
-    pins.array::<u32>(maps::SEGMENTS).set(5003, 2, 0).unwrap();
+    pins.array::<u32>(maps::SEGMENTS).set(5005, 2, 0).unwrap();
     let mut front4 = pins.hash::<FrontendKey<Ip4>, Frontend>(maps::FRONT_V4);
     let mut insert = |addr, port, out_len, affinity_secs, flags| {
         let key = FrontendKey {
@@ -135,10 +145,11 @@ pub fn fill_outside(pins: &Pins) {
             scope: 0,
         };
         let value = Frontend {
-            out_start: 5003,
+            out_start: 5005,
             out_len,
+            out_table: 0,
             affinity_secs,
-            ..frontend(7, 5000, 3, flags)
+            ..weighted(flags)
         };
         front4.insert(key, value, 0).unwrap();
     };

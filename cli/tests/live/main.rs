@@ -39,7 +39,7 @@ fn services_and_backends_are_shown_without_an_agent() {
         shown.stdout,
         "\
 SERVICE  FRONTEND       PROTO  KIND       BACKENDS  FLAGS    ENDPOINTS
-#7       10.96.0.10:80  TCP    ClusterIP         2  changed  10.244.0.5:8080 ×1 10.244.1.7:8080 ×2
+#7       10.96.0.10:80  TCP    ClusterIP         2  changed  10.244.0.5:8080 33% 10.244.1.7:8080 67%
 #8       [fd00::10]:80  TCP    external          1  -        [fd00:0:0:1::5]:8080
 #9       10.96.0.10:53  UDP    ClusterIP         0  -        none: clients are refused
 "
@@ -114,7 +114,7 @@ n2    192.168.0.2  02:00:00:00:00:02
             used("tulle_segments"),
             used("tulle_back_v4")
         ],
-        [3.into(), 4.into(), Value::from(3)]
+        [3.into(), 6.into(), Value::from(3)]
     );
     assert_eq!(
         [used("tulle_peers_v4"), used("tulle_counters")],
@@ -380,7 +380,7 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(
         run.stderr,
         "tulle: map tulle_front_v4 has keys of 8 and values of 24 bytes, this program knows keys \
-         of 8 and values of 28: use agent and tulle of one release\n"
+         of 8 and values of 32: use agent and tulle of one release\n"
     );
     let status = tulle.ok(&["status"]).stdout;
     assert!(

@@ -20,9 +20,9 @@ fn every_kind_of_frontend_is_shown() {
             .stdout,
         "\
 SERVICE           FRONTEND           PROTO  KIND         BACKENDS  NUMBER       SLOTS  FLAGS                                     ENDPOINTS
-default/web:http  10.96.0.10:80      TCP    ClusterIP           2       7           3  changed                                   10.244.0.5:8080 ×1 10.244.1.7:8080 ×2
-default/web:http  192.168.0.1:30080  TCP    NodePort   2 in 1 out       7  3 in 1 out  masq outside, affinity 1m00s              inside 10.244.0.5:8080 ×1 10.244.1.7:8080 ×2; outside 192.168.0.1:8080
-default/web:http  203.0.113.1:80     TCP    VIP        2 in 0 out       7  3 in 0 out  only from 203.0.112.0/23, affinity 1m00s  inside 10.244.0.5:8080 ×1 10.244.1.7:8080 ×2; outside none: packets are dropped
+default/web:http  10.96.0.10:80      TCP    ClusterIP           2       7           3  changed                                   10.244.0.5:8080 33% 10.244.1.7:8080 67%
+default/web:http  192.168.0.1:30080  TCP    NodePort   2 in 1 out       7  3 in 1 out  masq outside, affinity 1m00s              inside 10.244.0.5:8080 33% 10.244.1.7:8080 67%; outside 192.168.0.1:8080
+default/web:http  203.0.113.1:80     TCP    VIP        2 in 0 out       7  3 in 0 out  only from 203.0.112.0/23, affinity 1m00s  inside 10.244.0.5:8080 33% 10.244.1.7:8080 67%; outside none: packets are dropped
 "
     );
     for args in [

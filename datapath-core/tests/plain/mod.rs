@@ -134,9 +134,8 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             len,
             out_start: start,
             out_len: len,
-            affinity_secs: 0,
             flags,
-            reserved: 0,
+            ..Frontend::default()
         };
         self.fronts.insert(key, front);
         self.fronts

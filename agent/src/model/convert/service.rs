@@ -1,15 +1,21 @@
 //! v1/Service.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use k8s_openapi::api::core::v1 as api;
 
 use super::{Converted, check_port_name, exposed, namespaced, port_fault, protocol};
 use crate::model::address::{not_unicast, parse_ip};
-use crate::model::{Exposure, Family, Fault, Service, ServicePort};
+use crate::model::{Choice, Exposure, Family, Fault, Service, ServicePort};
 
 /// Label that hands a Service to another proxy (KP-01).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// Annotation with the name of a scheduler.
+const SCHEDULER: &str = "tulle.io/scheduler";
+/// Annotation with the weights of endpoints.
+const WEIGHTS: &str = "tulle.io/weights";
 
 /// Converts a Service; its namespace defaults to `default`.
 pub fn service(from: &api::Service) -> Result<Converted<Service>, Fault> {
@@ -40,8 +46,41 @@ pub fn service(from: &api::Service) -> Result<Converted<Service>, Fault> {
         source_ranges: exposed::source_ranges(spec, &mut notes),
         load_balancer: exposed::is_load_balancer(spec),
         health_check_node_port: exposed::health_check_node_port(spec, &mut notes)?,
+        choice: choice(from, &mut notes),
     };
     Ok(Converted { object, notes })
+}
+
+/// What annotations say of the choice of a backend; what they say badly counts as not said.
+fn choice(from: &api::Service, notes: &mut Vec<Fault>) -> Choice {
+    let scheduler = annotation(
+        from,
+        SCHEDULER,
+        "write one of these, or leave the annotation out",
+        notes,
+    );
+    let weights = annotation(
+        from,
+        WEIGHTS,
+        "write addresses or networks of endpoints with their weights, such as 10.244.1.7=0,10.244.2.0/24=3",
+        notes,
+    );
+    Choice {
+        scheduler,
+        weights: weights.unwrap_or_default(),
+    }
+}
+
+fn annotation<T: FromStr<Err = String>>(
+    from: &api::Service,
+    name: &str,
+    mend: &str,
+    notes: &mut Vec<Fault>,
+) -> Option<T> {
+    let text = from.metadata.annotations.as_ref()?.get(name)?;
+    let parsed = text.parse();
+    let fault = |problem| Fault::new(format!("metadata.annotations[{name}]"), problem, mend);
+    parsed.map_err(|problem| notes.push(fault(problem))).ok()
 }
 
 fn exposure(from: &api::Service, spec: &api::ServiceSpec) -> Result<Exposure, Fault> {

@@ -1,0 +1,239 @@
+//! Tables of a segment: which of its backends each slot names (pure).
+//!
+//! Every node that has the same backends makes the same table of them.
+
+use datapath_common::{Address, Ip4, Ip6};
+use datapath_core::flow_hash;
+
+use super::backends::BackendKey;
+
+/// Most slots of a table: the largest prime of 16 bits.
+pub const MAX_SLOTS: u16 = 65_521;
+
+/// Sizes of Maglev tables that go by the number of backends: primes just below
+/// powers of two.
+const SIZES: [u16; 9] = [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, MAX_SLOTS];
+/// Slots for each backend that such a table has at the least, where it can. A
+/// backend's share is then within a hundredth of the others', and when one of a hundred
+/// leaves, fewer than one in a hundred slots of the others change.
+const SLOTS_EACH: usize = 320;
+
+/// Whether a Maglev table can have so many slots: a prime, so that each backend's
+/// steps reach every slot.
+pub fn is_size(slots: u16) -> bool {
+    let divides = |n: &u16| slots.is_multiple_of(*n);
+    (3..=MAX_SLOTS).contains(&slots)
+        && !(2..=255)
+            .take_while(|n| n * n <= slots)
+            .any(|n| divides(&n))
+}
+
+/// Slots of a Maglev table for so many backends; `fixed` is what the operator wants.
+pub fn maglev_size(backends: usize, fixed: Option<u16>) -> u16 {
+    let fits = |size: &&u16| usize::from(**size) >= backends * SLOTS_EACH;
+    fixed.unwrap_or_else(|| SIZES.iter().find(fits).copied().unwrap_or(MAX_SLOTS))
+}
+
+/// Positions of the backends, each as often as its weight says; empty if all weigh
+/// the same, or if there are more than slots. Weights are above 0. Their ratios
+/// are exact unless they add up to more than [`MAX_SLOTS`].
+pub fn weighted(weights: &[u16]) -> Vec<u32> {
+    let max = usize::from(MAX_SLOTS);
+    if weights.windows(2).all(|pair| pair[0] == pair[1]) || weights.len() > max {
+        return Vec::new();
+    }
+    let common = weights.iter().copied().fold(0, gcd).max(1);
+    let mut turns: Vec<usize> = weights.iter().map(|w| usize::from(w / common)).collect();
+    let total: usize = turns.iter().sum();
+    if total > max {
+        // Each has a slot, the rest is shared.
+        let spare = max - turns.len();
+        for turns in &mut turns {
+            *turns = 1 + (*turns - 1) * spare / total;
+        }
+    }
+    let slots = (0..).zip(turns);
+    slots
+        .flat_map(|(position, turns)| std::iter::repeat_n(position, turns))
+        .collect()
+}
+
+const fn gcd(a: u16, b: u16) -> u16 {
+    let (mut a, mut b) = (a, b);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+/// A Maglev table of `slots` slots, a prime: positions of the backends. The
+/// backends take turns, as often as they weigh, and each takes the first free slot
+/// in an order of its own. Weights are above 0.
+pub fn maglev(backends: &[BackendKey], weights: &[u16], slots: u16) -> Vec<u32> {
+    const FREE: u32 = u32::MAX;
+    let Some(heaviest) = weights.iter().copied().max() else {
+        return Vec::new();
+    };
+    let size = usize::from(slots);
+    let mut table = vec![FREE; size];
+    let mut free = size;
+    let mut seats: Vec<Seat> = backends.iter().map(|key| Seat::of(key, slots)).collect();
+    loop {
+        for ((position, seat), weight) in (0..).zip(&mut seats).zip(weights) {
+            seat.credit += weight;
+            if seat.credit < heaviest {
+                continue;
+            }
+            seat.credit -= heaviest;
+            while table[seat.next] != FREE {
+                seat.step(size);
+            }
+            table[seat.next] = position;
+            free -= 1;
+            if free == 0 {
+                return table;
+            }
+        }
+    }
+}
+
+/// A backend's way through a Maglev table.
+struct Seat {
+    next: usize,
+    skip: usize,
+    credit: u16,
+}
+
+impl Seat {
+    fn of(key: &BackendKey, slots: u16) -> Self {
+        let hash = |salt: u16| match key.addr {
+            std::net::IpAddr::V4(ip) => {
+                flow_hash(Ip4::from(ip), Ip4::UNSPECIFIED, key.port, salt, key.proto)
+            }
+            std::net::IpAddr::V6(ip) => {
+                flow_hash(Ip6::from(ip), Ip6::UNSPECIFIED, key.port, salt, key.proto)
+            }
+        };
+        let slots = u32::from(slots);
+        Self {
+            next: (hash(1) % slots) as usize,
+            skip: (hash(2) % (slots - 1) + 1) as usize,
+            credit: 0,
+        }
+    }
+
+    const fn step(&mut self, size: usize) {
+        self.next = (self.next + self.skip) % size;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backends(count: u8) -> Vec<BackendKey> {
+        let backend = |host| BackendKey {
+            addr: [10, 244, host % 7, host].into(),
+            port: 8080,
+            proto: 6,
+        };
+        (1..=count).map(backend).collect()
+    }
+
+    /// How many slots each position has.
+    fn shares(table: &[u32], backends: usize) -> Vec<usize> {
+        let mut shares = vec![0; backends];
+        for position in table {
+            shares[*position as usize] += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn sizes_are_primes() {
+        for size in SIZES {
+            assert!(is_size(size), "{size}");
+        }
+        for other in [0, 1, 2, 4, 256, 16_384, 65_519 - 2, 65_535] {
+            assert!(!is_size(other), "{other}");
+        }
+        assert_eq!(maglev_size(1, None), 509);
+        assert_eq!(maglev_size(100, None), 32_749);
+        assert_eq!(maglev_size(60_000, None), MAX_SLOTS);
+        assert_eq!(maglev_size(100, Some(509)), 509);
+    }
+
+    #[test]
+    fn weights_are_shares() {
+        assert_eq!(weighted(&[3, 3, 3]), [0; 0]);
+        assert_eq!(weighted(&[]), [0; 0]);
+        assert_eq!(weighted(&[2, 4]), [0, 1, 1]);
+        assert_eq!(shares(&weighted(&[100, 300, 50]), 3), [2, 6, 1]);
+        let mut many = vec![1000; 300];
+        many.push(1);
+        let shares = shares(&weighted(&many), many.len());
+        assert!(shares.iter().sum::<usize>() <= usize::from(MAX_SLOTS));
+        assert_eq!(shares[300], 1, "the lightest keeps a slot");
+        assert!(shares[..300].iter().all(|share| *share == shares[0]));
+        assert_eq!(weighted(&[&[2], &vec![1; 70_000][..]].concat()), [0; 0]);
+    }
+
+    #[test]
+    fn a_maglev_table_is_shared_evenly() {
+        let backends = backends(100);
+        let size = maglev_size(100, None);
+        let table = maglev(&backends, &[1; 100], size);
+        assert_eq!(table.len(), usize::from(size));
+        let shares = shares(&table, 100);
+        let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+        assert!(most - least <= 1, "{least} to {most}");
+    }
+
+    #[test]
+    fn a_maglev_table_follows_weights() {
+        let table = maglev(&backends(3), &[1, 2, 5], 1021);
+        let shares = shares(&table, 3);
+        assert_eq!(shares.iter().sum::<usize>(), 1021);
+        for (share, weight) in shares.iter().zip([1, 2, 5]) {
+            let right = 1021 * weight / 8;
+            assert!(share.abs_diff(right) <= 5, "{share} for {right}");
+        }
+    }
+
+    /// Of the slots that did not name the one that leaves, how many change.
+    #[test]
+    fn few_flows_of_others_move_when_one_of_a_hundred_leaves() {
+        let all = backends(100);
+        let size = maglev_size(99, None);
+        let before = maglev(&all, &[1; 100], size);
+        let mut worst = 0.0_f64;
+        for gone in 0..100 {
+            let mut left = all.clone();
+            left.remove(gone);
+            let after = maglev(&left, &[1; 99], size);
+            let others = before
+                .iter()
+                .zip(&after)
+                .filter(|(b, _)| **b as usize != gone);
+            let (mut stay, mut moved) = (0, 0);
+            for (b, a) in others {
+                if all[*b as usize] == left[*a as usize] {
+                    stay += 1;
+                } else {
+                    moved += 1;
+                }
+            }
+            worst = worst.max(f64::from(moved) / f64::from(stay + moved));
+        }
+        assert!(worst <= 0.01, "{worst}");
+    }
+
+    #[test]
+    fn a_table_is_the_same_on_every_node() {
+        let backends = backends(3);
+        let table = maglev(&backends, &[1; 3], 11);
+        assert_eq!(table, maglev(&backends, &[7; 3], 11));
+        // Nodes of another version have to agree with this one.
+        println!("{table:?}");
+    }
+}

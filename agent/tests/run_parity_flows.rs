@@ -265,7 +265,7 @@ fn kp_107_a_pod_is_who_sends_by_a_pods_link_whatever_its_address() {
         };
         matches!(frame.upper()?, L4::Udp(udp) if udp.payload == data).then_some(source)
     };
-    let dropped = || counted(node, Hook::NicIn, Reason::NoLocalEndpoints);
+    let dropped = || counted(node, Hook::NicIn, Reason::MartianSource);
     // Of no network of the cluster; and of the first node's pods, but of none of them.
     let families = [("198.18.0.9", "10.244.1.99"), ("fd18::9", "fd44:0:0:1::99")];
     for (family, (foreign, inner)) in families.into_iter().enumerate() {
@@ -277,7 +277,7 @@ fn kp_107_a_pod_is_who_sends_by_a_pods_link_whatever_its_address() {
                 v6: family == 1,
             },
         );
-        // A client outside that looks like a pod: the first node has nothing for it.
+        // Somebody outside who looks like a pod is none, and has nothing that pods have.
         let before = dropped();
         let data = format!("from outside as {inner}");
         send_as(town.ns(OUTSIDE), inner, to, data.as_bytes());

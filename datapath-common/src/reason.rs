@@ -123,8 +123,8 @@ reasons! {
         "";
     RewriteFailed = 73, "rewrite_failed", Dropped, "the kernel refused to change the packet",
         "Usually out of memory; see `dmesg` and the node's free memory.";
-    MartianSource = 74, "martian_source", Dropped, "for a service, from an unspecified, loopback or multicast source",
-        "A broken or hostile pod; `tulle monitor` names the interface.";
+    MartianSource = 74, "martian_source", Dropped, "for a service or an answer through one, from a source that its sender cannot have: unspecified, loopback or multicast; at the uplink also this node's own or one of its pods'",
+        "A broken or hostile pod, or somebody on the uplink's link who forges sources; `tulle monitor` names the interface.";
     SnatPortsExhausted = 75, "snat_ports_exhausted", Dropped, "no port was free to translate the source to",
         "Too many flows to one backend from clients that are masqueraded: see `tulle snat`; widen --snat-ports or set externalTrafficPolicy: Local.";
     SourceNotAllowed = 76, "source_not_allowed", Dropped, "the client is in none of the Service's loadBalancerSourceRanges",

@@ -131,6 +131,12 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
     let known = flow::recall_ports(tables, headers);
+    if entry == Entry::Wire
+        && is_own_source::<F>(config, headers.src)
+        && is_ours(tables, headers, known)
+    {
+        return Decision::drop(Reason::MartianSource, headers);
+    }
     if known
         && (headers.dst == F::node(config) || headers.dst == F::vtep(config))
         && let Some((rewrite, asker)) = flow::reply_of(tables, headers, Some(false))
@@ -143,6 +149,20 @@ pub fn nic_in<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         Entry::Overlay => Decision::to_vtep(headers),
         Entry::Vtep => Decision::kernel(Reason::NotOurs, headers),
     }
+}
+
+/// Whether a source is none that the link can have: this node's own, one of its pods, or
+/// nobody's. What is turned back to the uplink has the frontend's address.
+#[inline(always)]
+pub fn is_own_source<F: Family>(config: &Config, src: F::Addr) -> bool {
+    src == F::node(config) || F::is_own_pod(config, src) || F::is_martian(src)
+}
+
+/// Whether the datapath would serve, translate or refuse the packet. A function of its own:
+/// few packets ask, and it needs much of the stack.
+#[inline(never)]
+fn is_ours<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>, known_ports: bool) -> bool {
+    has_address(tables, headers) || (known_ports && flow::is_translated(tables, headers))
 }
 
 /// The process of this node that sends a packet and may be served. `at_loopback`: the
@@ -291,6 +311,13 @@ pub fn to_pod<'t, F: Family, T: Tables<F::Addr>>(
     }
     let known_ports = flow::recall_ports(tables, headers);
     if straight {
+        if is_own_source::<F>(tables.config(), headers.src) {
+            return if is_ours(tables, headers, known_ports) {
+                Decision::drop(Reason::MartianSource, headers)
+            } else {
+                Decision::kernel(Reason::SlowPath, headers)
+            };
+        }
         if known_ports && tables.config().features & Feature::MASQUERADE != 0 {
             comes_straight::<F, T>(tables, headers);
         }

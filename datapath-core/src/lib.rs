@@ -34,7 +34,8 @@ pub use flow::{is_translated, knows_ports, remember_ports};
 pub(crate) use hash::source_hash;
 pub use hash::{flow_hash, reduce};
 pub use hooks::{
-    Entry, error_on_its_way, nic_in, nic_out, pod_from, pod_to, sender, to_bridge, to_pod,
+    Entry, error_on_its_way, is_own_source, nic_in, nic_out, pod_from, pod_to, sender, to_bridge,
+    to_pod,
 };
 pub use packet::{ETH_LEN, Packet};
 pub use parse::{Fragment, Frame, Headers, Signal, frame};

@@ -201,6 +201,11 @@ fn of_flow(u: &Uplink, hook: Hook, name: &str, known: &Known, octets: usize) -> 
         };
         let (verdict, out) = way(u, hook, &to);
         let case = u.case(hook, &name, &known.world, got.build());
+        // Nobody on the link has a pod's address.
+        if hook == Hook::NicIn && [u.base.client, u.base.pod].contains(&src) {
+            cases.push(case.drops(Reason::MartianSource));
+            return;
+        }
         cases.push(case.leaves(Reason::ErrorTranslated, verdict, out));
     };
     add(format!("{name}, by a router"), (router, router), seen, sent);

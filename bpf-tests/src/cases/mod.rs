@@ -13,6 +13,7 @@ mod loopback;
 mod node_clients;
 mod north_south;
 mod overlay;
+mod own_sources;
 mod parsing;
 mod ports;
 mod refusals;
@@ -271,6 +272,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(leaving::cases(&uplink));
         cases.extend(straight::cases(&uplink));
         cases.extend(tuples::cases(&uplink));
+        cases.extend(own_sources::cases(&uplink));
         cases.extend(vtep::cases(&uplink));
         cases.extend(service_networks::cases(&uplink));
         cases.extend(icmp_errors::cases(&uplink));

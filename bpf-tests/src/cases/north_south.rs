@@ -321,7 +321,7 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
     );
     // From a pod's address, at the uplink: a client outside like every other.
     let flow = Flow {
-        client: (u.base.client, SPORT),
+        client: (u.base.remote, SPORT),
         ..plain
     };
     cases.push(u.opens(

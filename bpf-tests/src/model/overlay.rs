@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use datapath_common::{Feature, Hook, Reason, Via, proto};
 
 use super::client::{Client, row_to_client, to_client};
+use super::icmp::is_martian;
 use super::icmp_errors::icmp_error;
 use super::leaving::comes_straight;
 use super::parse::{self, Packet, octets};
 use super::pod::to_pod;
 use super::rewrite::{OVERLAY, set_dst_mac, set_macs};
 use super::service::{frontend_of, service, service_address};
-use super::{Ctx, Outcome, Verdict, World};
+use super::{Ctx, Outcome, Tuple, Verdict, World};
 use crate::packet::{ETHERNET, IPV4, IPV6};
 
 /// What stands in the way of taking a packet out of the overlay.
@@ -106,8 +107,16 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Ok(ether_type) => ether_type,
         Err(reason) => return Outcome::leave(reason, frame),
     };
+    // XDP marks what it took out of the overlay by the sender's address.
+    let taken_out = frame[6..12] == world.config.vtep_mac.octets() || at_vtep(world, ctx);
     if let Some(outcome) = icmp_error(world, Hook::NicIn, frame, ctx) {
-        return outcome;
+        let src = parse::parse(frame, ctx).map(|packet| packet.ip.src);
+        return match src {
+            Ok(src) if !taken_out && is_own_source(world, src) => {
+                Outcome::drop(Reason::MartianSource, frame)
+            }
+            _ => outcome,
+        };
     }
     let services = world.has(Feature::UPLINK_SERVICES);
     let via = destination(frame, ether_type).and_then(|dst| world.local_pod(dst));
@@ -128,16 +137,23 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         if packet.ip.ttl <= 1 {
             return Outcome::kernel(Reason::SlowPath, frame);
         }
-        return to_pod(
-            world,
-            frame,
-            &packet,
-            &via,
-            Reason::DeliveredLocal,
-            !taken_out,
-        );
+        if taken_out {
+            return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal, false);
+        }
+        if is_own_source(world, packet.ip.src) {
+            world.add_fragment_ports(&mut packet);
+            return if is_ours(world, &packet) {
+                Outcome::drop(Reason::MartianSource, frame)
+            } else {
+                Outcome::kernel(Reason::SlowPath, frame)
+            };
+        }
+        return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal, true);
     }
     world.add_fragment_ports(&mut packet);
+    if !taken_out && is_own_source(world, packet.ip.src) && is_ours(world, &packet) {
+        return Outcome::drop(Reason::MartianSource, frame);
+    }
     let (dst, client) = (packet.ip.dst, Client::Outside);
     if world.is_bridged(dst) && !taken_out {
         comes_straight(world, &packet);
@@ -160,6 +176,21 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return Outcome::drop(Reason::FreeServiceAddress, frame);
     }
     Outcome::kernel(Reason::NotOurs, frame)
+}
+
+/// A source that nothing on the uplink's link has: this node's, its pods' or nobody's.
+fn is_own_source(world: &World, src: IpAddr) -> bool {
+    src == world.node_address(src) || world.in_pod_network(src) || is_martian(src)
+}
+
+/// Whether the packet is for a service or answers through one, or through masquerade.
+fn is_ours(world: &World, packet: &Packet) -> bool {
+    let Tuple {
+        dst, dport, proto, ..
+    } = packet.tuple();
+    let served = |port, proto| world.frontends.contains_key(&(dst, port, proto));
+    let answers = || world.flows.contains_key(&packet.tuple().reply());
+    served(0, 0) || (packet.has_ports && (served(dport, proto) || answers()))
 }
 
 fn destination(frame: &[u8], ether_type: u16) -> Option<IpAddr> {

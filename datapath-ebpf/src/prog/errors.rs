@@ -11,7 +11,7 @@ use datapath_common::{Hook, Reason, proto};
 use datapath_core::{
     Client, ETH_LEN, Headers, Packet as _, Rewrite, Tables, V4, V6,
     checksum::Sum,
-    error_on_its_way,
+    error_on_its_way, is_own_source,
     overlay::OVERHEAD,
     quoted::{ErrorRewrite, Quoted, quoted, translation},
     wire::Be16,
@@ -23,6 +23,7 @@ use crate::{
     exit::{Origin, TcExit},
     loaded::Loaded,
     parts::{Note, go_on_from},
+    prog::nic_in::{is_at_vtep, is_stripped},
     shape::Shape,
     tables::Maps,
 };
@@ -62,9 +63,17 @@ where
     if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {
         return go_on_from(raw, hook, v6);
     }
+    let forged = hook == Hook::NicIn
+        && !note.tunneled()
+        && !is_stripped(skb)
+        && !is_at_vtep(skb)
+        && is_own_source::<F>(maps.config(), headers.src);
     let told = translate_error::<F>(raw, maps, &mut headers);
     match told & 0xff {
         NO_FLOW => return go_on_from(raw, hook, v6),
+        TRANSLATED if forged => {
+            return origin.leave(TcExit::DROP, Reason::MartianSource, Some(&headers));
+        }
         TRANSLATED => {}
         _ => return origin.leave(TcExit::DROP, Reason::RewriteFailed, Some(&headers)),
     }

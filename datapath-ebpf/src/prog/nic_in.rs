@@ -108,14 +108,14 @@ where
 
 /// Whether the packet was taken out of the overlay before it came here.
 #[inline(always)]
-fn is_stripped(skb: &Skb) -> bool {
+pub fn is_stripped(skb: &Skb) -> bool {
     skb.read::<Mac>(6)
         .is_ok_and(|sender| sender == config().vtep_mac)
 }
 
 /// Whether the packet is at the VTEP device: as the kernel took it out of the overlay.
 #[inline(always)]
-fn is_at_vtep(skb: &Skb) -> bool {
+pub fn is_at_vtep(skb: &Skb) -> bool {
     skb.ifindex() == config().vtep
 }
 

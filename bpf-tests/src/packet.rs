@@ -135,6 +135,12 @@ impl Spec {
         }
     }
 
+    /// Octets of the IP packet.
+    pub fn ip_octets(&self) -> u32 {
+        let ethernet = ETHERNET + if self.vlan.is_some() { 4 } else { 0 };
+        (self.build().len() - ethernet) as u32
+    }
+
     /// The frame. Source and destination of different versions make an IPv6
     /// packet with an IPv4-mapped address.
     pub fn build(&self) -> Vec<u8> {

@@ -27,6 +27,8 @@ pub struct FragmentPorts {
     pub dport: u16,
     /// When the first fragment was seen, in ticks.
     pub seen: u32,
+    /// Octets of the first fragment, IP header included.
+    pub first_octets: u32,
 }
 
 /// Octets of the longest frame that is held: later fragments on links with an MTU
@@ -69,5 +71,5 @@ pod! {
     Held = 2064 [u32, u32, u32, u32, [u8; HELD_OCTETS]];
     FragmentKey<Ip4> = 16 [Ip4, Ip4, u32, u32];
     FragmentKey<Ip6> = 40 [Ip6, Ip6, u32, u32];
-    FragmentPorts = 8 [u16, u16, u32];
+    FragmentPorts = 12 [u16, u16, u32, u32];
 }

@@ -9,7 +9,7 @@ use crate::{
 
 /// Changes whenever a key, a value or a map's kind changes. Pinned maps of
 /// another version are migrated or refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// What a map is for, for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,9 +4,9 @@
 //! variants would be undefined, and the verifier refuses a program that moves
 //! undefined bytes about.
 
-use datapath_common::{Reason, Via};
+use datapath_common::{Address, Reason, Via};
 
-use crate::{Headers, icmp::IcmpError};
+use crate::{Headers, flow::is_same, icmp::IcmpError};
 
 /// Where a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +29,7 @@ pub enum Verdict {
     TurnBack,
     /// Into this node, as if it had come from the VTEP device.
     ToVtep,
-    /// Into this node, by the loopback device.
+    /// Into this node, by the loopback device: for a process, or for the kernel to forward.
     ToLoopback,
     /// Nowhere; the sender gets `error`.
     Refuse,
@@ -79,6 +79,14 @@ impl<A: Copy> Rewrite<A> {
             dst: h.dst,
             dport: h.dport,
         }
+    }
+}
+
+impl<A: Address> Decision<'_, A> {
+    /// Whether the packet gets another source address.
+    #[inline(always)]
+    pub fn has_other_source(&self, h: &Headers<A>) -> bool {
+        !is_same(self.rewrite.src, h.src)
     }
 }
 

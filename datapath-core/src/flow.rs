@@ -122,6 +122,12 @@ pub(crate) fn recall_ports<A: Address, T: Tables<A>>(tables: &T, headers: &mut H
         return false;
     }
     (headers.sport, headers.dport) = (ports.sport, ports.dport);
+    if A::VERSION == 4 {
+        // Without a branch: a verifier would follow both sides to the program's end.
+        let left = tables.config().overlay_mtu as i64 - black_box(ports.first_octets as i64);
+        let large = black_box(left >> 63);
+        headers.follows_large = large & !(headers.dont_fragment as i64) & 1 != 0;
+    }
     true
 }
 
@@ -147,6 +153,7 @@ pub fn remember_ports<A: Address, T: Tables<A>>(tables: &T, headers: &Headers<A>
             sport: headers.sport,
             dport: headers.dport,
             seen: tables.now(),
+            first_octets: headers.octets(),
         };
         tables.remember_ports(fragment_key(headers), ports);
     }
@@ -429,9 +436,10 @@ fn stage_again<A: Address, T: Tables<A>>(
     state: FlowState,
 ) -> bool {
     tables.stage(|key, reply| {
-        let own = row.get();
-        *key = mate(&self::key(headers, Direction::Forward), &own);
+        *key = mate(&self::key(headers, Direction::Forward), &row.get());
         (reply.addr, reply.port) = (headers.dst, headers.dport);
+        // Read again: a copy would take much of the stack.
+        let own = row.get();
         (reply.nat_addr, reply.nat_port) = if own.nat_port == 0 {
             (A::UNSPECIFIED, 0)
         } else {

@@ -12,6 +12,7 @@ use crate::{
     masquerade::{leaves, masquerade},
     reduce,
     reply::to_client,
+    room::{Extent, Room},
     service::{self, Client},
     straight::{comes_straight, opens_straight},
 };
@@ -363,19 +364,15 @@ fn to_peer<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if h.ttl <= 1 {
         return expired(h);
     }
-    if needs_kernel(packet) {
-        return Decision::kernel(Reason::SlowPath, h);
+    match Room::of(Extent::of(packet), tables.config(), h) {
+        Room::Enough => {
+            opens_straight(tables, h);
+            let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
+            Decision::encapsulate(via, outer_port(hash), h)
+        }
+        Room::Divided => Decision::kernel(Reason::SlowPath, h),
+        Room::No => Decision::refuse(IcmpError::TooBig, Reason::TooBig, h),
     }
-    if !fits_overlay(packet, tables.config(), h) {
-        return if h.dont_fragment {
-            Decision::refuse(IcmpError::TooBig, Reason::TooBig, h)
-        } else {
-            Decision::kernel(Reason::SlowPath, h)
-        };
-    }
-    opens_straight(tables, h);
-    let hash = flow_hash(h.src, h.dst, h.sport, h.dport, h.proto);
-    Decision::encapsulate(via, outer_port(hash), h)
 }
 
 /// Neither service nor pod: a service address refuses, a free one is nowhere
@@ -420,28 +417,6 @@ fn no_such_port<'t, A: Copy>(headers: &Headers<A>) -> Decision<'t, A> {
         return Decision::drop(Reason::FragmentWithoutFirst, headers);
     }
     Decision::refuse(IcmpError::PortUnreachable, Reason::NoSuchPort, headers)
-}
-
-/// What Linux says of a packet whose segments are of different sizes (SCTP):
-/// only its own stack can take it apart, and `bpf_skb_adjust_room` refuses it.
-const GSO_BY_FRAGS: u32 = 0xffff;
-
-/// Whether only the kernel can put the packet into the overlay.
-#[inline(always)]
-pub(crate) fn needs_kernel<P: Packet>(packet: &P) -> bool {
-    packet.gso_size() == GSO_BY_FRAGS
-}
-
-/// Whether the packet, or each segment of it, fits the overlay.
-#[inline(always)]
-pub(crate) fn fits_overlay<A, P: Packet>(packet: &P, config: &Config, h: &Headers<A>) -> bool {
-    let gso = packet.gso_size();
-    let size = if gso == 0 {
-        packet.length().wrapping_sub(ETH_LEN as u32)
-    } else {
-        gso + (h.l4 - ETH_LEN) as u32 + h.l4_len as u32
-    };
-    size <= config.overlay_mtu as u32
 }
 
 /// Outer UDP source ports (RFC 7348 §4.1): Linux' default ephemeral range.

@@ -23,6 +23,7 @@ mod ports;
 pub mod quoted;
 mod reply;
 pub mod reset;
+mod room;
 mod service;
 mod straight;
 mod tables;

@@ -3,7 +3,7 @@
 
 use datapath_common::{Address, Ip4, Ip6, Reason, proto};
 
-use crate::{Family, Packet, V4, V6, wire};
+use crate::{ETH_LEN, Family, Packet, V4, V6, wire};
 
 /// What an Ethernet frame carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +57,8 @@ pub struct Headers<A> {
     pub icmp_error: bool,
     /// Part of a fragmented datagram.
     pub fragment: Fragment,
+    /// A later fragment that may be divided, and whose first one did not fit the overlay.
+    pub follows_large: bool,
     /// What the transport header says.
     pub signal: Signal,
     /// Identification of a fragmented datagram as on the wire.
@@ -86,6 +88,7 @@ impl<A: Address> Headers<A> {
         plain: true,
         icmp_error: false,
         fragment: Fragment::No,
+        follows_large: false,
         signal: Signal::Data,
         fragment_id: 0,
         sport: 0,
@@ -104,6 +107,12 @@ impl<A: Address> Headers<A> {
             proto::ICMP | proto::ICMPV6 => self.sport != 0 || self.dport != 0,
             _ => false,
         }
+    }
+
+    /// Octets of the IP packet.
+    #[inline(always)]
+    pub(crate) const fn octets(&self) -> u32 {
+        (self.l4 - ETH_LEN) as u32 + self.l4_total
     }
 
     #[inline(always)]

@@ -3,11 +3,8 @@
 use datapath_common::{NodeClient, Reason, ViaKind};
 
 use crate::{
-    Decision, Family, Headers, Packet, Rewrite, Tables,
-    flow::Asker,
-    flow_hash,
-    hooks::{fits_overlay, needs_kernel, outer_port},
-    service::Client,
+    Decision, Family, Headers, Packet, Rewrite, Tables, flow::Asker, flow_hash, hooks::outer_port,
+    room::Extent, service::Client,
 };
 
 /// Sends a reply to its client, `rewrite.dst`. `from` is who sends it, `asker` whose it is.
@@ -54,9 +51,10 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         }
         .translated(rewrite);
     } else if let Some(via) = tables.peer(&client) {
+        let extent = Extent::of(packet);
         if via.kind != ViaKind::Vxlan as u8
-            || needs_kernel(packet)
-            || !fits_overlay(packet, config, h)
+            || extent.needs_kernel()
+            || !extent.fits_overlay(config, h)
         {
             return Decision::kernel(Reason::SlowPath, h);
         }

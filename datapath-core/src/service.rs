@@ -7,10 +7,12 @@ use datapath_common::{
 
 use crate::{
     Decision, Family, Headers, Packet, Rewrite, Signal, Tables, flow, flow_hash,
-    hooks::{expired, fits_overlay, is_behind_bridge, is_bridged_pod, needs_kernel, outer_port},
+    hooks::{expired, is_bridged_pod, outer_port},
     icmp::IcmpError,
     open::{Manner, Source, open},
-    reduce, source_hash,
+    reduce,
+    room::Way,
+    source_hash,
     tables::FlowRow,
 };
 
@@ -136,29 +138,21 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         };
     };
     let via: &Via = &backend.via;
-    let vxlan = via.kind == ViaKind::Vxlan as u8;
-    let by_kernel = needs_kernel(packet);
-    let bridged =
-        via.kind == ViaKind::Kernel as u8 && is_behind_bridge::<F>(tables.config(), backend.addr);
-    // What the loopback device takes need not fit any other.
-    let leaves_loopback = client == Client::Loopback && via.kind != ViaKind::Host as u8;
-    if ((vxlan && !by_kernel) || leaves_loopback) && !fits_overlay(packet, tables.config(), h) {
+    let way = Way::to::<F, P, T>(packet, tables, h, backend, client);
+    if way.is_too_narrow() {
         return Decision::refuse(IcmpError::TooBig, Reason::TooBig, h);
     }
-    // Between two addresses of the node's own nothing is in the way of the answer.
-    let hairpin = client != Client::Loopback
-        && (backend.addr == h.src || (via.kind == ViaKind::Host as u8 && client == Client::Node));
     let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
     if !chosen.pinned {
         // What a pod of this node answers comes by here, whoever asked.
-        let source = if offer.masquerade && !bridged {
+        let source = if offer.masquerade && !way.is_bridged() {
             Source::masqueraded::<F>(tables.config(), client, via, h)
         } else {
             Source::Own
         };
         if chosen.opens {
             let manner = Manner::to(chosen.id)
-                .hairpin(hairpin && source == Source::Own)
+                .hairpin(way.is_hairpin() && source == Source::Own)
                 .client(client)
                 .source(source);
             match open::<F, T>(tables, h, front, manner, hash) {
@@ -181,7 +175,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let (src, sport) = if nat_port != 0 {
         (nat, nat_port)
     } else {
-        (if hairpin { h.dst } else { h.src }, h.sport)
+        (if way.is_hairpin() { h.dst } else { h.src }, h.sport)
     };
     let rewrite = Rewrite {
         any: true,
@@ -190,24 +184,25 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         dst: backend.addr,
         dport: backend.port,
     };
+    let vxlan = via.kind == ViaKind::Vxlan as u8;
     let answered_by_kernel = client == Client::Pod
         && tables.config().bridge != 0
         && !masqueraded
         && vxlan
         && is_bridged_pod::<F, T>(tables, h.src);
-    if via.kind == ViaKind::Local as u8 {
+    if way.divides() && (client.is_node() || (masqueraded && !way.is_bridged())) {
+        // Nowhere else does the kernel take a source of its own.
+        Decision::to_loopback(Reason::TranslatedToKernel, h)
+    } else if way.divides() {
+        Decision::kernel(Reason::TranslatedToKernel, h)
+    } else if via.kind == ViaKind::Local as u8 {
         Decision::deliver(via, Reason::DeliveredLocal, h)
-    } else if vxlan && !by_kernel && !answered_by_kernel {
+    } else if vxlan && !answered_by_kernel {
         Decision::encapsulate(via, outer_port(hash), h)
     } else if via.kind == ViaKind::Host as u8 && client == Client::Node {
         Decision::turn_back(Reason::TranslatedToKernel, h)
-    } else if bridged {
-        // What may be too large for the bridge the kernel fragments or refuses.
-        if client == Client::Outside && !fits_overlay(packet, tables.config(), h) {
-            Decision::kernel(Reason::TranslatedToKernel, h)
-        } else {
-            Decision::bridge(Reason::DeliveredLocal, h)
-        }
+    } else if way.is_bridged() {
+        Decision::bridge(Reason::DeliveredLocal, h)
     } else if via.kind == ViaKind::Kernel as u8 && (masqueraded || client.is_node()) {
         Decision::route(Reason::TranslatedToKernel, h)
     } else {

@@ -350,10 +350,19 @@ fn what_does_not_fit_the_overlay_is_answered_or_left_to_the_kernel() {
         frame[20] = if df { 0x40 } else { 0 };
         frame
     };
-    let service = from(&tables, &big(VIP, 80, false));
+    let service = from(&tables, &big(VIP, 80, true));
     assert_eq!(
         (service.verdict, service.error),
         (Verdict::Refuse, IcmpError::TooBig)
+    );
+    let divided = from(&tables, &big(VIP, 80, false));
+    assert_eq!(
+        (divided.verdict, divided.reason, divided.rewrite.dst),
+        (
+            Verdict::Kernel,
+            Reason::TranslatedToKernel,
+            Ip4::new(REMOTE)
+        )
     );
     let df = from(&tables, &big(REMOTE, 80, true));
     assert_eq!((df.verdict, df.reason), (Verdict::Refuse, Reason::TooBig));

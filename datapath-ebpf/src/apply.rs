@@ -91,11 +91,7 @@ where
         _ => None,
     };
     if let Some((mac, ifindex)) = inwards {
-        skb.look();
-        return match skb.write(0, mac) {
-            Ok(()) => (redirect(ifindex, Side::Ingress), decision.reason),
-            Err(reason) => (TcExit::DROP, reason),
-        };
+        return turn_in(skb, mac, ifindex, decision.reason);
     }
     if decision.verdict == Verdict::Route {
         return (route(config.uplink), decision.reason);
@@ -121,14 +117,14 @@ where
         return (exit, decision.reason);
     }
     if let Err(reason) = encapsulate::<F>(skb, maps, via, decision) {
-        return (
-            if reason.group().is_loss() {
-                TcExit::DROP
-            } else {
-                TcExit::NEXT
-            },
-            reason,
-        );
+        return if reason.group().is_loss() {
+            (TcExit::DROP, reason)
+        } else if side == Side::Egress || decision.has_other_source(headers) {
+            // Here it would leave as it is, or its source would be no stranger's.
+            turn_in(skb, LOOPBACK_MAC, config.loopback, reason)
+        } else {
+            (TcExit::NEXT, reason)
+        };
     }
     let exit = match side {
         Side::Ingress => redirect_to_next_hop(via),
@@ -137,6 +133,16 @@ where
         Side::Egress => route(via.ifindex),
     };
     (exit, decision.reason)
+}
+
+/// Gives the packet to this node, as if it had come from an interface.
+#[inline(always)]
+fn turn_in(skb: &mut Skb, mac: Mac, ifindex: u32, reason: Reason) -> (TcExit, Reason) {
+    skb.look();
+    match skb.write(0, mac) {
+        Ok(()) => (redirect(ifindex, Side::Ingress), reason),
+        Err(reason) => (TcExit::DROP, reason),
+    }
 }
 
 /// Translates a packet that stays on its way through the stack.
@@ -322,7 +328,7 @@ where
     };
     if failed != 0 {
         // The packet is a tunnel's already, or of an offload kind that the helper
-        // does not know. The kernel's own device takes both; it counts one hop more.
+        // does not know. The kernel takes both apart; it counts one hop more.
         return Err(Reason::SlowPath);
     }
     skb.look();

@@ -54,6 +54,25 @@ pub struct IcmpError {
     pub mtu: u32,
 }
 
+/// What an IPv4 socket does about the path MTU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discovery {
+    /// Every packet has "don't fragment"; what does not fit is not sent.
+    Always,
+    /// No packet has it; the host itself fragments what does not fit its link.
+    Never,
+}
+
+/// Sets what an IPv4 socket does about the path MTU.
+pub fn set_discovery(socket: &impl AsFd, discovery: Discovery) -> Result<()> {
+    let value = match discovery {
+        Discovery::Always => libc::IP_PMTUDISC_DO,
+        Discovery::Never => libc::IP_PMTUDISC_DONT,
+    };
+    setsockopt(socket, option::Ipv4MtuDiscover, &value)
+        .trying(|| format!("set path MTU discovery to {discovery:?}"))
+}
+
 impl Probe {
     /// A socket of the namespace. Every packet has DF set, or is sent whole.
     pub fn connect(ns: &NetNs, to: SocketAddr) -> Result<Self> {
@@ -61,8 +80,7 @@ impl Probe {
         let socket = echo::udp_connect(ns, to)?;
         if to.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true).trying(what)?;
-            let never = libc::IP_PMTUDISC_DO;
-            setsockopt(&socket, option::Ipv4MtuDiscover, &never).trying(what)?;
+            set_discovery(&socket, Discovery::Always)?;
         } else {
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true).trying(what)?;
             let never = libc::IPV6_PMTUDISC_DO;

@@ -361,6 +361,7 @@ fn reply_fragments(f: &Fixture) -> Vec<Case> {
         sport: BPORT,
         dport: SPORT,
         seen: NOW,
+        first_octets: first.ip_octets(),
     };
     let mut cases = Vec::new();
     for (name, sent) in [("first", first), ("later", later)] {

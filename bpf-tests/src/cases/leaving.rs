@@ -304,6 +304,7 @@ fn fragments(u: &Uplink) -> Vec<Case> {
         sport: SPORT,
         dport: BPORT,
         seen: NOW,
+        first_octets: first.ip_octets(),
     };
     let mut opens = leaves(u, "a first fragment leaves its ports", &first).writes(rows(
         u,

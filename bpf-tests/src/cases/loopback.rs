@@ -13,7 +13,8 @@ use crate::packet::Spec;
 use crate::strategies::outside_ip;
 
 const OUT: Hook = Hook::NicOut;
-const LOOPBACK: u32 = 1;
+/// Index of the loopback device.
+pub const LOOPBACK: u32 = 1;
 const ALL: [u32; 5] = [LOCAL_ID, OWN_ID, REMOTE_ID, OUTSIDE_ID, HOST_ID];
 
 pub fn cases(v6: bool) -> Vec<Case> {
@@ -54,8 +55,8 @@ fn from(u: &Uplink, source: IpAddr, flow: &Flow) -> Flow {
     }
 }
 
-/// By the loopback device, to the socket that asked.
-fn by_loopback(spec: &Spec) -> (Verdict, Vec<u8>) {
+/// Into the node, by the loopback device.
+pub fn by_loopback(spec: &Spec) -> (Verdict, Vec<u8>) {
     let mut spec = spec.clone();
     spec.dst_mac = Mac::new([0; 6]);
     let ifindex = LOOPBACK;

@@ -8,6 +8,7 @@ mod fixture;
 mod flows;
 mod forwarding;
 mod icmp_errors;
+mod large;
 mod leaving;
 mod loopback;
 mod node_clients;
@@ -269,6 +270,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(node_clients::cases(&uplink));
         cases.extend(loopback::cases(v6));
         cases.extend(bridged::cases(v6));
+        cases.extend(large::cases(v6));
         cases.extend(leaving::cases(&uplink));
         cases.extend(straight::cases(&uplink));
         cases.extend(tuples::cases(&uplink));

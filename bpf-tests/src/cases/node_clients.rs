@@ -224,23 +224,6 @@ fn refusals(u: &Uplink) -> Vec<Case> {
     cases.push(
         at("a later fragment alone", &udp, &later, 0, &ids).drops(Reason::FragmentWithoutFirst),
     );
-    let remote = flow(u, OPENERS[1], REMOTE_ID);
-    let mtu = u.base.world.config.overlay_mtu;
-    let big = Spec {
-        payload: vec![1; usize::from(mtu)],
-        ..u.sent(&remote)
-    };
-    let (kind, code) = if u.base.v6 { (2, 0) } else { (3, 4) };
-    cases.push(answered(
-        u.case(
-            OUT,
-            "too big for the overlay",
-            &u.world(&remote, 0),
-            big.build(),
-        ),
-        Reason::TooBig,
-        u.base.error_from(big.dst, &big, kind, code, mtu),
-    ));
     cases
 }
 

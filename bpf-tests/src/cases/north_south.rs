@@ -185,19 +185,6 @@ fn refusals(u: &Uplink) -> Vec<Case> {
         let name = format!("KP-40 the node's own {name}");
         cases.push(at(&name, &node_port, &spec, 0, &id).passes(Reason::NotOurs));
     }
-    let remote = u.outside_flow(OPENERS[1], REMOTE_ID);
-    let mtu = u.base.world.config.overlay_mtu;
-    let spec = Spec {
-        payload: vec![1; usize::from(mtu)],
-        dont_fragment: false,
-        ..u.sent(&remote)
-    };
-    let (kind, code) = if v6 { (2, 0) } else { (3, 4) };
-    let world = u.world(&remote, MASQUERADE);
-    cases.push(
-        u.case(Hook::NicIn, "too big for the overlay", &world, spec.build())
-            .answered(Reason::TooBig, u.base.error(&spec, kind, code, mtu)),
-    );
     cases
 }
 
@@ -358,6 +345,7 @@ fn fragments(u: &Uplink) -> Vec<Case> {
                 sport: spec.sport,
                 dport: spec.dport,
                 seen: NOW,
+                first_octets: cut(spec).ip_octets(),
             };
             (id, row)
         };

@@ -97,7 +97,6 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
 
     let service = Spec {
         dst: f.remote_service,
-        dont_fragment: false,
         ..big
     };
     let (kind, code) = too_big;

@@ -205,6 +205,7 @@ fn fragments(f: &Fixture) -> Vec<Case> {
         sport: first.sport,
         dport: 80,
         seen: NOW,
+        first_octets: first.ip_octets(),
     };
     let rows = || {
         f.rows(

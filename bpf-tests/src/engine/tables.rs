@@ -240,6 +240,7 @@ pub fn fragment<A: Family>(
             sport: row.sport,
             dport: row.dport,
             seen: row.seen,
+            first_octets: row.first_octets,
         },
     ))
 }
@@ -260,6 +261,7 @@ pub fn fragment_back<A: Family>(
             sport: value.sport,
             dport: value.dport,
             seen: value.seen,
+            first_octets: value.first_octets,
         },
     ))
 }

@@ -6,6 +6,7 @@ use datapath_common::{BackendState, Direction, FlowState, Limit, NodeClient, pro
 
 use super::parse::{Fragment, Packet};
 use super::world::{FlowId, FlowRow, FragmentId, FragmentRow, Tuple, World, version_of};
+use crate::packet::ETHERNET;
 use crate::packet::tcp_flag::{ACK, FIN, RST, SYN};
 
 const SCTP_INIT: u8 = 1;
@@ -125,6 +126,7 @@ impl World {
         let recent = |row: &&FragmentRow| self.now.wrapping_sub(row.seen) <= 30;
         if let Some(row) = self.fragments.get(&id).filter(recent) {
             (packet.sport, packet.dport, packet.has_ports) = (row.sport, row.dport, true);
+            packet.first_octets = row.first_octets as usize;
         }
     }
 
@@ -142,6 +144,7 @@ impl World {
                 sport,
                 dport,
                 seen: self.now,
+                first_octets: (packet.ip.end - ETHERNET) as u32,
             };
             self.fragments.insert(
                 FragmentId {

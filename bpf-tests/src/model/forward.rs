@@ -57,31 +57,53 @@ pub fn to_loopback(world: &World, mut frame: Vec<u8>, reason: Reason) -> Outcome
     Outcome::new(reason, Verdict::RedirectIngress { ifindex }, frame)
 }
 
-/// To a pod of another node; `sent` is the packet before any translation.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one step of the rules, with all that it looks at"
-)]
+/// To a pod of another node, for no service.
 pub fn to_peer(
     world: &mut World,
-    sent: &[u8],
-    out: &[u8],
+    frame: &[u8],
     packet: &Packet,
     via: &Via,
-    for_service: bool,
     client: Client,
     ctx: &Ctx,
 ) -> Outcome {
-    if !fits(world, out, packet, ctx) {
-        if !for_service && !packet.ip.dont_fragment {
-            return Outcome::kernel(Reason::SlowPath, sent);
+    match size(world, frame, packet, ctx) {
+        Size::Fits => {
+            ends_former(world, packet);
+            encapsulated(world, frame, packet, via, Reason::Encapsulated)
         }
-        return refuse(world, sent, packet, Reason::TooBig, client, ctx);
+        Size::Divisible => Outcome::kernel(Reason::SlowPath, frame),
+        Size::TooBig => refuse(world, frame, packet, Reason::TooBig, client, ctx),
     }
-    if !for_service {
-        ends_former(world, packet);
+}
+
+/// What a packet is to the overlay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Size {
+    /// It goes in.
+    Fits,
+    /// The kernel makes pieces of it that do.
+    Divisible,
+    /// It must not be divided.
+    TooBig,
+}
+
+/// What a packet is to the overlay, by its size and that of its datagram's first fragment.
+pub fn size(world: &World, frame: &[u8], packet: &Packet, ctx: &Ctx) -> Size {
+    // What is to become segments of several sizes only the kernel can cut.
+    if ctx.gso_size == 0xffff {
+        return Size::Divisible;
     }
-    encapsulated(world, out, packet, via, Reason::Encapsulated)
+    let fits = fits(world, frame, packet, ctx);
+    if packet.ip.dont_fragment {
+        return if fits { Size::Fits } else { Size::TooBig };
+    }
+    // All of a datagram goes one way.
+    let follows = packet.first_octets > usize::from(world.config.overlay_mtu);
+    if fits && !follows {
+        Size::Fits
+    } else {
+        Size::Divisible
+    }
 }
 
 /// Into the overlay, whatever the size.

@@ -58,6 +58,8 @@ pub struct Packet {
     pub chunk: u8,
     /// UDP without a checksum.
     pub sum_is_zero: bool,
+    /// Octets of its datagram's first fragment, of a later one whose ports are known; else 0.
+    pub first_octets: usize,
 }
 
 impl Packet {
@@ -254,6 +256,7 @@ pub fn upper(frame: &[u8], ip: Ip) -> Result<Packet, Reason> {
         tcp_flags: 0,
         chunk: 0,
         sum_is_zero: false,
+        first_octets: 0,
     };
     if packet.is_later_fragment() {
         return Ok(packet);

@@ -37,7 +37,7 @@ pub fn pod_from(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         if packet.ip.ttl <= 1 {
             return refuse(world, frame, &packet, Reason::TtlExceeded, client, ctx);
         }
-        return to_peer(world, frame, frame, &packet, &via, false, client, ctx);
+        return to_peer(world, frame, &packet, &via, client, ctx);
     }
     let own = world.vtep_address(dst) == dst;
     // Nobody but a pod's link would see what answers a pod behind the bridge.

@@ -6,7 +6,9 @@ use datapath_common::{
 
 use super::client::{Client, as_reply};
 use super::flow::{NewFlow, granted};
-use super::forward::{deliver, fits, over_bridge, route, to_peer, turn_back};
+use super::forward::{
+    Size, deliver, encapsulated, fits, over_bridge, route, size, to_loopback, turn_back,
+};
 use super::icmp::{is_martian, refuse};
 use super::parse::Packet;
 use super::rewrite::translate;
@@ -238,9 +240,19 @@ impl Way<'_> {
         let via = backend.via;
         let behind_bridge = goes(&via, ViaKind::Kernel) && world.is_bridged(backend.addr);
         // What is refused opens no flow and leaves no ports.
-        let leaves_loopback = client == Client::Loopback && !goes(&via, ViaKind::Host);
-        let limited = goes(&via, ViaKind::Vxlan) || leaves_loopback;
-        if limited && !fits(world, frame, packet, self.ctx) {
+        let limited = goes(&via, ViaKind::Vxlan)
+            || match client {
+                Client::Pod | Client::Outside => false,
+                // The veth takes from its host no more than the pod's end does.
+                Client::Node => goes(&via, ViaKind::Local) || behind_bridge,
+                Client::Loopback => !goes(&via, ViaKind::Host),
+            };
+        let size = if limited {
+            size(world, frame, packet, self.ctx)
+        } else {
+            Size::Fits
+        };
+        if size == Size::TooBig {
             return refuse(world, frame, packet, Reason::TooBig, client, self.ctx);
         }
         let masquerade = match self.row {
@@ -309,6 +321,10 @@ impl Way<'_> {
             return Outcome::drop(fault, frame);
         }
         world.leave_fragment_ports(packet);
+        if size == Size::Divisible {
+            let masqueraded = nat.is_some_and(|(addr, _)| addr != tuple.src);
+            return self.divide(world, out, masqueraded);
+        }
         if behind_bridge {
             // The kernel cuts what the bridge may not take, where it has the packet.
             return if client == Client::Outside && !fits(world, frame, packet, self.ctx) {
@@ -317,7 +333,7 @@ impl Way<'_> {
                 over_bridge(world, out, packet, Reason::DeliveredLocal)
             };
         }
-        self.leave(world, frame, out, &via, src != tuple.src)
+        self.leave(world, out, &via, src != tuple.src)
     }
 
     /// Every packet to the frontend has to ask for the port of its source.
@@ -334,15 +350,19 @@ impl Way<'_> {
         self.row.is_none() && !known && !self.packet.closes()
     }
 
-    fn leave(
-        &self,
-        world: &mut World,
-        sent: &[u8],
-        out: Vec<u8>,
-        via: &Via,
-        masqueraded: bool,
-    ) -> Outcome {
-        let (packet, client, ctx) = (self.packet, self.client, self.ctx);
+    /// To the kernel, which makes pieces of it.
+    fn divide(&self, world: &World, out: Vec<u8>, masqueraded: bool) -> Outcome {
+        let reason = Reason::TranslatedToKernel;
+        if masqueraded || self.client.is_node() {
+            // From an address of this node.
+            to_loopback(world, out, reason)
+        } else {
+            Outcome::kernel(reason, &out)
+        }
+    }
+
+    fn leave(&self, world: &World, out: Vec<u8>, via: &Via, masqueraded: bool) -> Outcome {
+        let (packet, client) = (self.packet, self.client);
         let node = client.is_node();
         let translated = Reason::TranslatedToKernel;
         if goes(via, ViaKind::Local) {
@@ -355,7 +375,7 @@ impl Way<'_> {
             // As what answers it.
             Outcome::kernel(translated, &out)
         } else if goes(via, ViaKind::Vxlan) {
-            to_peer(world, sent, &out, packet, via, true, client, ctx)
+            encapsulated(world, &out, packet, via, Reason::Encapsulated)
         } else if goes(via, ViaKind::Host) && client == Client::Node {
             turn_back(world, out, translated)
         } else if goes(via, ViaKind::Kernel)

@@ -127,6 +127,8 @@ pub struct FragmentRow {
     pub dport: u16,
     /// Tick of the first fragment.
     pub seen: u32,
+    /// Octets of the first fragment's IP packet.
+    pub first_octets: u32,
 }
 
 /// Address, port, protocol of a frontend row; port 0 and protocol 0 mark a

@@ -195,7 +195,7 @@ pub struct Sizes {
     #[arg(long, value_name = "N", env = "TULLE_MAX_BACKENDS", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.backends)]
     pub max_backends: u32,
-    /// Slots of all services, one for each of a service's backends, both families together
+    /// Slots of all services, one for each of a frontend's backends and of its table, both families together
     #[arg(long, value_name = "N", env = "TULLE_MAX_SEGMENTS", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.slots)]
     pub max_segments: u32,

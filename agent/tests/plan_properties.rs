@@ -96,7 +96,7 @@ fn here_of(bits: u8) -> Here {
         node_ips: on(3).then(|| [192, 168, 0, 1].into()).into_iter().collect(),
         masquerade_all: on(4),
         // Few slots, so that segments with tables fit the maps.
-        maglev_slots: Some(7),
+        maglev_slots: 7,
         ..Here::default()
     }
 }

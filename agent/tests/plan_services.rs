@@ -18,12 +18,14 @@ use std::path::PathBuf;
 
 use datapath_common::FrontendFlags;
 use tulle_agent::model::{
-    Dirty, Family, Kind, Model, NamespacedName, Node, ObjectKey, Policy, Protocol, Scheduler,
-    ready_here,
+    Dirty, Family, Kind, Model, NamespacedName, Node, ObjectKey, Policy, Protocol, ready_here,
 };
 use tulle_agent::plan::compile::{Here, compile};
 use tulle_agent::plan::{BackendKey, Desired, Kind as Front, Wanted};
 use tulle_agent::source::{Change, parse};
+
+/// Slots of Maglev tables.
+const MAGLEV: usize = 251;
 
 macro_rules! cases {
     ($($name:ident)+) => {
@@ -221,6 +223,7 @@ fn node(model: &Model, line: &str) -> Here {
         node_port_addresses: addresses.clone(),
         node_ips: addresses,
         masquerade_all,
+        maglev_slots: MAGLEV as u16,
         ..Here::default()
     }
 }
@@ -294,18 +297,18 @@ fn row(wanted: &Wanted) -> String {
     if wanted.affinity_secs > 0 {
         parts.push(format!("sticky {} s", wanted.affinity_secs));
     }
-    let pick = &wanted.pick;
-    assert_eq!(
-        pick.scheduler.is_by_source(),
-        has(FrontendFlags::SOURCE_HASH)
-    );
-    if pick.scheduler != Scheduler::Random {
-        parts.push(pick.scheduler.to_string());
+    if has(FrontendFlags::SOURCE_HASH) {
+        parts.push("by client".to_owned());
     }
-    let weight = |b: &BackendKey| pick.weights.of(b.addr);
-    let weights: Vec<u16> = wanted.outside.iter().map(weight).collect();
-    if weights.iter().any(|weight| *weight != 1) {
-        parts.push(format!("weights {weights:?}"));
+    match wanted.out_table.len() {
+        0 => {}
+        MAGLEV => parts.push("by Maglev".to_owned()),
+        _ => {
+            let table = &wanted.out_table;
+            let slots = |at| table.iter().filter(|p| usize::from(**p) == at).count();
+            let shares = (0..wanted.outside.len()).map(slots);
+            parts.push(format!("shares {:?}", shares.collect::<Vec<_>>()));
+        }
     }
     let filters = has(FrontendFlags::SOURCE_RANGES);
     assert_eq!(filters, !wanted.sources.is_empty(), "{wanted:?}");

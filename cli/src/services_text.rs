@@ -112,16 +112,19 @@ fn endpoints(row: &ServiceRow, most: usize) -> String {
 }
 
 fn list(backends: &[ServiceBackend], when_empty: WhenEmpty, most: usize) -> String {
-    let Some(first) = backends.first() else {
+    if backends.is_empty() {
         return match when_empty {
             WhenEmpty::Refuses => "none: clients are refused",
             WhenEmpty::Drops => "none: packets are dropped",
         }
         .into();
-    };
+    }
     let slots: u64 = backends.iter().map(|b| u64::from(b.slots)).sum();
     let percent = |b: &ServiceBackend| (u64::from(b.slots) * 200 + slots) / (slots * 2).max(1);
-    let weighted = backends.iter().any(|b| percent(b) != percent(first));
+    // Shares of a Maglev table differ by a slot or two.
+    let shares = || backends.iter().map(|backend| u64::from(backend.slots));
+    let (least, greatest) = (shares().min().unwrap_or(0), shares().max().unwrap_or(0));
+    let weighted = (greatest - least) * 50 > greatest;
     let shown = backends.iter().take(most).map(|backend| {
         let address = backend.address.map_or_else(
             || format!("id {} (free!)", backend.id),

@@ -50,7 +50,7 @@ macro_rules! maps {
 maps! {
     FRONT_V4 = "tulle_front_v4", 65_536, Agent, "IPv4 frontends: address, port, protocol to segment";
     FRONT_V6 = "tulle_front_v6", 65_536, Agent, "IPv6 frontends: address, port, protocol to segment";
-    SEGMENTS = "tulle_segments", 262_144, Agent, "segments: slot to backend id";
+    SEGMENTS = "tulle_segments", 1_048_576, Agent, "segments: slot to backend id";
     BACK_V4 = "tulle_back_v4", 65_536, Agent, "IPv4 backends by id";
     BACK_V6 = "tulle_back_v6", 65_536, Agent, "IPv6 backends by id";
     FLOW_V4 = "tulle_flow_v4", 131_072, Programs, "IPv4 flows, a row for each direction";

@@ -80,10 +80,10 @@ pub struct ServiceArgs {
     )]
     #[arg(default_value_t = Scheduler::Random)]
     pub scheduler: Scheduler,
-    /// Slots of Maglev tables: a prime up to 65521; otherwise by the number of backends
-    #[arg(long = "maglev-slots", value_name = "N", env = "TULLE_MAGLEV_SLOTS")]
-    #[arg(value_parser = maglev_slots)]
-    pub maglev_slots: Option<u16>,
+    /// Slots of Maglev tables: a prime up to 65521, the same on every node
+    #[arg(long, value_name = "N", env = "TULLE_MAGLEV_SLOTS")]
+    #[arg(value_parser = maglev_slots, default_value_t = table::MAGLEV_SLOTS)]
+    pub maglev_slots: u16,
     /// Count flows, packets and bytes of each service port and backend
     #[arg(
         long,

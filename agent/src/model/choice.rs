@@ -15,7 +15,7 @@ pub enum Scheduler {
     /// By the client's address: its flows share a backend while the list stays.
     SourceHash,
     /// By a Maglev table and the hash over addresses, ports and protocol: every node
-    /// chooses the same, and hardly a flow moves when a backend comes or goes
+    /// chooses the same, and few flows of others would move when a backend comes or goes
     /// (Eisenbud et al., NSDI 2016).
     Maglev,
     /// By a Maglev table and the client's address.

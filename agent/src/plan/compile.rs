@@ -2,14 +2,16 @@
 //! of it: where it is reached, by whom, and where its clients go (pure).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use datapath_common::FrontendFlags;
 use ipnet::IpNet;
 
 use super::backends::BackendKey;
-use super::desired::{Pick, PortKey, Wanted};
+use super::desired::{PortKey, Wanted};
 use super::kind::Kind;
 use super::ops::FrontKey;
+use super::table;
 use crate::model::{
     EndpointSets, Exposure, Family, Model, NamespacedName, Pod, Policy, Scheduler, Service,
     ServicePort, Weights, select,
@@ -30,8 +32,8 @@ pub struct Here {
     pub masquerade_all: bool,
     /// How new flows are given a backend where the Service does not say it.
     pub scheduler: Scheduler,
-    /// Slots of Maglev tables; `None`: by the number of backends.
-    pub maglev_slots: Option<u16>,
+    /// Slots of Maglev tables, a prime.
+    pub maglev_slots: u16,
 }
 
 /// The frontends of one Service on this node, or of the Pod of which `name` is the
@@ -52,6 +54,7 @@ pub fn compile(model: &Model, name: &NamespacedName, here: &Here) -> Vec<Wanted>
             let zone = here.zone.as_deref();
             let mut sets = select(model.slices_of(name), family, port, &here.node, zone);
             drain(&mut sets, &service.choice.weights);
+            let lists = Lists::of(&sets, service, port.protocol.number(), here);
             let key = PortKey {
                 service: name.clone(),
                 port: port.name.clone(),
@@ -64,7 +67,7 @@ pub fn compile(model: &Model, name: &NamespacedName, here: &Here) -> Vec<Wanted>
                     port: number,
                     proto: port.protocol.number(),
                 };
-                wanted.push(frontend(service, front, key.clone(), kind, &sets, here));
+                wanted.push(frontend(service, front, key.clone(), kind, &lists, here));
             }
         }
     }
@@ -116,7 +119,8 @@ fn host_ports(pod: &Pod, here: &Here) -> Vec<Wanted> {
                 sources: Vec::new(),
                 marks_address: false,
                 kind: Kind::HostPort,
-                pick: Pick::default(),
+                table: Arc::default(),
+                out_table: Arc::default(),
             });
         }
     }
@@ -156,14 +160,14 @@ fn frontend(
     front: FrontKey,
     port: PortKey,
     kind: Kind,
-    sets: &EndpointSets,
+    lists: &Lists,
     here: &Here,
 ) -> Wanted {
     let list = |policy: Policy| match policy {
-        Policy::Cluster => backends(&sets.cluster, front.proto),
-        Policy::Local => backends(&sets.local, front.proto),
+        Policy::Cluster => lists.cluster.clone(),
+        Policy::Local => lists.local.clone(),
     };
-    let (inside, outside) = if kind == Kind::ClusterIp {
+    let ((inside, table), (outside, out_table)) = if kind == Kind::ClusterIp {
         let list = list(service.internal_policy);
         (list.clone(), list)
     } else {
@@ -179,15 +183,14 @@ fn frontend(
         (&inside, FrontendFlags::DROP_INSIDE),
         (&outside, FrontendFlags::DROP_OUTSIDE),
     ] {
-        if sets.any && list.is_empty() {
+        if lists.any && list.is_empty() {
             flags |= drop;
         }
     }
     if !sources.is_empty() {
         flags |= FrontendFlags::SOURCE_RANGES;
     }
-    let scheduler = service.choice.scheduler.unwrap_or(here.scheduler);
-    if scheduler.is_by_source() {
+    if scheduler(service, here).is_by_source() {
         flags |= FrontendFlags::SOURCE_HASH;
     }
     Wanted {
@@ -200,11 +203,50 @@ fn frontend(
         sources,
         marks_address: kind == Kind::ClusterIp,
         kind,
-        pick: Pick {
-            scheduler,
-            weights: service.choice.weights.clone(),
-            maglev_slots: here.maglev_slots,
-        },
+        table,
+        out_table,
+    }
+}
+
+fn scheduler(service: &Service, here: &Here) -> Scheduler {
+    service.choice.scheduler.unwrap_or(here.scheduler)
+}
+
+/// Backends, and the table of positions among them by which new flows are given one.
+type List = (Vec<BackendKey>, Arc<[u16]>);
+
+/// The lists of a service port, made once for all of its frontends.
+struct Lists {
+    cluster: List,
+    local: List,
+    /// As in [`EndpointSets`].
+    any: bool,
+}
+
+impl Lists {
+    fn of(sets: &EndpointSets, service: &Service, proto: u8, here: &Here) -> Self {
+        let list = |of: &[SocketAddr]| {
+            let backends = backends(of, proto);
+            let weight = |backend: &BackendKey| service.choice.weights.of(backend.addr);
+            let weights: Vec<u16> = backends.iter().map(weight).collect();
+            let table = if scheduler(service, here).is_maglev() {
+                table::maglev(&backends, &weights, here.maglev_slots)
+            } else {
+                table::weighted(&weights)
+            };
+            (backends, table.into())
+        };
+        let local = [service.internal_policy, service.external_policy].contains(&Policy::Local);
+        Self {
+            cluster: list(&sets.cluster),
+            // Nobody else asks for it.
+            local: if local {
+                list(&sets.local)
+            } else {
+                List::default()
+            },
+            any: sets.any,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use datapath_common::FrontendFlags;
 use ipnet::IpNet;
@@ -12,10 +13,7 @@ use super::compile::{Here, compile};
 use super::kind::Kind;
 use super::ops::FrontKey;
 use super::sources::SourceRange;
-use super::table;
-use crate::model::{
-    Family, Fault, Model, NamespacedName, Pod, Protocol, Scheduler, Warning, Weights,
-};
+use crate::model::{Family, Fault, Model, NamespacedName, Pod, Protocol, Warning};
 
 /// A service port in one family: what a service number stands for.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -72,35 +70,14 @@ pub struct Wanted {
     /// Whether whatever else is sent to the address is refused (KP-28): its
     /// address is a ClusterIP.
     pub marks_address: bool,
-    /// How new flows are given one of them.
-    pub pick: Pick,
+    /// By which new flows of clients inside are given one of them: positions in
+    /// the list. Empty if all have one share.
+    pub table: Arc<[u16]>,
+    /// The same of clients outside.
+    pub out_table: Arc<[u16]>,
     /// Of several claims to one frontend the first kind has it (KP-38), then
     /// the first service port by name (KP-25).
     pub kind: Kind,
-}
-
-/// How new flows are given a backend.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Pick {
-    /// By what.
-    pub scheduler: Scheduler,
-    /// How often each.
-    pub weights: Weights,
-    /// Slots of a Maglev table; `None`: by the number of backends.
-    pub maglev_slots: Option<u16>,
-}
-
-impl Pick {
-    /// The table behind a segment of these backends: positions among them. Empty if
-    /// the segment itself does.
-    pub fn table(&self, backends: &[BackendKey]) -> Vec<u32> {
-        let weights: Vec<u16> = backends.iter().map(|b| self.weights.of(b.addr)).collect();
-        if !self.scheduler.is_maglev() {
-            return table::weighted(&weights);
-        }
-        let slots = table::maglev_size(backends.len(), self.maglev_slots);
-        table::maglev(backends, &weights, slots)
-    }
 }
 
 /// What a frontend does for the service port that has it.
@@ -115,19 +92,20 @@ pub struct Claim {
     pub affinity_secs: u32,
     sources: Vec<IpNet>,
     marks_address: bool,
-    /// As in [`Wanted`].
-    pub pick: Pick,
+    table: Arc<[u16]>,
+    out_table: Arc<[u16]>,
 }
 
 impl Claim {
-    /// Backends for clients inside.
-    pub fn inside(&self) -> &[BackendKey] {
-        &self.inside
+    /// Backends for clients inside, and the table of positions among them.
+    pub fn inside(&self) -> (&[BackendKey], &[u16]) {
+        (&self.inside, &self.table)
     }
 
-    /// Backends for clients outside, where they are other ones.
-    pub fn outside(&self) -> Option<&[BackendKey]> {
-        self.outside.as_deref()
+    /// The same for clients outside, where they are other ones.
+    pub fn outside(&self) -> Option<(&[BackendKey], &[u16])> {
+        let outside = self.outside.as_deref()?;
+        Some((outside, &self.out_table))
     }
 
     /// Networks of a family that may open flows; `None` if all may.
@@ -149,7 +127,8 @@ impl From<Wanted> for (FrontKey, Claimant, Claim) {
             affinity_secs: wanted.affinity_secs,
             sources: wanted.sources,
             marks_address: wanted.marks_address,
-            pick: wanted.pick,
+            table: wanted.table,
+            out_table: wanted.out_table,
         };
         (wanted.front, (wanted.kind, wanted.port), claim)
     }

@@ -27,6 +27,8 @@ pub(super) struct Draft {
     region: Option<Region>,
     /// Family, id and generation.
     ids: Vec<(Family, u32, u32)>,
+    /// Why a segment is to be written without its table.
+    pub(super) shortage: Option<CapacityError>,
 }
 
 impl From<Vec<MapOp>> for Draft {
@@ -169,6 +171,15 @@ impl Segment {
         self.outside.as_ref().unwrap_or(&self.inside)
     }
 
+    /// Leaves the tables out. Says whether there were any.
+    fn drop_tables(&mut self) -> bool {
+        let mut any = false;
+        for list in std::iter::once(&mut self.inside).chain(&mut self.outside) {
+            any |= !std::mem::take(&mut list.table).is_empty();
+        }
+        any
+    }
+
     /// The part of the row that says where the ids are.
     fn row(&self) -> Frontend {
         let apart = if self.outside.is_some() {
@@ -216,7 +227,7 @@ fn segment(
     claim: &Claim,
 ) -> Result<Segment, CapacityError> {
     let mut ids: BTreeMap<BackendKey, u32> = BTreeMap::new();
-    let mut list = |backends: &[BackendKey]| {
+    let mut list = |(backends, table): (&[BackendKey], &[u16])| {
         let mut list = Vec::with_capacity(backends.len());
         for backend in backends {
             let id = match ids.entry(*backend) {
@@ -225,8 +236,7 @@ fn segment(
             };
             list.push(id);
         }
-        let table = claim.pick.table(backends);
-        let table = table.into_iter().map(|at| list[at as usize]).collect();
+        let table = table.iter().map(|at| list[usize::from(*at)]).collect();
         // The programs look for ids in it.
         list.sort_unstable();
         Ok::<_, CapacityError>(List { ids: list, table })
@@ -239,13 +249,31 @@ fn segment(
         start: 0,
         fresh: false,
     };
+    match place(applied, draft, key, &mut segment) {
+        // Flows are given a backend by the list, until there is room.
+        Err(error) if segment.drop_tables() => {
+            place(applied, draft, key, &mut segment)?;
+            draft.shortage = Some(error);
+        }
+        placed => placed?,
+    }
+    Ok(segment)
+}
+
+/// Finds slots for a segment: those that the frontend has, if they hold it, otherwise new ones.
+fn place(
+    applied: &mut Applied,
+    draft: &mut Draft,
+    key: FrontKey,
+    segment: &mut Segment,
+) -> Result<(), CapacityError> {
     let held = applied
         .fronts
         .get(&key)
         .filter(|_| !applied.damaged.contains_key(&key));
     if let Some(row) = held.filter(|row| segment.is_in(applied, row)) {
         segment.start = row.start;
-        return Ok(segment);
+        return Ok(());
     }
     let slots = segment.ids();
     draft.region = applied.segments.take(slots.len() as u32)?;
@@ -257,7 +285,7 @@ fn segment(
             ids: slots,
         });
     }
-    Ok(segment)
+    Ok(())
 }
 
 /// The id of a backend, whose row the draft makes active and up to date.

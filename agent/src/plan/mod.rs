@@ -26,7 +26,7 @@ pub use allocator::{CapacityError, GRACE, Region, SegmentAllocator};
 pub use applied::{Applied, Capacities, Rows};
 pub use backends::{BackendKey, BackendRow, Backends};
 pub use compile::{Here, compile};
-pub use desired::{Claim, Desired, Pick, PortKey, Wanted};
+pub use desired::{Claim, Desired, PortKey, Wanted};
 pub use facts::{LocalPod, NodeFacts, derived_vtep_mac, outer_sum};
 pub use kind::Kind;
 pub use numbers::Numbers;

@@ -169,7 +169,7 @@ impl Serving {
         let now = Instant::now();
         for failure in &outcome.errors {
             let map = match &failure.error {
-                PlanError::Capacity(error) => error.map,
+                PlanError::Capacity(error) | PlanError::Table(error) => error.map,
                 PlanError::Write(error) => error.map,
             };
             // The first sentence stays: each retry would name another row.

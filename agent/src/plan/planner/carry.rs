@@ -98,7 +98,9 @@ impl Planner {
         if let Unit::Backend(family, id) = unit {
             self.releasing.remove(&(family, id));
         }
-        Ok(())
+        draft
+            .shortage
+            .map_or(Ok(()), |error| Err(PlanError::Table(error)))
     }
 
     fn draft(&mut self, unit: Unit) -> Result<Draft, PlanError> {

@@ -8,7 +8,10 @@
 
 mod kernel_support;
 
-use datapath_common::{Ip4, PeerKey, SourceKey, SourceNet, Via, maps};
+use aya::maps::{HashMap, Map, MapData};
+use datapath_common::{
+    Frontend, FrontendFlags, FrontendKey, Ip4, PeerKey, SourceKey, SourceNet, Via, maps,
+};
 use kernel_support::{front, on_node};
 use tulle_agent::plan::{MapOp, MapWriter};
 
@@ -169,5 +172,44 @@ fn the_programs_trie_finds_a_source_by_service_and_prefix() {
         assert!(!found(0x0102_0304, [10, 127, 0, 1]));
         assert!(!found(0x0102_0305, [10, 200, 0, 1]), "another service");
         assert!(found(7, [192, 0, 2, 1]) && !found(7, [192, 0, 2, 2]));
+    });
+}
+
+#[test]
+fn what_a_program_notes_in_a_frontends_row_outlives_a_write() {
+    on_node(|node| {
+        const NOTED: u16 = FrontendFlags::FLOWS_DECIDE;
+        let mut datapath = node.open();
+        let (key, row) = front(7);
+        let mut write = |row| datapath.maps.write(&MapOp::PutFront4 { key, row }).unwrap();
+        let pinned = Map::HashMap(node.map(maps::FRONT_V4));
+        let mut there: HashMap<MapData, FrontendKey<Ip4>, Frontend> = pinned.try_into().unwrap();
+        write(row);
+        assert_eq!(there.get(&key, 0).unwrap(), row);
+        // A connection got another port between the plan and its write.
+        let noted = Frontend {
+            flags: NOTED,
+            ..row
+        };
+        there.insert(key, noted, 0).unwrap();
+        let asks = FrontendFlags::FLOWS_MAY_BE_LOST;
+        let planned = Frontend {
+            len: 2,
+            flags: asks,
+            ..row
+        };
+        write(planned);
+        let both = Frontend {
+            flags: asks | NOTED,
+            ..planned
+        };
+        assert_eq!(there.get(&key, 0).unwrap(), both);
+        // Another service at this address has none of its connections.
+        let other = Frontend {
+            service: 8,
+            ..planned
+        };
+        write(other);
+        assert_eq!(there.get(&key, 0).unwrap(), other);
     });
 }

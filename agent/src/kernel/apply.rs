@@ -5,7 +5,9 @@ use std::io;
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
-use datapath_common::{Address, FrontendKey, PeerKey, SourceKey, SourceNet, maps};
+use datapath_common::{
+    Address, Frontend, FrontendFlags, FrontendKey, PeerKey, SourceKey, SourceNet, maps,
+};
 
 use super::maps::{Maps, TableError, io_of, source_key, trie_key};
 use crate::plan::{MapOp, MapWriter, WriteError};
@@ -53,8 +55,8 @@ impl Maps {
 
     fn carry_out(&mut self, op: &MapOp) -> Done {
         match op {
-            MapOp::PutFront4 { key, row } => put(&mut self.front_v4, key, row, || frontend(key)),
-            MapOp::PutFront6 { key, row } => put(&mut self.front_v6, key, row, || frontend(key)),
+            MapOp::PutFront4 { key, row } => put_front(&mut self.front_v4, key, row),
+            MapOp::PutFront6 { key, row } => put_front(&mut self.front_v6, key, row),
             MapOp::DeleteFront4 { key } => delete(&mut self.front_v4, key, || frontend(key)),
             MapOp::DeleteFront6 { key } => delete(&mut self.front_v6, key, || frontend(key)),
             MapOp::PutBackend4 { id, row } => set(&mut self.back_v4, *id, row),
@@ -126,6 +128,28 @@ fn source<A: Address>(key: &SourceKey<A>) -> String {
     let len = key.prefix_len.saturating_sub(SourceNet::<A>::SERVICE_BITS);
     let service = u32::from_be(key.net.service);
     format!("{}/{len} of service {service}", key.net.addr.to_ip())
+}
+
+/// Keeps what a program noted in the row of the same service: the plan learns of it only by
+/// the next walk over the flow tables, and never takes it away itself.
+fn put_front<A: Address>(
+    map: &mut HashMap<MapData, FrontendKey<A>, Frontend>,
+    key: &FrontendKey<A>,
+    row: &Frontend,
+) -> Done
+where
+    FrontendKey<A>: Pod,
+{
+    let there = match map.get(key, 0) {
+        Ok(there) if there.service == row.service => there.flags,
+        Ok(_) | Err(MapError::KeyNotFound) => 0,
+        Err(e) => return Err((frontend(key), e)),
+    };
+    let row = Frontend {
+        flags: row.flags | there & FrontendFlags::FLOWS_DECIDE,
+        ..*row
+    };
+    put(map, key, &row, || frontend(key))
 }
 
 fn put<K: Pod, V: Pod>(

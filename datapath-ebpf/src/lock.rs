@@ -84,6 +84,23 @@ unsafe fn exchange(word: *mut u64, new: u64) {
     }
 }
 
+/// Sets `bits`, and leaves all others alone. No barrier.
+///
+/// # Safety
+/// As above.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn or(word: *mut u32, bits: u32) {
+    // SAFETY: the caller's. `BPF_OR | BPF_ATOMIC` of 32 bits (Linux 5.12).
+    unsafe {
+        core::arch::asm!(
+            "lock *(u32 *)({word} + 0) |= w2",
+            word = in(reg) word,
+            in("r2") bits as u64,
+        );
+    }
+}
+
 #[cfg(not(target_arch = "bpf"))]
 unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
     use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -98,4 +115,11 @@ unsafe fn exchange(word: *mut u64, new: u64) {
     use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
     // SAFETY: the caller's.
     unsafe { AtomicU64::from_ptr(word) }.store(new, SeqCst);
+}
+
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn or(word: *mut u32, bits: u32) {
+    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    // SAFETY: the caller's.
+    unsafe { AtomicU32::from_ptr(word) }.fetch_or(bits, Relaxed);
 }

@@ -23,6 +23,15 @@ use crate::{
     lock, maps,
 };
 
+/// The word of a frontend's row that has its flags, by number, and the bit of
+/// [`FrontendFlags::FLOWS_DECIDE`] in it.
+const ASKS: (usize, u32) = {
+    let at = core::mem::offset_of!(Frontend, flags);
+    assert!(at.is_multiple_of(4) && at + 4 <= size_of::<Frontend>());
+    let [a, b] = FrontendFlags::FLOWS_DECIDE.to_ne_bytes();
+    (at / 4, u32::from_ne_bytes([a, b, 0, 0]))
+};
+
 /// What the agent fixed when it loaded the programs.
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config::EMPTY;
@@ -235,14 +244,11 @@ macro_rules! tables {
                 let Some(row) = maps::$front.get_ptr_mut(words.key()) else {
                     return;
                 };
-                // SAFETY: the row stays readable until the program ends; the store is a whole
-                // aligned field. The agent replaces rows and writes none in place, and all
-                // programs set this same bit.
-                unsafe {
-                    let flags = &raw mut (*row).flags;
-                    let asks = ptr::read_volatile(flags) | FrontendFlags::FLOWS_DECIDE;
-                    ptr::write_volatile(flags, asks);
-                }
+                // SAFETY: the row stays valid until the program ends, and the word is aligned
+                // and within it (`ASKS`). The agent may have replaced the row meanwhile and
+                // written another in its place: nothing but this bit changes, in one step, and
+                // a frontend that has it needlessly looks at the flow table needlessly.
+                unsafe { lock::or(row.cast::<u32>().add(ASKS.0), ASKS.1) };
             }
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {

@@ -10,7 +10,7 @@ use datapath_common::{
 use crate::{
     FlowRow, Fragment, Headers, Rewrite, Signal, Tables,
     hooks::front_key,
-    open::FAILED,
+    open::{FAILED, LATER},
     ports::{KEEPS, ONLY},
     straight::is_straight,
 };
@@ -342,7 +342,16 @@ fn refresh<A: Address, T: Tables<A>>(
             // If another flow was faster it has the port.
             let staged = stage_again(tables, h, row, state);
             let facts = h.proto as u32 | KEEPS | ONLY;
-            (staged && tables.claim_port(0, facts) & FAILED == 0) || row.get().nat_port == 0
+            let told = if staged {
+                tables.claim_port(0, facts)
+            } else {
+                FAILED
+            };
+            if told & LATER != 0 {
+                // The next packet tries again.
+                row.touch(state, tables.now().wrapping_sub(SEEN_LAG));
+            }
+            told & (FAILED | LATER) != FAILED || row.get().nat_port == 0
         }
         _ => true,
     }

@@ -278,6 +278,8 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
 pub(crate) const FAILED: u32 = 1 << 16;
 /// The backend has been heard already.
 pub(crate) const HEARD: u32 = 1 << 17;
+/// It failed for this moment only: nobody is known to have the port.
+pub(crate) const LATER: u32 = 1 << 18;
 
 /// What an opening told.
 #[inline(always)]

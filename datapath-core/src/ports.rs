@@ -9,6 +9,12 @@
 //! only look a row up need no lock: rows are replaced as a whole, by the map, so that
 //! they find the old or the new one, never half of one. Eviction and the agent's walk
 //! take rows away without the lock, which makes a port free and gives it to nobody.
+//!
+//! A lock may be another's for long, of a CPU that its host took away. That says nothing
+//! of the port: who may have another one looks there, who may not comes again. Only the
+//! port that a source comes with is then taken without the lock, if there is no row: that
+//! the table writes a row only where none is, is atomic. (The other CPU may be about to
+//! write over a dead row; it meets this one only if that was evicted just now, too.)
 
 use core::hint::black_box;
 
@@ -17,7 +23,7 @@ use datapath_common::{Address, FlowState, Reason, proto};
 use crate::{
     Headers, Signal, Tables,
     flow::{has_backend, is_quiet, is_same, live_state},
-    open::{FAILED, HEARD},
+    open::{FAILED, HEARD, LATER},
     reduce,
     tables::{FlowRow, Put},
 };
@@ -76,12 +82,15 @@ const GOES_ON: u32 = 1;
 const QUIET: u32 = 2;
 /// Another flow has it.
 const BUSY: u32 = 3;
-/// The table does not take the row; or, for data, which can have no other port, the lock
-/// is not to be had.
+/// The table does not take the row.
 const REFUSED: u32 = 4;
+/// The lock is not to be had, and without it the port is not.
+const LOCKED: u32 = 5;
 
 /// What is told where the table took no row.
 const FULL: u32 = FAILED | Reason::FlowTableFull as u32;
+/// What is told where the port may be had with the next packet.
+const AGAIN: u32 = FULL | LATER;
 
 /// Writes the reply row that is prepared, under the first port that is free or
 /// may be taken over. Returns the port (0 for the one that the source comes with), with
@@ -96,6 +105,7 @@ pub fn claim_port<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -
             match tables.claim(facts | KEPT | OWN_ONLY) {
                 GOES_ON => return HEARD,
                 REFUSED => return FULL,
+                LOCKED => return AGAIN,
                 _ => {}
             }
             tables.stage_moved(true);
@@ -113,6 +123,7 @@ pub fn claim_port<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -
             TAKEN => return 0,
             GOES_ON => return HEARD,
             REFUSED => return FULL,
+            LOCKED if facts & FORCE == 0 => return AGAIN,
             _ => {}
         }
         if facts & FORCE != 0 {
@@ -131,6 +142,7 @@ pub fn claim_port<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -
             TAKEN => return port as u32,
             GOES_ON => return port as u32 | HEARD,
             REFUSED => return FULL,
+            LOCKED if data => return AGAIN,
             QUIET if quiet == 0 => quiet = port,
             _ => {}
         }
@@ -163,6 +175,7 @@ fn search<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -> u32 {
         match tables.claim(facts | OWN_ONLY) {
             GOES_ON => return port as u32 | HEARD,
             REFUSED => return FULL,
+            LOCKED => return AGAIN,
             _ => {}
         }
         attempt += 1;
@@ -173,11 +186,15 @@ fn search<A: Address, T: Tables<A>>(tables: &T, hash: u32, facts: u32) -> u32 {
 /// Writes the prepared row if its port may be had. `how`: what is told of packet and port.
 #[inline(always)]
 pub fn claim<A: Address, T: Tables<A>>(tables: &T, how: u32) -> u32 {
-    if !tables.lock() {
-        return if how & DATA == 0 { BUSY } else { REFUSED };
+    // Of the ports that are searched few are the flow's: most need no lock.
+    if how & OWN_ONLY != 0 && !has_own(tables, how) {
+        return BUSY;
     }
+    let Some(lock) = tables.lock() else {
+        return claim_unlocked(tables, how);
+    };
     let told = claim_locked(tables, how);
-    tables.unlock();
+    tables.unlock(lock);
     told
 }
 
@@ -189,19 +206,44 @@ fn claim_locked<A: Address, T: Tables<A>>(tables: &T, how: u32) -> u32 {
         return TAKEN;
     }
     let found = match tables.rival() {
-        Some((mine, there)) if is_own(mine, there, how & KEPT != 0) => {
-            take_up(tables, mine, there, how)
-        }
+        Some((mine, there)) if is_own(mine, there, how) => take_up(tables, mine, there, how),
         _ if how & OWN_ONLY != 0 => BUSY,
         Some((_, there)) => whose(tables, there, how),
         // It went just now, or the table did not take the new one.
-        None => TAKEN,
+        None if tables.put(Put::New) => return TAKEN,
+        None => REFUSED,
     };
     if found > GOES_ON || tables.put(Put::Over) {
         found
     } else {
         REFUSED
     }
+}
+
+/// What may be said of a port whose lock is another's. Only the one that the source comes
+/// with is worth a look.
+#[inline(always)]
+fn claim_unlocked<A: Address, T: Tables<A>>(tables: &T, how: u32) -> u32 {
+    if how & (KEPT | OWN_ONLY) != KEPT {
+        return LOCKED;
+    }
+    if tables.put(Put::New) {
+        return TAKEN;
+    }
+    match tables.rival() {
+        Some((mine, there)) if !is_own(mine, there, how) => match whose(tables, there, how) {
+            TAKEN => LOCKED,
+            another => another,
+        },
+        _ => LOCKED,
+    }
+}
+
+/// Whether the row that is there is the flow's own.
+#[inline(always)]
+fn has_own<A: Address, T: Tables<A>>(tables: &T, how: u32) -> bool {
+    let found = tables.rival();
+    found.is_some_and(|(mine, there)| is_own(mine, there, how))
 }
 
 /// The row that is there is the flow's own.
@@ -234,10 +276,10 @@ fn whose<A: Address, T: Tables<A>>(tables: &T, there: T::Row, how: u32) -> u32 {
 }
 
 /// Whether a reply row is of the flow that another is prepared for: the same client and
-/// frontend; and the same backend, unless the client comes with the port (`kept`): then
-/// no other flow can be meant.
+/// frontend; and the same backend, unless the client comes with the port: then no other
+/// flow can be meant. But a connection that lost its forward row is its backend's.
 #[inline(always)]
-fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R, kept: bool) -> bool {
+fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R, how: u32) -> bool {
     let (a, b) = (mine.get(), there.get());
     if (a.port, a.nat_port) != (b.port, b.nat_port) || !is_same(a.addr, b.addr) {
         return false;
@@ -245,5 +287,6 @@ fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R, kept: bool) -> bool {
     // Opaque: the compiler would read both pairs of addresses first, onto the stack.
     let (mine, there) = black_box((mine, there));
     is_same(mine.get().nat_addr, there.get().nat_addr)
-        && (kept || there.names(mine.get().backend, mine.get().generation))
+        && (how & (KEPT | OWN_ONLY) == KEPT
+            || there.names(mine.get().backend, mine.get().generation))
 }

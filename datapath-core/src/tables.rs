@@ -76,11 +76,11 @@ pub trait Tables<A> {
     /// Notes in a prepared reply row whose client keeps its source that the client's
     /// port is translated, or (`false`) takes that back.
     fn stage_moved(&self, moved: bool);
-    /// Takes the lock of the prepared row's key, which other keys may have too.
-    /// False if another CPU keeps it for long.
-    fn lock(&self) -> bool;
-    /// Gives it back: what was written before is there for who takes it next.
-    fn unlock(&self);
+    /// Takes the lock of the prepared row's key, which other keys may have too, and says
+    /// which it is. `None` if another CPU keeps it for long.
+    fn lock(&self) -> Option<u32>;
+    /// Gives that lock back: what was written before is there for who takes it next.
+    fn unlock(&self, lock: u32);
     /// Writes the prepared row; false if the table did not take it.
     #[must_use]
     fn put(&self, how: Put) -> bool;

@@ -6,8 +6,8 @@
 mod plain;
 
 use datapath_common::{
-    BackendState, Config, Direction, Feature, FlowKey, FlowState, FrontendFlags, FrontendKey, Ip4,
-    Network, Reason, proto,
+    BackendState, Config, Direction, Feature, Flow, FlowKey, FlowState, FrontendFlags, FrontendKey,
+    Ip4, Network, Reason, proto,
 };
 use datapath_core::{
     Decision, ETH_LEN, Family, Headers, V4, Verdict, icmp::IcmpError, pod_from, quoted, to_pod,
@@ -489,5 +489,120 @@ fn an_error_is_translated_only_for_the_sender_of_what_it_quotes() {
             new.map(|new| new.quoted_dst),
             known.then_some(Ip4::new(VIP))
         );
+    }
+}
+
+/// Who has moved ports, and clients from outside masqueraded.
+fn tables_with_ports() -> Plain<Ip4> {
+    let mut tables = tables();
+    tables.config.features |= Feature::UPLINK_SERVICES;
+    (tables.config.snat_first, tables.config.snat_ports) = (2000, 8);
+    tables
+}
+
+/// The only row of a direction.
+fn only_row(tables: &Plain<Ip4>, direction: Direction) -> (FlowKey<Ip4>, Flow<Ip4>) {
+    let flows = tables.flows.borrow();
+    let mut rows = flows
+        .iter()
+        .filter(|(key, _)| key.direction == direction as u8)
+        .map(|(key, row)| (*key, row.get()));
+    let row = rows.next().unwrap();
+    assert!(rows.next().is_none(), "more than one");
+    row
+}
+
+#[test]
+fn a_lock_that_is_not_had_changes_no_port() {
+    let mut tables = tables_with_ports();
+    web(&mut tables, 0);
+    let syn = tcp(CLIENT, VIP, 40_000, 80, SYN);
+    tables.locked.set(true);
+    assert_ne!(from(&tables, &syn).verdict, Verdict::Drop);
+    let (_, forward) = only_row(&tables, Direction::Forward);
+    assert_eq!(forward.nat_port, 0);
+    let (key, reply) = only_row(&tables, Direction::Reply);
+    assert_eq!((key.dport, reply.nat_port), (40_000, 0));
+
+    // A dead flow's row is not taken over without the lock, and nothing changes.
+    tables.flows.borrow_mut().clear();
+    let dead = Flow {
+        port: 81,
+        seen: tables.now.get() - tables.config.idle.tcp_opening - 9,
+        ..reply
+    };
+    tables.flows.borrow_mut().insert(key, plain::leak(dead));
+    assert_eq!(from(&tables, &syn).verdict, Verdict::Drop);
+    assert_eq!(tables.flows.borrow().len(), 1);
+    assert_eq!(tables.flow_at(key).unwrap().port, 81);
+    assert!(tables.asking.borrow().is_empty());
+
+    tables.locked.set(false);
+    assert_ne!(from(&tables, &syn).verdict, Verdict::Drop);
+    assert_eq!(tables.flow_at(key).unwrap().port, 80);
+    assert_eq!(only_row(&tables, Direction::Forward).1.nat_port, 0);
+    assert!(tables.asking.borrow().is_empty());
+}
+
+#[test]
+fn a_living_flow_s_row_moves_the_port_also_without_the_lock() {
+    let mut tables = tables_with_ports();
+    web(&mut tables, 0);
+    let syn = tcp(CLIENT, VIP, 40_000, 80, SYN);
+    let _ = from(&tables, &syn);
+    let (key, reply) = only_row(&tables, Direction::Reply);
+    tables.flows.borrow_mut().clear();
+    let other = Flow { port: 81, ..reply };
+    tables.flows.borrow_mut().insert(key, plain::leak(other));
+    tables.locked.set(true);
+    // All other ports have the same lock here.
+    assert_eq!(from(&tables, &syn).reason, Reason::SnatPortsExhausted);
+    tables.locked.set(false);
+    assert_ne!(from(&tables, &syn).verdict, Verdict::Drop);
+    let (_, forward) = only_row(&tables, Direction::Forward);
+    assert!((2000..2008).contains(&forward.nat_port));
+    assert_eq!(tables.flow_at(key).unwrap().port, 81);
+    assert_eq!(tables.asking.borrow().len(), 1);
+}
+
+#[test]
+fn a_masqueraded_flow_keeps_its_port_while_the_lock_is_another_s() {
+    let mut tables = tables_with_ports();
+    web(
+        &mut tables,
+        FrontendFlags::MASQUERADE_PODS | FrontendFlags::FLOWS_MAY_BE_LOST,
+    );
+    let _ = from(&tables, &tcp(CLIENT, VIP, 40_000, 80, SYN));
+    let (key, reply) = only_row(&tables, Direction::Reply);
+    assert!((2000..2008).contains(&key.dport), "masqueraded");
+    // Evicted; another flow had the port since, and is over.
+    let dead = Flow {
+        nat_port: 50_000,
+        seen: tables.now.get() - tables.config.idle.tcp_opening - 9,
+        ..reply
+    };
+    for there in [None, Some(dead)] {
+        tables.flows.borrow_mut().remove(&key);
+        if there.is_some() {
+            // It comes just after the look that finds none.
+            tables.comes.set(Some((key, dead)));
+        }
+        tables.locked.set(true);
+        let data = tcp(CLIENT, VIP, 40_000, 80, ACK);
+        let sent = from(&tables, &data);
+        assert_eq!(sent.rewrite.sport, key.dport);
+        let row = only_row(&tables, Direction::Forward).1;
+        assert_eq!(row.nat_port, key.dport);
+        tables.locked.set(false);
+        if there.is_some() {
+            assert!(
+                tables.now.get() - row.seen >= 2,
+                "the next packet tries again"
+            );
+            tables.flows.borrow_mut().remove(&key);
+        }
+        let sent = from(&tables, &data);
+        assert_eq!(sent.rewrite.sport, key.dport);
+        assert_eq!(tables.flow_at(key).unwrap().nat_port, 40_000);
     }
 }

@@ -1,6 +1,10 @@
 //! Locks that the programs of all CPUs share: words of `tulle_locks`, 0 while nobody has
-//! them. A CPU that has one is not interrupted by another program at these hooks, so it
-//! has it for a microsecond or less, unless its host takes the CPU away.
+//! them. All hooks run with bottom halves off (softirq, or `local_bh_disable` on the way
+//! out), without `PREEMPT_RT`: a CPU that has a lock is not interrupted by another program
+//! at these hooks, so it has it for a microsecond or less, unless its host takes the CPU
+//! away. No lock stays taken: the kernel lets every program run to its end, also one that
+//! was detached meanwhile, and pins do not outlive the kernel. So nobody clears the words,
+//! which would give a lock away that an old program has.
 
 use datapath_common::{Address, FlowKey, maps::LOCK_WORDS};
 use datapath_core::flow_hash;

@@ -304,20 +304,15 @@ macro_rules! tables {
                 }
             }
             #[inline(always)]
-            fn lock(&self) -> bool {
-                let Some(work) = maps::$work.get_ptr_mut(0) else {
-                    return false;
-                };
+            fn lock(&self) -> Option<u32> {
+                let work = maps::$work.get_ptr_mut(0)?;
                 // SAFETY: as above.
-                lock::take(lock::word(unsafe { &(*work).key }))
+                let word = lock::word(unsafe { &(*work).key });
+                lock::take(word).then_some(word)
             }
             #[inline(always)]
-            fn unlock(&self) {
-                let Some(work) = maps::$work.get_ptr_mut(0) else {
-                    return;
-                };
-                // SAFETY: as above.
-                lock::give_back(lock::word(unsafe { &(*work).key }));
+            fn unlock(&self, lock: u32) {
+                lock::give_back(lock);
             }
             #[inline(always)]
             fn put(&self, how: Put) -> bool {

@@ -208,7 +208,45 @@ fn lost_rows(u: &Uplink) -> Vec<Case> {
             cases.push(with(case, [reply]));
         }
     }
+    cases.extend(lost_backends(u));
     cases
+}
+
+/// Data whose own row names a former backend: the new one has not been heard.
+fn lost_backends(u: &Uplink) -> [Case; 2] {
+    let kept = u.pod_flow(SYN, LOCAL_ID);
+    let [_, (id, mut former)] = u.rows(&kept, FlowState::Established, 1);
+    former.generation -= 1;
+    let case = |name: &str, flow: &Flow, state| {
+        let data = Spec {
+            upper: Upper::Tcp(ACK),
+            ..u.sent(flow)
+        };
+        let (reason, verdict, out) = u.leaving(Hook::PodFrom, flow, &u.translated(flow, &data));
+        let world = u.world(flow, FrontendFlags::FLOWS_DECIDE);
+        let case = u
+            .case(Hook::PodFrom, name, &world, data.build())
+            .leaves(reason, verdict, out)
+            .writes(u.rows(flow, state, 0));
+        with(case, [(id, former)])
+    };
+    let moved = moved(&kept);
+    let [_, reply] = u.rows(&moved, FlowState::Established, 1);
+    [
+        case(
+            "data with the row of a former backend",
+            &kept,
+            FlowState::Opening,
+        ),
+        with(
+            case(
+                "data with the row of a former backend, and a port",
+                &moved,
+                FlowState::Established,
+            ),
+            [reply],
+        ),
+    ]
 }
 
 /// A connection straight to a pod ends what its client had by the same ports before.

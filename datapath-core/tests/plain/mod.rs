@@ -69,6 +69,8 @@ pub struct Plain<A: 'static> {
     pub staged: Cell<Option<Staged<A>>>,
     /// Whether somebody has the lock.
     pub locked: Cell<bool>,
+    /// A row that another CPU writes when one is prepared.
+    pub comes: Cell<Option<(FlowKey<A>, Flow<A>)>>,
     /// Frontends whose packets are to ask the flow table.
     pub asking: RefCell<HashSet<FrontendKey<A>>>,
     /// Packets by service, backend and direction.
@@ -94,6 +96,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             networks: HashMap::new(),
             staged: Cell::new(None),
             locked: Cell::new(false),
+            comes: Cell::new(None),
             asking: RefCell::default(),
             counts: RefCell::default(),
             pods: HashMap::new(),
@@ -159,7 +162,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
 }
 
 /// A row. Leaked: a test is over before it matters, and handles stay `Copy`.
-fn leak<A>(flow: Flow<A>) -> &'static Cell<Flow<A>> {
+pub fn leak<A>(flow: Flow<A>) -> &'static Cell<Flow<A>> {
     Box::leak(Box::new(Cell::new(flow)))
 }
 
@@ -257,6 +260,9 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             seen: 0,
         };
         fill(&mut key, &mut flow);
+        if let Some((key, flow)) = self.comes.take() {
+            self.flows.borrow_mut().insert(key, leak(flow));
+        }
         self.staged.set(Some((key, leak(flow))));
         true
     }
@@ -278,10 +284,10 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
         }
         self.staged.set(Some((key, leak(flow))));
     }
-    fn lock(&self) -> bool {
-        !self.locked.replace(true)
+    fn lock(&self) -> Option<u32> {
+        (!self.locked.replace(true)).then_some(0)
     }
-    fn unlock(&self) {
+    fn unlock(&self, _: u32) {
         assert!(self.locked.replace(false), "nobody has the lock");
     }
     fn put(&self, how: Put) -> bool {

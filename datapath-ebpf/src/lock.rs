@@ -12,7 +12,7 @@ use datapath_core::flow_hash;
 use crate::maps;
 
 /// How often a lock is tried.
-const TRIES: u32 = 32;
+const TRIES: u32 = 256;
 
 /// The lock of a flow row's key: its number.
 #[inline(always)]

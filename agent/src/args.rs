@@ -117,6 +117,11 @@ impl Places {
         self.run_dir.join(admin_api::SOCKET_NAME)
     }
 
+    /// The sender of what `tulle_xdp` took out of the overlay.
+    pub fn stripped_mac(&self) -> PathBuf {
+        self.run_dir.join("stripped-mac")
+    }
+
     /// What the agent changed of the kernel's switches.
     pub fn sysctls(&self) -> PathBuf {
         self.run_dir.join("sysctls.json")

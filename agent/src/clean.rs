@@ -12,9 +12,10 @@ use crate::kernel::{self, InstanceLock};
 use crate::net::{self, Netlink};
 
 /// Files in the run directory that are Tulle's, the lock last: it is held meanwhile.
-const RUN_FILES: [&str; 4] = [
+const RUN_FILES: [&str; 5] = [
     admin_api::SOCKET_NAME,
     "monitor.lock",
+    "stripped-mac",
     "sysctls.json",
     "agent.lock",
 ];

@@ -19,9 +19,26 @@ use testkit::echo::{udp_connect, udp_exchange};
 use testkit::packet::{Frame, L4, parse};
 use testkit::server::{ECHO_PORT, PodServer};
 use testkit::wait;
+use tulle_agent::plan::derived_vtep_mac;
+
+/// Whom a frame says that it is from. None is of the cluster's link: the switch would learn
+/// it at the wrong port.
+fn senders(town: &Town) -> [[u8; 6]; 2] {
+    let IpAddr::V4(node) = town.node(0).ips()[0] else {
+        panic!("the first address is IPv4");
+    };
+    // Every frame to the node's pods names its VTEP, so nobody is known by that.
+    [[2, 9, 9, 9, 9, 9], derived_vtep_mac(node).octets()]
+}
 
 /// A datagram as a host on the link sends it to the first node.
-fn datagram(town: &Town, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
+fn datagram(
+    town: &Town,
+    sender: [u8; 6],
+    from: SocketAddr,
+    to: SocketAddr,
+    data: &[u8],
+) -> Vec<u8> {
     let frame = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => Frame::v4(from, to),
         (IpAddr::V6(from), IpAddr::V6(to)) => Frame::v6(from, to),
@@ -30,8 +47,7 @@ fn datagram(town: &Town, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u
     let udp = frame.udp(from.port(), to.port()).payload(data);
     let mut bytes = udp.bytes();
     bytes[..6].copy_from_slice(&town.node(0).uplink_mac());
-    // Not one of the cluster's: the switch would learn it at the wrong port.
-    bytes[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+    bytes[6..12].copy_from_slice(&sender);
     bytes
 }
 
@@ -69,15 +85,20 @@ fn nobody_on_the_link_is_served_as_the_node_or_one_of_its_pods() {
         for source in sources {
             for at in [Front::NodePort(0), Front::Vip, Front::ClusterIp] {
                 let to = town.address(&service, at, By { udp: true, v6 });
-                let data = format!("from {source} to {to}");
-                let frame = datagram(&town, SocketAddr::new(source, 4000), to, data.as_bytes());
-                is_refused(&town, &frame, &data);
+                for sender in senders(&town) {
+                    let data = format!("from {source} at {sender:x?} to {to}");
+                    let from = SocketAddr::new(source, 4000);
+                    let frame = datagram(&town, sender, from, to, data.as_bytes());
+                    is_refused(&town, &frame, &data);
+                }
             }
         }
         // A client outside is served, and shows that the others had their time.
         let outside = SocketAddr::new(town.outsider(0).ips()[family], 4000);
         let to = town.address(&service, Front::Vip, By { udp: true, v6 });
-        send(&town, &datagram(&town, outside, to, b"of a client outside"));
+        let [sender, _] = senders(&town);
+        let asked = b"of a client outside";
+        send(&town, &datagram(&town, sender, outside, to, asked));
         let came = |bytes: &[u8]| holds(bytes, b"of a client outside");
         seen.wait_for("the client's", LIMIT, |frame| came(&frame.bytes))
             .unwrap();
@@ -107,9 +128,12 @@ fn nobody_on_the_link_answers_as_one_of_the_nodes_pods() {
         let socket = udp_connect(town.ns(Client::Pod(0, 0)), to).unwrap();
         assert_eq!(udp_exchange(&socket, b"?", SOON).unwrap(), backend.name());
         let from = SocketAddr::new(backend.ips()[usize::from(v6)], ECHO_PORT);
-        let frame = datagram(&town, from, socket.local_addr().unwrap(), b"forged");
-        is_refused(&town, &frame, "a forged answer");
-        assert_eq!(heard(&socket), None, "{to}");
+        let client = socket.local_addr().unwrap();
+        for sender in senders(&town) {
+            let frame = datagram(&town, sender, from, client, b"forged");
+            is_refused(&town, &frame, "a forged answer");
+            assert_eq!(heard(&socket), None, "{to} from {sender:x?}");
+        }
     }
 }
 

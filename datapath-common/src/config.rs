@@ -104,6 +104,11 @@ pub struct Config {
     pub vtep_mac: Mac,
     /// The uplink's address.
     pub uplink_mac: Mac,
+    /// Sender of the frames that `tulle_xdp` took out of the overlay: random, on no link,
+    /// and known to nobody but this node, so that nobody can forge it.
+    pub stripped_mac: Mac,
+    /// Zero.
+    pub reserved: u16,
     /// Bits of [`Feature`].
     pub features: u32,
     /// New flows granted to each CPU in a tick; 0 for no limit.
@@ -116,7 +121,7 @@ pub struct Config {
 
 pod! {
     IdleTicks = 32 [u32, u32, u32, u32, u32, u32, u32, u32];
-    Config = 164 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, u32, u32, u32, IdleTicks];
+    Config = 172 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, Mac, u16, u32, u32, u32, IdleTicks];
 }
 
 const fn secs(s: u64) -> u32 {
@@ -160,6 +165,8 @@ impl Config {
         overlay_mtu: 1450,
         vtep_mac: Mac::new([0; 6]),
         uplink_mac: Mac::new([0; 6]),
+        stripped_mac: Mac::new([0; 6]),
+        reserved: 0,
         features: 0,
         flows_per_tick: 0,
         errors_per_tick: 0,

@@ -17,6 +17,7 @@ pub mod serving;
 pub mod shared;
 pub mod slow;
 pub mod status;
+pub mod stripped;
 pub mod waiting;
 
 use std::io::IsTerminal;
@@ -90,13 +91,14 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
         uplink.mtu,
         uplink.mac
     );
+    let stripped_mac = stripped::sender(&args.places.stripped_mac())?;
     let socket = admin::Server::bind(&args.places.socket())?;
     let manifests = Manifests::watch(&args.state, Timing::default())?;
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let health = health::Ports::start(&args.node, args.services.uplink_services)
         .context("cannot answer on health check node ports")?;
     let mut agent = Agent::new(
-        Shared::new(args, kernel, netlink, uplink),
+        Shared::new(args, kernel, netlink, uplink, stripped_mac),
         manifests,
         health,
         publish,

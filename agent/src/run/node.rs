@@ -99,8 +99,8 @@ impl NodeView {
     }
 
     /// The programs' read-only data. `vtep` is the index of the VTEP device, 0
-    /// while there is none. The bridge, and what the objects of the cluster switch on
-    /// besides, is left out.
+    /// while there is none. The bridge, the sender that `tulle_xdp` leaves, and what the
+    /// objects of the cluster switch on besides, are left out.
     pub fn config(&self, uplink: &Uplink, args: &RunArgs, vtep: u32, decap_6_in_4: bool) -> Config {
         let RunArgs {
             overlay,
@@ -151,6 +151,8 @@ impl NodeView {
             overlay_mtu: self.mtu,
             vtep_mac: self.vtep_mac,
             uplink_mac: uplink.mac,
+            stripped_mac: none.stripped_mac,
+            reserved: none.reserved,
             features,
             flows_per_tick: per_tick(limits.flows_per_second),
             errors_per_tick: per_tick(limits.errors_per_second),

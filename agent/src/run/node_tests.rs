@@ -77,6 +77,8 @@ fn the_config_follows_node_and_uplink() {
         overlay_mtu: 1450,
         vtep_mac: derived_vtep_mac([198, 51, 100, 1].into()),
         uplink_mac: Mac::new([2, 0, 0, 0, 0, 9]),
+        stripped_mac: Mac::new([0; 6]),
+        reserved: 0,
         features: Feature::OVERLAY
             | Feature::DECAP_6_IN_4
             | Feature::ICMP_ERRORS

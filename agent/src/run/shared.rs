@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use datapath_common::Mac;
+
 use super::faults::Faults;
 use super::pace::Pace;
 use crate::args::RunArgs;
@@ -97,13 +99,21 @@ pub struct Shared {
     pub counted: Counted,
     /// When what is due.
     pub paces: Paces,
+    /// Sender of what `tulle_xdp` took out of the overlay.
+    pub stripped_mac: Mac,
     /// When the agent started, in seconds since 1970.
     pub started_secs: u64,
 }
 
 impl Shared {
     /// At the start.
-    pub fn new(args: RunArgs, kernel: Kernel, netlink: Netlink, uplink: Uplink) -> Self {
+    pub fn new(
+        args: RunArgs,
+        kernel: Kernel,
+        netlink: Netlink,
+        uplink: Uplink,
+        stripped_mac: Mac,
+    ) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             args,
@@ -113,6 +123,7 @@ impl Shared {
             faults: Faults::default(),
             counted: Counted::default(),
             paces: Paces::default(),
+            stripped_mac,
             started_secs: started.map_or(0, |since| since.as_secs()),
         }
     }

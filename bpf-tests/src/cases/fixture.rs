@@ -167,7 +167,7 @@ impl Fixture {
     /// The packet as `tulle_xdp` leaves what it took out of the overlay.
     pub fn stripped(&self, spec: &Spec) -> Spec {
         Spec {
-            src_mac: self.world.config.vtep_mac,
+            src_mac: self.world.config.stripped_mac,
             ..spec.clone()
         }
     }

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use datapath_common::{Feature, FlowState, Hook, Reason};
+use datapath_common::{Feature, FlowState, Hook, Mac, Reason};
 
 use super::fixture::{BPORT, LOCAL_ID, SPORT};
 use super::uplink::{Flow, MASQUERADE, OPENERS, SYN, Uplink};
@@ -21,7 +21,21 @@ pub fn cases(u: &Uplink) -> Vec<Case> {
         cases.extend(passes(u, whose, source));
     }
     cases.extend(answers(u));
+    // Each frame to the node's pods names its VTEP: who sends as that is on the link, too.
+    let forged = cases
+        .iter()
+        .map(|case| sent_by(u.base.world.config.vtep_mac, case));
+    let forged: Vec<Case> = forged.collect();
+    cases.extend(forged);
     cases
+}
+
+/// The same with another sender's address.
+fn sent_by(sender: Mac, case: &Case) -> Case {
+    let mut case = case.clone();
+    case.name = format!("{}, as the VTEP", case.name);
+    case.frame[6..12].copy_from_slice(&sender.octets());
+    case
 }
 
 fn sources(u: &Uplink) -> [(&'static str, IpAddr); 4] {

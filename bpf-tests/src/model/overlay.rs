@@ -36,7 +36,8 @@ pub fn xdp(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Overlay::Vtep => Reason::OverlayToKernel,
         Overlay::Pod(_) => {
             let mut out = frame[OVERLAY..].to_vec();
-            set_macs(&mut out, world.config.uplink_mac, world.config.vtep_mac);
+            let config = &world.config;
+            set_macs(&mut out, config.uplink_mac, config.stripped_mac);
             return Outcome::new(Reason::Decapsulated, Verdict::Pass, out);
         }
     };
@@ -107,8 +108,7 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Ok(ether_type) => ether_type,
         Err(reason) => return Outcome::leave(reason, frame),
     };
-    // XDP marks what it took out of the overlay by the sender's address.
-    let taken_out = frame[6..12] == world.config.vtep_mac.octets() || at_vtep(world, ctx);
+    let taken_out = is_taken_out(world, frame) || at_vtep(world, ctx);
     if let Some(outcome) = icmp_error(world, Hook::NicIn, frame, ctx) {
         let src = parse::parse(frame, ctx).map(|packet| packet.ip.src);
         return match src {
@@ -130,8 +130,6 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Err(_) if via.is_none() => return Outcome::kernel(Reason::NotOurs, frame),
         Err(reason) => return Outcome::leave(reason, frame),
     };
-    // XDP marks what it took out of the overlay by the sender's address.
-    let taken_out = frame[6..12] == world.config.vtep_mac.octets() || at_vtep(world, ctx);
     if let Some(via) = via {
         // The kernel answers for the node when the TTL is used up.
         if packet.ip.ttl <= 1 {
@@ -176,6 +174,11 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return Outcome::drop(Reason::FreeServiceAddress, frame);
     }
     Outcome::kernel(Reason::NotOurs, frame)
+}
+
+/// XDP marks what it took out of the overlay by a sender's address that nobody knows.
+fn is_taken_out(world: &World, frame: &[u8]) -> bool {
+    frame[6..12] == world.config.stripped_mac.octets()
 }
 
 /// A source that nothing on the uplink's link has: this node's, its pods' or nobody's.

@@ -45,6 +45,8 @@ pub fn config(number: u8) -> Config {
         overlay_mtu: 1450,
         vtep_mac: Mac::new([0xee, 1, 1, 1, 1, 1]),
         uplink_mac: Mac::new([0x52, 0x54, 0, 7, 7, 7]),
+        stripped_mac: Mac::new([0xee, 7, 7, 7, 7, 7]),
+        reserved: 0,
         features: Feature::OVERLAY
             | Feature::DECAP_6_IN_4
             | Feature::ICMP_ERRORS

@@ -311,8 +311,11 @@ impl PacketPlan {
         if self.tunnel.as_ref().is_some_and(|plan| plan.other_mac) {
             spec.dst_mac = Mac::new([0xee, 9, 9, 9, 9, 9]);
         }
-        if self.hook == Hook::NicOut {
-            spec.src_mac = world.config.uplink_mac;
+        match (self.hook, self.id % 4) {
+            (Hook::NicOut, _) => spec.src_mac = world.config.uplink_mac,
+            // Who pretends to come out of the overlay.
+            (Hook::NicIn, 0) if self.tunnel.is_none() => spec.src_mac = world.config.vtep_mac,
+            _ => {}
         }
         spec.ttl = self.ttl;
         spec.payload = (0..self.payload)

@@ -240,7 +240,7 @@ fn put_back(raw: *mut __sk_buff, row: &Held, ifindex: u32, tunneled: bool) {
     }
     // What this program took out of the overlay is told by its sender's address, as
     // what `tulle_xdp` took out.
-    let sender = config().vtep_mac;
+    let sender = config().stripped_mac;
     // SAFETY: the context is the program's own; the address lives on the stack.
     unsafe {
         if tunneled && bpf_skb_store_bytes(raw, 6, (&raw const sender).cast(), 6, 0) != 0 {

@@ -110,7 +110,7 @@ where
 #[inline(always)]
 pub fn is_stripped(skb: &Skb) -> bool {
     skb.read::<Mac>(6)
-        .is_ok_and(|sender| sender == config().vtep_mac)
+        .is_ok_and(|sender| sender == config().stripped_mac)
 }
 
 /// Whether the packet is at the VTEP device: as the kernel took it out of the overlay.

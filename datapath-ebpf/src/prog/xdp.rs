@@ -38,7 +38,8 @@ pub fn tulle_xdp(ctx: XdpContext) -> u32 {
 }
 
 /// Moves the frame's start to the inner Ethernet header and addresses it to
-/// the uplink, so that the stack takes it for its own.
+/// the uplink, so that the stack takes it for its own. The sender tells `tulle_nic_in`
+/// whence it came.
 #[inline(always)]
 fn strip(frame: &mut Frame, inner: Inner) -> Result<(), Reason> {
     // SAFETY: the context is the program's own.
@@ -50,7 +51,7 @@ fn strip(frame: &mut Frame, inner: Inner) -> Result<(), Reason> {
         Inner::V4 => 0x0800,
         Inner::V6 => 0x86dd,
     };
-    let ([a, b, c], [d, e, f]) = (pairs(config().uplink_mac), pairs(config().vtep_mac));
+    let ([a, b, c], [d, e, f]) = (pairs(config().uplink_mac), pairs(config().stripped_mac));
     // In words, as the stack reads it next: smaller pieces would have to be in the cache first.
     frame.write(0, [a | b << 16, c | d << 16, e | f << 16])?;
     frame.write(ETH_LEN - 2, Be16::new(ethertype))

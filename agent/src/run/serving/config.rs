@@ -88,6 +88,7 @@ pub(super) fn config(
     let decap_6_in_4 = shared.kernel.decap_6_in_4;
     let mut config = view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4);
     config.bridge = bridge;
+    config.stripped_mac = shared.stripped_mac;
     if service_networks {
         config.features |= Feature::SERVICE_NETWORKS;
     }

@@ -338,6 +338,7 @@ pub fn to_bridge<F: Family, T: Tables<F::Addr>>(tables: &T, headers: &mut Header
     let config = tables.config();
     if config.features & Feature::MASQUERADE != 0
         && is_behind_bridge::<F>(config, headers.dst)
+        && !is_own_source::<F>(config, headers.src)
         && flow::recall_ports(tables, headers)
     {
         comes_straight::<F, T>(tables, headers);

@@ -236,9 +236,20 @@ fn straight(u: &Uplink) -> Vec<Case> {
         let name = format!("{} straight to a pod behind the bridge", kind.name);
         let case = u.case(Hook::NicIn, &name, &world, spec.build());
         cases.push(case.passes(Reason::NotOurs).writes([(id.reply(), row)]));
+        // No pod's answer to the node itself leaves by the uplink.
+        let own = Spec {
+            src: u.own,
+            ..spec.clone()
+        };
+        let name = format!(
+            "{} from the node's address to a pod behind the bridge",
+            kind.name
+        );
+        let case = u.case(Hook::NicIn, &name, &world, own.build());
+        cases.push(case.passes(Reason::NotOurs));
         // Nobody there is known without a bridge.
         world.config.bridge = 0;
-        let name = format!("{name} that is not known");
+        let name = format!("{} straight to a pod that is not known", kind.name);
         let case = u.case(Hook::NicIn, &name, &world, spec.build());
         cases.push(case.passes(Reason::NotOurs));
     }

@@ -149,11 +149,12 @@ fn from_wire(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         return to_pod(world, frame, &packet, &via, Reason::DeliveredLocal, true);
     }
     world.add_fragment_ports(&mut packet);
-    if !taken_out && is_own_source(world, packet.ip.src) && is_ours(world, &packet) {
+    let own_source = is_own_source(world, packet.ip.src);
+    if !taken_out && own_source && is_ours(world, &packet) {
         return Outcome::drop(Reason::MartianSource, frame);
     }
     let (dst, client) = (packet.ip.dst, Client::Outside);
-    if world.is_bridged(dst) && !taken_out {
+    if world.is_bridged(dst) && !taken_out && !own_source {
         comes_straight(world, &packet);
     }
     let own = [world.node_address(dst), world.vtep_address(dst)].contains(&dst);

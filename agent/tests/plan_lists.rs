@@ -8,13 +8,10 @@ mod support;
 use std::net::IpAddr;
 
 use datapath_common::{FrontendFlags, Network, ViaKind};
-use support::balanced::{VIP, here, name, object, row, service};
+use support::balanced::{VIP, here, object, row, service, slice};
 use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
-use tulle_agent::model::{
-    Endpoint, EndpointSlice, Family, Node, Object, Policy, Protocol, Service, ServicePort,
-    SlicePort,
-};
+use tulle_agent::model::{Endpoint, EndpointSlice, Node, Object, Policy, Service, ServicePort};
 use tulle_agent::plan::{Applied, Capacities, FrontKey, Here, MapOp, Planner};
 use tulle_agent::source::Change;
 
@@ -33,29 +30,6 @@ fn ranges(i: u8, nets: &[&str]) -> Object {
         source_ranges,
         ..service(i)
     })
-}
-
-/// Endpoints: address and number of the node.
-fn slice(i: u8, endpoints: &[(&str, u8)]) -> Object {
-    let endpoint = |(addr, node): &(&str, u8)| Endpoint {
-        node: Some(format!("n{node}")),
-        ..Endpoint::new(addr.parse().unwrap())
-    };
-    let port = SlicePort {
-        name: String::new(),
-        port: 8080,
-        protocol: Protocol::Tcp,
-    };
-    Object::Slice(
-        EndpointSlice {
-            name: name(i),
-            service: Some(name(i).name),
-            family: Some(Family::V4),
-            ports: vec![port],
-            endpoints: endpoints.iter().map(endpoint).collect(),
-        }
-        .into(),
-    )
 }
 
 /// Addresses in both lists of a frontend.

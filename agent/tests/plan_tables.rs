@@ -8,12 +8,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use datapath_common::{Frontend, FrontendFlags};
-use support::balanced::{here, name, object, service};
+use support::balanced::{here, object, service, slice};
 use support::world::World;
 use support::{CAPACITIES, batch, facts, run};
-use tulle_agent::model::{
-    Choice, Endpoint, EndpointSlice, Family, Object, Protocol, Scheduler, SlicePort,
-};
+use tulle_agent::model::{Choice, Object, Scheduler};
 use tulle_agent::plan::{Applied, GRACE, Here, Planner};
 use tulle_agent::source::Change;
 
@@ -30,23 +28,11 @@ fn maglev(i: u8, scheduler: Scheduler) -> Object {
     object(service)
 }
 
-fn slice(i: u8, hosts: &[u8]) -> Object {
-    let port = SlicePort {
-        name: String::new(),
-        port: 8080,
-        protocol: Protocol::Tcp,
-    };
-    let endpoint = |host: &u8| Endpoint::new([10, 9, i, *host].into());
-    Object::Slice(
-        EndpointSlice {
-            name: name(i),
-            service: Some(name(i).name),
-            family: Some(Family::V4),
-            ports: vec![port],
-            endpoints: hosts.iter().map(endpoint).collect(),
-        }
-        .into(),
-    )
+/// Endpoints of service `i` by their last octets.
+fn endpoints(i: u8, hosts: &[u8]) -> Object {
+    let addrs: Vec<String> = hosts.iter().map(|h| format!("10.9.{i}.{h}")).collect();
+    let all: Vec<(&str, u8)> = addrs.iter().map(|addr| (addr.as_str(), 1)).collect();
+    slice(i, &all)
 }
 
 fn row(world: &World, i: u8) -> Frontend {
@@ -55,7 +41,7 @@ fn row(world: &World, i: u8) -> Frontend {
 
 /// Services that fill the map with their tables.
 fn full() -> World {
-    let maglev = |i| [maglev(i, Scheduler::Maglev), slice(i, &[1, 2])];
+    let maglev = |i| [maglev(i, Scheduler::Maglev), endpoints(i, &[1, 2])];
     let mut world = World::new([]);
     world.planner.set_here(Here {
         maglev_slots: SLOTS,
@@ -72,7 +58,7 @@ fn full() -> World {
 #[test]
 fn without_room_for_its_table_a_frontend_is_served_all_the_same() {
     let mut world = full();
-    world.feed([slice(1, &[2, 3])]);
+    world.feed([endpoints(1, &[2, 3])]);
     let outcome = run(&mut world.planner, &mut world.sim, &world.clock);
     assert_eq!((outcome.failed, outcome.pending), (1, 1));
     let told = outcome.errors[0].to_string();
@@ -110,7 +96,7 @@ fn tables_are_taken_over_and_follow_the_scheduler() {
         maglev_slots: SLOTS,
         ..here()
     });
-    let all = |scheduler| (1..=4).flat_map(move |i| [maglev(i, scheduler), slice(i, &[1, 2])]);
+    let all = |scheduler| (1..=4).flat_map(move |i| [maglev(i, scheduler), endpoints(i, &[1, 2])]);
     world.feed(all(Scheduler::Maglev));
     assert_eq!(world.run(), [], "nothing has changed");
     assert_eq!(world.sim.fronts, before);

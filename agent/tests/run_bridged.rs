@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use datapath_common::{Hook, Reason};
 use run_services_support::{
-    ALL, ANYWHERE, AT_ONCE, Client, EVERY_POD, EVERY_WAY, EXTERNAL, Front, SECOND_NODE, SOON,
-    Source, Town, all_well, ask, pods_of, strict_rp_filter, timed,
+    ALL, ANYWHERE, AT_ONCE, Client, EVERY_POD, EVERY_WAY, EXTERNAL, FRONTS, Front, SECOND_NODE,
+    SOON, Source, Town, all_well, ask, pods_of, strict_rp_filter, timed,
 };
 use run_support::{LIMIT, counted};
 use testkit::bulk::transfer;
@@ -23,13 +23,6 @@ use testkit::wait;
 
 /// flannel's name for it.
 const BRIDGE: &str = "cni0";
-const FRONTS: [Front; 5] = [
-    Front::ClusterIp,
-    Front::NodePort(0),
-    Front::NodePort(1),
-    Front::Vip,
-    Front::ExternalIp,
-];
 
 /// The bridge's addresses, with the lengths of the pod networks.
 fn gateways(node: &Node) -> [(IpAddr, u8); 2] {

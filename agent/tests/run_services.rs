@@ -6,8 +6,8 @@ mod run_services_support;
 mod run_support;
 
 use run_services_support::{
-    ALL, ANYWHERE, By, Client, EVERY_POD, EVERY_WAY, EXTERNAL, Front, SECOND_NODE, Source, Town,
-    all_well, pods_of, strict_rp_filter,
+    ALL, ANYWHERE, By, Client, EVERY_POD, EVERY_WAY, EXTERNAL, FRONTS, Front, SECOND_NODE, Source,
+    Town, all_well, pods_of, strict_rp_filter,
 };
 use testkit::manifests::Service;
 use testkit::server::PodServer;
@@ -19,14 +19,6 @@ enum Policies {
     ExternalLocal,
     InternalLocal,
 }
-
-const FRONTS: [Front; 5] = [
-    Front::ClusterIp,
-    Front::NodePort(0),
-    Front::NodePort(1),
-    Front::Vip,
-    Front::ExternalIp,
-];
 
 /// KP-106 for clients at, or by way of, the first node, where endpoints are on
 /// both nodes: who answers, and what source it sees.

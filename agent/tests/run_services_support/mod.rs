@@ -46,6 +46,14 @@ pub enum Front {
     ExternalIp,
 }
 
+/// Every kind, node ports at both nodes.
+pub const FRONTS: [Front; 5] = [
+    Front::ClusterIp,
+    Front::NodePort(0),
+    Front::NodePort(1),
+    Front::Vip,
+    Front::ExternalIp,
+];
 /// Kinds with one address for the whole cluster.
 pub const ANYWHERE: [Front; 3] = [Front::ClusterIp, Front::Vip, Front::ExternalIp];
 /// What clients outside are meant to use, at the first node.

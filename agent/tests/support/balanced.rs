@@ -1,7 +1,10 @@
 //! Services with a balancer's address, and a node that has an address for node ports.
 
 use datapath_common::Frontend;
-use tulle_agent::model::{Exposure, NamespacedName, Object, Protocol, Service, ServicePort};
+use tulle_agent::model::{
+    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Object, Protocol, Service,
+    ServicePort, SlicePort,
+};
 use tulle_agent::plan::Here;
 
 use super::world::World;
@@ -29,6 +32,29 @@ pub fn service(i: u8) -> Service {
 
 pub fn object(service: Service) -> Object {
     Object::Service(service.into())
+}
+
+/// Endpoints of service `i`: address and number of the node.
+pub fn slice(i: u8, endpoints: &[(&str, u8)]) -> Object {
+    let endpoint = |(addr, node): &(&str, u8)| Endpoint {
+        node: Some(format!("n{node}")),
+        ..Endpoint::new(addr.parse().unwrap())
+    };
+    let port = SlicePort {
+        name: String::new(),
+        port: 8080,
+        protocol: Protocol::Tcp,
+    };
+    Object::Slice(
+        EndpointSlice {
+            name: name(i),
+            service: Some(name(i).name),
+            family: Some(Family::V4),
+            ports: vec![port],
+            endpoints: endpoints.iter().map(endpoint).collect(),
+        }
+        .into(),
+    )
 }
 
 pub fn here() -> Here {

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use datapath_common::{Hook, Reason, proto};
 use datapath_core::{
-    Client, ETH_LEN, Headers, Packet as _, Rewrite, Tables, V4, V6,
+    Client, ETH_LEN, Entry, Headers, Packet as _, Rewrite, Tables, V4, V6,
     checksum::Sum,
     error_on_its_way, is_own_source,
     overlay::OVERHEAD,
@@ -23,7 +23,7 @@ use crate::{
     exit::{Origin, TcExit},
     loaded::Loaded,
     parts::{Note, go_on_from},
-    prog::nic_in::{is_at_vtep, is_stripped},
+    prog::nic_in::entry,
     shape::Shape,
     tables::Maps,
 };
@@ -64,9 +64,7 @@ where
         return go_on_from(raw, hook, v6);
     }
     let forged = hook == Hook::NicIn
-        && !note.tunneled()
-        && !is_stripped(skb)
-        && !is_at_vtep(skb)
+        && entry(skb, note.tunneled()) == Entry::Wire
         && is_own_source::<F>(maps.config(), headers.src);
     let told = translate_error::<F>(raw, maps, &mut headers);
     match told & 0xff {

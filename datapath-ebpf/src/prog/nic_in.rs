@@ -86,7 +86,7 @@ where
     } else {
         None
     };
-    let straight = !tunneled && !is_stripped(skb) && !is_at_vtep(skb);
+    let straight = entry(skb, tunneled) == Entry::Wire;
     let Some(via) = via else {
         if maps.config().features & Feature::UPLINK_SERVICES == 0 {
             return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
@@ -106,16 +106,29 @@ where
     origin.leave(exit, reason, Some(&headers))
 }
 
+/// By what way the packet came; `tunneled`: it came out of the overlay in this program.
+#[inline(always)]
+pub fn entry(skb: &Skb, tunneled: bool) -> Entry {
+    if is_at_vtep(skb) {
+        Entry::Vtep
+    } else if tunneled || is_stripped(skb) {
+        // Fragments that were held come by behind others' Ethernet header.
+        Entry::Overlay
+    } else {
+        Entry::Wire
+    }
+}
+
 /// Whether the packet was taken out of the overlay before it came here.
 #[inline(always)]
-pub fn is_stripped(skb: &Skb) -> bool {
+fn is_stripped(skb: &Skb) -> bool {
     skb.read::<Mac>(6)
         .is_ok_and(|sender| sender == config().stripped_mac)
 }
 
 /// Whether the packet is at the VTEP device: as the kernel took it out of the overlay.
 #[inline(always)]
-pub fn is_at_vtep(skb: &Skb) -> bool {
+fn is_at_vtep(skb: &Skb) -> bool {
     skb.ifindex() == config().vtep
 }
 
@@ -148,14 +161,7 @@ where
             origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
         };
     }
-    let entry = if is_at_vtep(skb) {
-        Entry::Vtep
-    } else if tunneled || is_stripped(skb) {
-        // Fragments that were held come by behind others' Ethernet header.
-        Entry::Overlay
-    } else {
-        Entry::Wire
-    };
+    let entry = entry(skb, tunneled);
     let decision = nic_in::<F, _, _>(skb, maps, &mut headers, entry);
     let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
     origin.leave(exit, reason, Some(&headers))

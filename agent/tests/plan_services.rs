@@ -300,6 +300,15 @@ fn row(wanted: &Wanted) -> String {
     if has(FrontendFlags::SOURCE_HASH) {
         parts.push("by client".to_owned());
     }
+    if has(FrontendFlags::ROUND_ROBIN) {
+        let apart = [
+            (" inside", FrontendFlags::LOCAL_INSIDE),
+            (" outside", FrontendFlags::LOCAL_OUTSIDE),
+        ];
+        let apart = apart.iter().filter(|(_, flag)| has(*flag));
+        let apart: String = apart.map(|(who, _)| *who).collect();
+        parts.push(format!("in turn{apart}"));
+    }
     match wanted.out_table.len() {
         0 => {}
         MAGLEV => parts.push("by Maglev".to_owned()),

@@ -160,6 +160,61 @@ fn with_maglev_every_node_chooses_the_same() {
     assert_eq!(pods.into_iter().collect::<Vec<_>>(), ALL);
 }
 
+const ROUNDS: u32 = 5;
+
+/// Like [`answers`], but no two datagrams are of one flow by chance.
+fn new_flows(
+    town: &Town,
+    client: Client,
+    to: SocketAddr,
+    by: By,
+    times: u32,
+) -> BTreeMap<String, u32> {
+    if !by.udp {
+        return answers(town, client, to, false, times);
+    }
+    let mut answers = BTreeMap::new();
+    for port in (20_000..).take(times as usize) {
+        *answers
+            .entry(asked_from(town.ns(client), port, to))
+            .or_default() += 1;
+    }
+    answers
+}
+
+#[test]
+fn kp_161_in_turn_every_pod_is_asked_as_often_as_it_weighs() {
+    let town = Town::start("turns", 0, &["--scheduler", "rr"]);
+    let mut service = town.service(56, &EVERY_POD);
+    town.world.write(&service);
+    let pods = ALL.len() as u32;
+    for by in EVERY_WAY {
+        let to = town.address(&service, Front::ClusterIp, by);
+        // Two clients at once, who share the turns.
+        let ask = |client: Client| new_flows(&town, client, to, by, ROUNDS * pods / 2);
+        let (one, other) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| ask(Client::Pod(0, 0)));
+            (ask(Client::Pod(0, 1)), one.join().unwrap())
+        });
+        for pod in ALL {
+            let had = one.get(pod).unwrap_or(&0) + other.get(pod).unwrap_or(&0);
+            assert_eq!(had, ROUNDS, "{by:?}, {pod}: {one:?} {other:?}");
+        }
+    }
+    let first = town.pod(0, 0).ips().into_iter().map(|ip| format!("{ip}=3"));
+    let heavy = first.collect::<Vec<String>>().join(",");
+    annotate(&town, &mut service, Some((WEIGHTS, &heavy)));
+    for by in EVERY_WAY {
+        let to = town.address(&service, Front::Vip, by);
+        let client = Client::Pod(0, 1);
+        let shares = new_flows(&town, client, to, by, 4 * (pods + 2));
+        for pod in ALL {
+            let due = if pod == ALL[0] { 12 } else { 4 };
+            assert_eq!(shares[pod], due, "{by:?}: {shares:?}");
+        }
+    }
+}
+
 #[test]
 fn connections_outlive_every_change_of_the_scheduler() {
     let town = Town::start("schedulers", 0, &[]);
@@ -169,6 +224,7 @@ fn connections_outlive_every_change_of_the_scheduler() {
     for annotation in [
         Some((SCHEDULER, "maglev")),
         Some((SCHEDULER, "sh")),
+        Some((SCHEDULER, "rr")),
         Some((WEIGHTS, "10.244.0.0/16=2,10.244.1.0/24=5")),
         Some((SCHEDULER, "mh")),
         None,

@@ -60,6 +60,8 @@ pub struct ServiceRow {
     pub source_ranges: Option<Vec<IpNet>>,
     /// Whether the client's address alone selects a slot.
     pub by_source: bool,
+    /// Whether the slots are given to new flows in turn.
+    pub by_turn: bool,
     /// Slots by which clients inside (pods of this node and the node itself) are given a backend.
     pub slots: u32,
     /// Their backends in the order of their first slot.
@@ -249,6 +251,7 @@ fn row(
         masquerades_outside: frontend.has(FrontendFlags::MASQUERADE_OUTSIDE),
         source_ranges,
         by_source: frontend.has(FrontendFlags::SOURCE_HASH),
+        by_turn: frontend.has(FrontendFlags::ROUND_ROBIN),
         slots: Place::inside(value).slots(),
         backends: list(Place::inside(value)),
         when_empty: inside,

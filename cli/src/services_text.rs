@@ -87,6 +87,9 @@ fn flags(row: &ServiceRow, wide: bool) -> String {
     if row.by_source {
         words.push("by client".to_owned());
     }
+    if row.by_turn {
+        words.push("in turn".to_owned());
+    }
     if row.changed {
         words.push("changed".to_owned());
     }

@@ -55,6 +55,16 @@ impl FrontendFlags {
     pub const SOURCE_RANGES: u16 = 64;
     /// The client's address alone selects the slot, whatever the ports (KP-161: `sh`).
     pub const SOURCE_HASH: u16 = 256;
+    /// New flows take the slots in turn, by a counter of `tulle_turns` (KP-161: `rr`, `wrr`).
+    pub const ROUND_ROBIN: u16 = 512;
+    /// With `ROUND_ROBIN`: the list for clients inside is that of endpoints on this node, which
+    /// has turns of its own.
+    pub const LOCAL_INSIDE: u16 = 1024;
+    /// The same of the list for clients outside.
+    pub const LOCAL_OUTSIDE: u16 = 2048;
+
+    /// Those by which the flow table alone knows where a flow goes.
+    pub const BY_HISTORY: u16 = Self::ROUND_ROBIN;
 }
 
 /// Value of `tulle_front_v4` and `tulle_front_v6`: the segments of
@@ -196,6 +206,19 @@ pub struct Traffic {
 }
 
 impl Frontend {
+    /// Row of `tulle_turns` by which new flows of clients inside or outside take turns.
+    /// All frontends of a service port share it as far as they have the same list.
+    #[inline(always)]
+    pub const fn turns(&self, outside: bool) -> u32 {
+        let local = if outside {
+            FrontendFlags::LOCAL_OUTSIDE
+        } else {
+            FrontendFlags::LOCAL_INSIDE
+        };
+        let apart = (self.flags & local != 0) as u32;
+        self.service.wrapping_mul(2).wrapping_add(apart)
+    }
+
     /// First slot and number of slots of all that the row names: both segments
     /// lie side by side with their tables, those for clients inside first.
     pub const fn slots(&self) -> (u32, u32) {

@@ -19,6 +19,7 @@ mod open;
 pub mod overlay;
 mod packet;
 mod parse;
+mod pick;
 mod ports;
 pub mod quoted;
 mod reply;
@@ -40,6 +41,7 @@ pub use hooks::{
 };
 pub use packet::{ETH_LEN, Packet};
 pub use parse::{Fragment, Frame, Headers, Signal, frame};
+pub use pick::pick;
 pub use ports::{claim, claim_port};
 pub use service::{Client, holds};
 pub use tables::{FlowRow, Grant, Put, Tables};

@@ -10,6 +10,7 @@ use crate::{
     hooks::{expired, is_bridged_pod, outer_port},
     icmp::IcmpError,
     open::{Manner, Source, open},
+    pick::Rules,
     reduce,
     room::Way,
     source_hash,
@@ -50,6 +51,8 @@ impl Client {
 /// What a frontend says to one kind of client.
 #[derive(Clone, Copy)]
 struct Offer {
+    /// Whether it is for clients outside.
+    outside: bool,
     /// First slot of the segment.
     start: u32,
     /// Slots in it.
@@ -79,6 +82,7 @@ impl Offer {
             ),
         };
         Self {
+            outside,
             start: if outside {
                 front.out_start
             } else {
@@ -289,7 +293,13 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     } else {
         source_hash(h.src)
     };
-    let Some(id) = tables.slot(offer.slot(hash)) else {
+    let by_history = front.flags & FrontendFlags::BY_HISTORY != 0;
+    let slot = if by_history && (h.signal == Signal::Open || h.proto == proto::UDP) {
+        Rules::new(front, offer.outside).slot(tables, hash)
+    } else {
+        offer.slot(hash)
+    };
+    let Some(id) = tables.slot(slot) else {
         return chosen;
     };
     chosen.id = id;

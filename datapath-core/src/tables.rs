@@ -97,6 +97,11 @@ pub trait Tables<A> {
     fn claim_port(&self, hash: u32, facts: u32) -> u32;
     /// Runs [`crate::claim`], likewise.
     fn claim(&self, how: u32) -> u32;
+    /// Runs [`crate::pick`], likewise.
+    fn pick(&self, list: u64, how: u64, hash: u32) -> u32;
+    /// Takes a turn of this row of `tulle_turns`: says how many were taken before. No two
+    /// flows have the same one. `None` without such a row.
+    fn turn(&self, row: u32) -> Option<u64>;
     /// Row of `tulle_affin_*`.
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
     /// Writes a row of `tulle_affin_*`; best effort.

@@ -105,6 +105,32 @@ pub unsafe fn or(word: *mut u32, bits: u32) {
     }
 }
 
+/// Adds; returns what was there.
+///
+/// # Safety
+/// As above.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn fetch_add(word: *mut u64, more: u64) -> u64 {
+    let was;
+    // SAFETY: the caller's. `BPF_ADD | BPF_FETCH` (Linux 5.12).
+    unsafe {
+        core::arch::asm!(
+            "{more} = atomic_fetch_add((u64 *)({word} + 0), {more})",
+            word = in(reg) word,
+            more = inout(reg) more => was,
+        );
+    }
+    was
+}
+
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn fetch_add(word: *mut u64, more: u64) -> u64 {
+    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    // SAFETY: the caller's.
+    unsafe { AtomicU64::from_ptr(word) }.fetch_add(more, Relaxed)
+}
+
 #[cfg(not(target_arch = "bpf"))]
 unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
     use core::sync::atomic::{AtomicU64, Ordering::SeqCst};

@@ -14,7 +14,7 @@ use datapath_common::{
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
 use datapath_core::{
-    FlowRow, Grant, Headers, Put, Tables, claim, claim_port, holds, overlay::OverlayTables,
+    FlowRow, Grant, Headers, Put, Tables, claim, claim_port, holds, overlay::OverlayTables, pick,
 };
 
 use crate::{
@@ -184,6 +184,13 @@ pub extern "C" fn tulle_holds(start: u32, len: u32, id: u32) -> u32 {
     holds::<Ip4, _>(&Maps::nowhere(), start, len, id) as u32
 }
 
+/// [`pick`]: the slot for a new flow of a frontend that does not go by a hash.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_pick(list: u64, how: u64, hash: u32) -> u32 {
+    pick::<Ip4, _>(&Maps::nowhere(), list, how, hash)
+}
+
 /// [`claim`] for IPv4.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -345,6 +352,16 @@ macro_rules! tables {
             #[inline(always)]
             fn claim(&self, how: u32) -> u32 {
                 $claim(how)
+            }
+            #[inline(always)]
+            fn pick(&self, list: u64, how: u64, hash: u32) -> u32 {
+                tulle_pick(list, how, hash)
+            }
+            #[inline(always)]
+            fn turn(&self, row: u32) -> Option<u64> {
+                let counter = maps::TURNS.get_ptr_mut(row)?;
+                // SAFETY: rows of an array stay; programs touch them by atomic operations only.
+                Some(unsafe { lock::fetch_add(counter, 1) })
             }
             #[inline(always)]
             fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {

@@ -71,7 +71,8 @@ pub struct ServiceArgs {
     #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub masquerade_all: bool,
     /// How new flows are given a backend, where a Service's annotation tulle.io/scheduler does not
-    /// say it: random, source-hash (sh), maglev, or mh (Maglev by the client's address)
+    /// say it: random, source-hash (sh), maglev, mh (Maglev by the client's address), or
+    /// round-robin (rr, wrr)
     #[arg(
         long,
         value_name = "NAME",

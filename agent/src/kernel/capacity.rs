@@ -78,6 +78,7 @@ impl Capacities {
     pub fn entries(&self, map: &str) -> Option<u32> {
         Some(match map {
             maps::FRONT_V4 | maps::FRONT_V6 => self.frontends,
+            maps::TURNS => self.frontends.saturating_mul(2),
             maps::SEGMENTS => self.slots,
             maps::BACK_V4 | maps::BACK_V6 => self.backends,
             maps::FLOW_V4 | maps::FLOW_V6 => self.flows,
@@ -103,7 +104,7 @@ impl Default for Capacities {
 /// The agent's flag that sizes the map of this name; `None` if its size is fixed.
 pub fn flag(map: &str) -> Option<&'static str> {
     Some(match map {
-        maps::FRONT_V4 | maps::FRONT_V6 => "--max-frontends",
+        maps::FRONT_V4 | maps::FRONT_V6 | maps::TURNS => "--max-frontends",
         maps::SEGMENTS => "--max-segments",
         maps::BACK_V4 | maps::BACK_V6 => "--max-backends",
         maps::FLOW_V4 | maps::FLOW_V6 => "--max-flows",

@@ -20,33 +20,24 @@ pub enum Scheduler {
     Maglev,
     /// By a Maglev table and the client's address.
     MaglevSource,
+    /// In turn, as often as they weigh; exactly, over all CPUs of the node.
+    RoundRobin,
 }
 
 /// Names that a [`Scheduler`] goes by: its own first, then that of IPVS (KP-161).
-const NAMES: [(&str, Scheduler); 5] = [
+const NAMES: [(&str, Scheduler); 8] = [
     ("random", Scheduler::Random),
     ("source-hash", Scheduler::SourceHash),
     ("sh", Scheduler::SourceHash),
     ("maglev", Scheduler::Maglev),
     ("mh", Scheduler::MaglevSource),
+    ("round-robin", Scheduler::RoundRobin),
+    ("rr", Scheduler::RoundRobin),
+    ("wrr", Scheduler::RoundRobin),
 ];
 
 /// The other schedulers of IPVS, which would not keep their meaning.
-const FOREIGN: [&str; 11] = [
-    "rr", "wrr", "lc", "wlc", "dh", "sed", "nq", "lblc", "lblcr", "fo", "ovf",
-];
-
-impl Scheduler {
-    /// Whether new flows are given a backend by a Maglev table.
-    pub const fn is_maglev(self) -> bool {
-        matches!(self, Self::Maglev | Self::MaglevSource)
-    }
-
-    /// Whether only the client's address counts.
-    pub const fn is_by_source(self) -> bool {
-        matches!(self, Self::SourceHash | Self::MaglevSource)
-    }
-}
+const FOREIGN: [&str; 9] = ["lc", "wlc", "dh", "sed", "nq", "lblc", "lblcr", "fo", "ovf"];
 
 impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,10 +141,15 @@ mod tests {
         assert_eq!(of(" sh "), Ok(Scheduler::SourceHash));
         assert_eq!(of("mh"), Ok(Scheduler::MaglevSource));
         assert_eq!(of("maglev"), Ok(Scheduler::Maglev));
+        assert_eq!(of("rr"), Ok(Scheduler::RoundRobin));
+        assert_eq!(of("wrr"), Ok(Scheduler::RoundRobin));
         for foreign in FOREIGN {
             let error = of(foreign).unwrap_err();
             assert!(error.contains("IPVS that Tulle does not have"), "{error}");
-            assert!(error.ends_with("there are random, source-hash, sh, maglev, mh"));
+            assert!(
+                error.ends_with("maglev, mh, round-robin, rr, wrr"),
+                "{error}"
+            );
         }
         assert!(of("fast").unwrap_err().contains("is no scheduler"));
         for (name, scheduler) in NAMES {

@@ -190,9 +190,7 @@ fn frontend(
     if !sources.is_empty() {
         flags |= FrontendFlags::SOURCE_RANGES;
     }
-    if scheduler(service, here).is_by_source() {
-        flags |= FrontendFlags::SOURCE_HASH;
-    }
+    flags |= choosing(scheduler(service, here), service, kind);
     Wanted {
         front,
         port,
@@ -205,6 +203,24 @@ fn frontend(
         kind,
         table,
         out_table,
+    }
+}
+
+/// Flags of a scheduler. The lists of a frontend are those of [`frontend`].
+const fn choosing(scheduler: Scheduler, service: &Service, kind: Kind) -> u16 {
+    match scheduler {
+        Scheduler::Random | Scheduler::Maglev => 0,
+        Scheduler::SourceHash | Scheduler::MaglevSource => FrontendFlags::SOURCE_HASH,
+        Scheduler::RoundRobin => {
+            let inside = FrontendFlags::LOCAL_INSIDE;
+            let outside = FrontendFlags::LOCAL_OUTSIDE;
+            let local = match (kind, service.internal_policy, service.external_policy) {
+                (Kind::ClusterIp, Policy::Local, _) => inside | outside,
+                (Kind::ClusterIp, Policy::Cluster, _) | (_, _, Policy::Cluster) => 0,
+                (_, _, Policy::Local) => outside,
+            };
+            FrontendFlags::ROUND_ROBIN | local
+        }
     }
 }
 
@@ -229,10 +245,12 @@ impl Lists {
             let backends = backends(of, proto);
             let weight = |backend: &BackendKey| service.choice.weights.of(backend.addr);
             let weights: Vec<u16> = backends.iter().map(weight).collect();
-            let table = if scheduler(service, here).is_maglev() {
-                table::maglev(&backends, &weights, here.maglev_slots)
-            } else {
-                table::weighted(&weights)
+            let table = match scheduler(service, here) {
+                Scheduler::Maglev | Scheduler::MaglevSource => {
+                    table::maglev(&backends, &weights, here.maglev_slots)
+                }
+                Scheduler::RoundRobin => table::in_turn(&weights),
+                Scheduler::Random | Scheduler::SourceHash => table::weighted(&weights),
             };
             (backends, table.into())
         };

@@ -337,6 +337,7 @@ fn flags(applied: &Applied, key: FrontKey, claim: &Claim, segment: &Segment) -> 
         }
         None => applied.may_have_flows(&key),
     };
+    let decides = decides || claim.flags & FrontendFlags::BY_HISTORY != 0;
     let lost = applied.lost.expects(&key);
     let planned = [
         (decides, FrontendFlags::FLOWS_DECIDE),

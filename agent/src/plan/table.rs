@@ -49,6 +49,27 @@ pub fn weighted(weights: &[u16]) -> Vec<u16> {
         .collect()
 }
 
+/// The same slots as [`weighted`], in an order in which each backend's are as far
+/// apart as they can be: of `n` slots the k-th (from 0) is where `(k + 1/2) / n` of the table
+/// has gone by.
+pub fn in_turn(weights: &[u16]) -> Vec<u16> {
+    let slots = weighted(weights);
+    let mut places: Vec<(u64, u64, u16)> = Vec::with_capacity(slots.len());
+    for turns in slots.chunk_by(|a, b| a == b) {
+        let n = turns.len() as u64;
+        places.extend(
+            (0..)
+                .zip(turns)
+                .map(|(k, position)| (2 * k + 1, n, *position)),
+        );
+    }
+    // Fractions of less than 2^17: their products are exact.
+    places.sort_unstable_by(|(a, m, first), (b, n, second)| {
+        (a * n).cmp(&(b * m)).then(first.cmp(second))
+    });
+    places.into_iter().map(|(.., position)| position).collect()
+}
+
 const fn gcd(a: u16, b: u16) -> u16 {
     let (mut a, mut b) = (a, b);
     while b != 0 {
@@ -170,6 +191,38 @@ mod tests {
         assert_eq!(shares[300], 1, "the lightest keeps a slot");
         assert!(shares[..300].iter().all(|share| *share == shares[0]));
         assert_eq!(weighted(&[&[2], &vec![1; 70_000][..]].concat()), [0; 0]);
+    }
+
+    #[test]
+    fn turns_are_spread() {
+        assert_eq!(in_turn(&[1, 1, 1]), [0; 0], "the list itself is in turn");
+        assert_eq!(in_turn(&[2, 1]), [0, 1, 0]);
+        assert_eq!(in_turn(&[5, 1, 1]), [0, 0, 0, 1, 2, 0, 0]);
+        assert_eq!(in_turn(&[3, 2]), [0, 1, 0, 1, 0]);
+        for weights in [
+            vec![7, 3, 1],
+            vec![1000, 999, 1, 40],
+            vec![9; 3],
+            vec![6, 4, 2, 2],
+        ] {
+            let table = in_turn(&weights);
+            let common = weights.iter().copied().fold(0, gcd);
+            let mut runs = weighted(&weights);
+            let mut sorted = table.clone();
+            sorted.sort_unstable();
+            runs.sort_unstable();
+            assert_eq!(sorted, runs, "{weights:?}");
+            // In every stretch each has its share, but for one turn on either side.
+            for (position, weight) in (0..).zip(&weights) {
+                let share = f64::from(weight / common) / table.len() as f64;
+                for end in 1..=table.len() {
+                    let had = table[..end].iter().filter(|p| **p == position).count();
+                    let due = share * end as f64;
+                    let off = (had as f64 - due).abs();
+                    assert!(off <= 1.5, "{weights:?}: {position} has {had} of {due}");
+                }
+            }
+        }
     }
 
     #[test]

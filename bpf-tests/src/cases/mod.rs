@@ -23,6 +23,7 @@ mod services;
 mod source_ranges_affinity;
 mod straight;
 mod tuples;
+mod turns;
 pub(crate) mod uplink;
 mod vtep;
 
@@ -76,6 +77,8 @@ pub struct Case {
     pub affinities: Vec<(AffinityId, AffinityRow)>,
     /// Fragments remembered; all others are as before.
     pub fragments: Vec<(FragmentId, FragmentRow)>,
+    /// All turns taken.
+    pub turns: HashMap<u32, u64>,
     /// All traffic of service ports.
     pub service_traffic: HashMap<u32, Traffic>,
     /// All traffic of backends.
@@ -101,6 +104,7 @@ impl Case {
             flows: Vec::new(),
             affinities: Vec::new(),
             fragments: Vec::new(),
+            turns: world.turns.clone(),
             service_traffic: HashMap::new(),
             backend_traffic: HashMap::new(),
         }
@@ -224,6 +228,12 @@ impl Case {
         if flows != seen {
             wrong.push(format!("flows, wanted:\n  {flows:#?}\n  got:\n  {seen:#?}"));
         }
+        if observed.turns != self.turns {
+            wrong.push(format!(
+                "turns, wanted {:?}, got {:?}",
+                self.turns, observed.turns
+            ));
+        }
         let traffic = (&self.service_traffic, &self.backend_traffic);
         if traffic != (&observed.service_traffic, &observed.backend_traffic) {
             wrong.push(format!(
@@ -259,6 +269,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(parsing::cases(&fixture));
         cases.extend(services::cases(&fixture));
         cases.extend(choice::cases(&fixture));
+        cases.extend(turns::cases(&fixture));
         cases.extend(flows::cases(&fixture));
         cases.extend(forwarding::cases(&fixture));
         cases.extend(refusals::cases(&fixture));

@@ -47,6 +47,7 @@ pub fn object() -> Result<Vec<u8>> {
 struct Rows {
     flows: HashMap<FlowId, FlowRow>,
     affinities: HashMap<AffinityId, AffinityRow>,
+    turns: HashMap<u32, u64>,
     fragments: HashMap<FragmentId, FragmentRow>,
     service_traffic: HashMap<u32, Traffic>,
     backend_traffic: HashMap<(u8, u32), Traffic>,
@@ -92,7 +93,12 @@ impl Kernel {
         loader.override_global("CONFIG", &config, true);
         for map in maps::ALL {
             if ![maps::COUNTERS, maps::LIMITS, maps::EVENTS, maps::MONITOR].contains(&map.name) {
-                loader.map_max_entries(map.name, ENTRIES);
+                let entries = if map.name == maps::TURNS {
+                    2 * ENTRIES
+                } else {
+                    ENTRIES
+                };
+                loader.map_max_entries(map.name, entries);
             }
         }
         let mut ebpf = loader.load(&self.object).context("load the object")?;
@@ -123,6 +129,10 @@ impl Kernel {
         let mut slots: Array<_, u32> = table(ebpf, maps::SEGMENTS)?;
         for slot in 0..world.segments.len() as u32 {
             slots.set(slot, 0, 0)?;
+        }
+        let mut turns: Array<_, u64> = table(ebpf, maps::TURNS)?;
+        for row in turn_rows(&services) {
+            turns.set(row, 0, 0)?;
         }
         if world.has(Feature::COUNT_SERVICES) {
             for (map, numbers) in counted_rows(&world, &services) {
@@ -155,6 +165,19 @@ impl Kernel {
                     maps::BK_STATS4 => drop(rows.backend_traffic.insert((4, number), sum)),
                     _ => drop(rows.backend_traffic.insert((6, number), sum)),
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the turns of every service port.
+    fn read_turns(&mut self, rows: &mut Rows) -> Result<()> {
+        let wanted: Vec<u32> = turn_rows(&self.services).collect();
+        let turns: Array<_, u64> = table(self.ebpf()?, maps::TURNS)?;
+        for row in wanted {
+            let taken = turns.get(&row, 0)?;
+            if taken != 0 {
+                rows.turns.insert(row, taken);
             }
         }
         Ok(())
@@ -291,6 +314,7 @@ impl Engine for Kernel {
         let mut rows = Rows::default();
         read_family::<Ip4>(ebpf, ahead, &mut rows)?;
         read_family::<Ip6>(ebpf, ahead, &mut rows)?;
+        self.read_turns(&mut rows)?;
         self.read_traffic(&mut rows)?;
         let ticks = (earliest.wrapping_add(ahead), latest.wrapping_add(ahead));
         Ok(Observed {
@@ -300,6 +324,7 @@ impl Engine for Kernel {
             counted,
             flows: rows.flows,
             affinities: rows.affinities,
+            turns: rows.turns,
             fragments: rows.fragments,
             service_traffic: rows.service_traffic,
             backend_traffic: rows.backend_traffic,
@@ -326,11 +351,22 @@ pub(crate) fn fill(ebpf: &mut Ebpf, world: &World, ahead: u32) -> Result<()> {
     for (addr, node) in &world.nodes {
         nodes.insert(Ip4::from(*addr), node, 0)?;
     }
+    let mut turns: Array<_, u64> = table(ebpf, maps::TURNS)?;
+    for (row, taken) in &world.turns {
+        turns.set(*row, taken, 0)?;
+    }
     let mut slots: Array<_, u32> = table(ebpf, maps::SEGMENTS)?;
     for (slot, id) in world.segments.iter().enumerate() {
         slots.set(slot as u32, id, 0)?;
     }
     Ok(())
+}
+
+/// Rows of `tulle_turns` of these service numbers.
+fn turn_rows(services: &BTreeSet<u32>) -> impl Iterator<Item = u32> {
+    services
+        .iter()
+        .flat_map(|number| [2 * number, 2 * number + 1])
 }
 
 /// Rows that traffic may be counted in, by map.

@@ -62,6 +62,8 @@ pub struct Observed {
     pub flows: HashMap<FlowId, FlowRow>,
     /// All affinity rows after it, in the model's ticks.
     pub affinities: HashMap<AffinityId, AffinityRow>,
+    /// Turns taken after it, where there are any.
+    pub turns: HashMap<u32, u64>,
     /// Traffic of service ports after it; nothing for rows of zeros.
     pub service_traffic: HashMap<u32, Traffic>,
     /// Traffic of backends after it, by IP version and id.

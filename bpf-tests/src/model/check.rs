@@ -256,6 +256,12 @@ fn differences(
             observed.service_traffic, observed.backend_traffic
         ));
     }
+    if after.turns != observed.turns {
+        found.push(format!(
+            "turns: rules {:?}, observed {:?}",
+            after.turns, observed.turns
+        ));
+    }
     if after.affinities != observed.affinities {
         found.push(format!(
             "affinities: rules {:?}, observed {:?}",

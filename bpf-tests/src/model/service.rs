@@ -137,23 +137,31 @@ pub fn service(
         } else {
             world.segment(start + len, table.into())
         };
+        // Only what begins a flow takes a turn.
+        let begins = packet.opens() || packet.ip.proto == proto::UDP;
+        let in_turn = begins && has(frontend, FrontendFlags::ROUND_ROBIN);
         let by_source = has(frontend, FrontendFlags::SOURCE_HASH);
         let hash = if by_source {
             ctx.hash.of_source(src)
         } else {
             ctx.hash
         };
-        let id = slots.get(hash.slot(slots.len())).copied().unwrap_or(0);
-        choice = Some(Choice {
-            hashed: if by_source {
-                Hashed::Source(src)
-            } else {
-                Hashed::Flow(packet.tuple())
-            },
-            segment: slots,
-            backend: id,
-        });
-        id
+        if in_turn {
+            let turn = world.take_turn(frontend, client == Client::Outside);
+            slots[(turn % slots.len() as u64) as usize]
+        } else {
+            let id = slots.get(hash.slot(slots.len())).copied().unwrap_or(0);
+            choice = Some(Choice {
+                hashed: if by_source {
+                    Hashed::Source(src)
+                } else {
+                    Hashed::Flow(packet.tuple())
+                },
+                segment: slots,
+                backend: id,
+            });
+            id
+        }
     };
     let mut outcome = way.forward(world, frame);
     way.give(&mut outcome);
@@ -183,6 +191,22 @@ fn every_packet_asks(frontend: &Frontend, client: Client) -> bool {
         || frontend.affinity_secs != 0
         || client.is_node()
         || masquerades(frontend, client)
+}
+
+impl World {
+    /// Takes a turn; says how many were taken before. A service port has them for all of its
+    /// frontends, and others for the list of this node's endpoints.
+    fn take_turn(&mut self, frontend: &Frontend, outside: bool) -> u64 {
+        let local = if outside {
+            FrontendFlags::LOCAL_OUTSIDE
+        } else {
+            FrontendFlags::LOCAL_INSIDE
+        };
+        let row = 2 * frontend.service + u32::from(has(frontend, local));
+        let turns = self.turns.entry(row).or_default();
+        *turns += 1;
+        *turns - 1
+    }
 }
 
 /// The backend that the client's affinity names, if it may be used.

@@ -156,6 +156,8 @@ pub struct World {
     pub service_traffic: HashMap<u32, Traffic>,
     /// `tulle_bk_stats*` by IP version (4, 6) and backend id.
     pub backend_traffic: HashMap<(u8, u32), Traffic>,
+    /// `tulle_turns`: turns taken, where there are any.
+    pub turns: HashMap<u32, u64>,
     /// `tulle_nodes_v4`.
     pub nodes: HashMap<Ipv4Addr, Node>,
     /// `tulle_srcs_*`: number of the service port, network, prefix length
@@ -240,6 +242,7 @@ impl World {
             networks: Vec::new(),
             service_traffic: HashMap::new(),
             backend_traffic: HashMap::new(),
+            turns: HashMap::new(),
             nodes: HashMap::new(),
             sources: Vec::new(),
             affinities: HashMap::new(),

@@ -146,6 +146,15 @@ pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
     let rare = || prop::bool::weighted(0.3);
     let half = || prop::bool::ANY;
     let ranges = prop::bool::weighted(0.15);
+    let local = || {
+        prop_oneof![
+            Just(0),
+            Just(FrontendFlags::LOCAL_INSIDE),
+            Just(FrontendFlags::LOCAL_OUTSIDE)
+        ]
+    };
+    let in_turn = local().prop_map(|local| FrontendFlags::ROUND_ROBIN | local);
+    let by_history = prop_oneof![3 => Just(0), 1 => in_turn];
     (
         rare(),
         rare(),
@@ -153,20 +162,23 @@ pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
         half(),
         ranges,
         prop::bool::weighted(0.2),
+        by_history,
     )
-        .prop_map(|(inside, outside, pods, clients, ranges, by_source)| {
-            [
-                (inside, FrontendFlags::DROP_INSIDE),
-                (outside, FrontendFlags::DROP_OUTSIDE),
-                (pods, FrontendFlags::MASQUERADE_PODS),
-                (clients, FrontendFlags::MASQUERADE_OUTSIDE),
-                (ranges, FrontendFlags::SOURCE_RANGES),
-                (by_source, FrontendFlags::SOURCE_HASH),
-            ]
-            .into_iter()
-            .filter(|(set, _)| *set)
-            .fold(0, |flags, (_, flag)| flags | flag)
-        })
+        .prop_map(
+            |(inside, outside, pods, clients, ranges, by_source, by_history)| {
+                [
+                    (inside, FrontendFlags::DROP_INSIDE),
+                    (outside, FrontendFlags::DROP_OUTSIDE),
+                    (pods, FrontendFlags::MASQUERADE_PODS),
+                    (clients, FrontendFlags::MASQUERADE_OUTSIDE),
+                    (ranges, FrontendFlags::SOURCE_RANGES),
+                    (by_source, FrontendFlags::SOURCE_HASH),
+                ]
+                .into_iter()
+                .filter(|(set, _)| *set)
+                .fold(by_history, |flags, (_, flag)| flags | flag)
+            },
+        )
 }
 
 /// Flags that mean nothing without services on the uplink.
@@ -401,6 +413,11 @@ impl WorldPlan {
                 world.frontends.insert((addr, 0, 0), marker);
             }
         }
+        let rows = world
+            .frontends
+            .values()
+            .map(|row| (row.turns(false), u64::from(row.start)));
+        world.turns = rows.filter(|(row, turns)| *row > 0 && *turns > 0).collect();
     }
 
     /// Writes the backends of a service and gives their ids in ascending order.

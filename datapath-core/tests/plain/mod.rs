@@ -8,7 +8,7 @@ use datapath_common::{
     FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
 use datapath_core::{
-    ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim, claim_port, holds,
+    ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim, claim_port, holds, pick,
 };
 
 /// A frame in plain memory.
@@ -75,6 +75,8 @@ pub struct Plain<A: 'static> {
     pub asking: RefCell<HashSet<FrontendKey<A>>>,
     /// Packets by service, backend and direction.
     pub counts: RefCell<HashMap<(u32, u32, u8), u32>>,
+    /// Turns that were taken, by row.
+    pub turns: RefCell<Vec<u64>>,
     pub pods: HashMap<A, Via>,
     pub peers: Vec<(A, u32, Via)>,
 }
@@ -99,6 +101,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             comes: Cell::new(None),
             asking: RefCell::default(),
             counts: RefCell::default(),
+            turns: RefCell::new(vec![0; 64]),
             pods: HashMap::new(),
             peers: Vec::new(),
         }
@@ -309,6 +312,15 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     }
     fn claim(&self, how: u32) -> u32 {
         claim(self, how)
+    }
+    fn pick(&self, list: u64, how: u64, hash: u32) -> u32 {
+        pick(self, list, how, hash)
+    }
+    fn turn(&self, row: u32) -> Option<u64> {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.get_mut(row as usize)?;
+        *turn += 1;
+        Some(*turn - 1)
     }
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity> {
         self.affinities.borrow().get(&key).copied()

@@ -1,0 +1,134 @@
+//! Round robin is exact, also where several CPUs open flows at once. Needs root, two CPUs
+//! and `target/bpf/tulle.bpf.o`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure is the test's"
+)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bpf_tests::engine::{Change, Engine as _, Kernel, object};
+use bpf_tests::model::{BackendRow, Ctx, World};
+use bpf_tests::packet::{Spec, Upper, tcp_flag};
+use bpf_tests::strategies::config;
+use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Hook, Via, proto};
+
+/// What the backends weigh, by id less 1.
+const WEIGHTS: [u64; 3] = [3, 1, 2];
+/// Their turns in a table.
+const TABLE: [u32; 6] = [1, 3, 1, 2, 3, 1];
+/// Rounds of the table between two looks; each CPU opens half of the flows.
+const ROUNDS: u64 = 40;
+const SERVICE: u32 = 9;
+
+fn address(v6: bool, number: u32) -> IpAddr {
+    if v6 {
+        Ipv6Addr::from_bits((0x2001_0db8 << 96) + u128::from(number)).into()
+    } else {
+        Ipv4Addr::from_bits(0xc633_0000 + number).into()
+    }
+}
+
+fn frontend(table: u16) -> Frontend {
+    Frontend {
+        service: SERVICE,
+        start: 1,
+        len: WEIGHTS.len() as u32,
+        table,
+        out_start: 1,
+        out_len: WEIGHTS.len() as u32,
+        out_table: table,
+        flags: FrontendFlags::ROUND_ROBIN | FrontendFlags::FLOWS_DECIDE,
+        ..Frontend::default()
+    }
+}
+
+/// Where the service is.
+fn at(v6: bool) -> (IpAddr, u16, u8) {
+    (address(v6, 0x8000), 80, proto::TCP)
+}
+
+fn world(v6: bool) -> World {
+    let mut config = config(0);
+    config.features |= Feature::UPLINK_SERVICES | Feature::COUNT_SERVICES;
+    config.flows_per_tick = 0;
+    let mut world = World::new(config);
+    world.now = 1_000_000;
+    world.segments = [0, 1, 2, 3].into_iter().chain(TABLE).collect();
+    for id in 1..=WEIGHTS.len() as u32 {
+        let row = BackendRow {
+            addr: address(v6, id),
+            port: 8080,
+            proto: proto::TCP,
+            state: BackendState::Active,
+            generation: 1,
+            via: Via::KERNEL,
+        };
+        world.backends.insert((if v6 { 6 } else { 4 }, id), row);
+    }
+    world.frontends.insert(at(v6), frontend(TABLE.len() as u16));
+    world
+}
+
+/// The `number`th client's SYN.
+fn syn(v6: bool, number: u32) -> Vec<u8> {
+    let (to, port, _) = at(v6);
+    let from = address(v6, 0x4000 + number / 20_000);
+    let sport = 20_000 + (number % 20_000) as u16;
+    Spec::new(Upper::Tcp(tcp_flag::SYN), from, sport, to, port).build()
+}
+
+/// Flows that each backend was given so far, and turns that were taken. The look opens a
+/// flow itself, which takes a turn.
+fn opened(kernel: &mut Kernel, v6: bool, number: u32) -> (BTreeMap<u32, u64>, u64) {
+    let frame = syn(v6, number);
+    let seen = kernel.run(Hook::NicIn, &frame, &Ctx::default()).unwrap();
+    let traffic = seen.backend_traffic.iter();
+    let flows = traffic.map(|((_, id), traffic)| (*id, traffic.flows));
+    (flows.collect(), seen.turns[&(2 * SERVICE)])
+}
+
+#[test]
+fn kp_161_two_cpus_share_turns_exactly() {
+    let mut kernel = Kernel::new(object().unwrap()).unwrap();
+    for v6 in [false, true] {
+        kernel.load(&world(v6)).unwrap();
+        let mut next = 0;
+        let mut number = || {
+            next += 1;
+            next
+        };
+        let (mut before, mut turns) = opened(&mut kernel, v6, number());
+        assert_eq!((before.values().sum::<u64>(), turns), (1, 1));
+        let flows = ROUNDS * TABLE.len() as u64;
+        for look in 0..12 {
+            let pair = |_| [syn(v6, number()), syn(v6, number())];
+            // The look itself is the last flow of the window.
+            let mut pairs: Vec<[Vec<u8>; 2]> = (0..flows / 2).map(pair).collect();
+            let last = pairs.pop().unwrap();
+            kernel.race(Hook::NicIn, &pairs).unwrap();
+            for frame in &last[..1] {
+                kernel.run(Hook::NicIn, frame, &Ctx::default()).unwrap();
+            }
+            let (after, taken) = opened(&mut kernel, v6, number());
+            assert_eq!(taken - turns, flows, "look {look}: a turn for each flow");
+            for (id, weight) in (1..).zip(WEIGHTS) {
+                let had = after[&id] - before.get(&id).copied().unwrap_or(0);
+                assert_eq!(had, ROUNDS * weight, "look {look}, backend {id}");
+            }
+            (before, turns) = (after, taken);
+        }
+        // Another table goes on, by the same counter: without weights, backend after backend.
+        let change = Change::Frontend(at(v6), Some(frontend(0)));
+        kernel.apply_change(&change).unwrap();
+        for _ in 0..7 {
+            let turn = turns % WEIGHTS.len() as u64;
+            let (after, taken) = opened(&mut kernel, v6, number());
+            let id = turn as u32 + 1;
+            assert_eq!(after[&id], before[&id] + 1, "turn {turns}");
+            (before, turns) = (after, taken);
+        }
+    }
+}

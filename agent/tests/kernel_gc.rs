@@ -10,14 +10,15 @@ mod kernel_support;
 
 use std::collections::BTreeSet;
 
+use aya::maps::{Array, Map};
 use datapath_common::{
-    Address as _, Affinity, AffinityKey, Config, Counter, Flow, FlowKey, FlowState, Hook,
-    IdleTicks, Ip4, Ip6, Reason, Traffic, counter_index, proto,
+    Address as _, Affinity, AffinityKey, Backend, BackendState, Config, Counter, Flow, FlowKey,
+    FlowState, Hook, IdleTicks, Ip4, Ip6, Reason, Traffic, Via, counter_index, maps, proto,
 };
 use kernel_support::{on_node, options, small};
 use tulle_agent::kernel::gc::{STEP_ROWS, mate};
 use tulle_agent::kernel::{
-    AttachKind, Capacities, Clearing, Datapath, FlowGc, NamedBackend, now_ticks,
+    AttachKind, Capacities, Clearing, Datapath, FlowGc, NamedBackend, Recount, now_ticks,
 };
 use tulle_agent::plan::FrontKey;
 
@@ -213,6 +214,92 @@ fn a_walk_tells_backends_and_ages() {
             (600, 900_000, 5)
         );
         assert_eq!((pass.began, pass.removed, pass.total(6)), (NOW, 1, 1));
+    });
+}
+
+/// A backend's row, and its count of living flows.
+fn backend(datapath: &mut Datapath, node: &kernel_support::Node, id: u32, count: u64) {
+    let row = Backend {
+        addr: Ip4::new([10, 0, 1, 9]),
+        port: 8080,
+        proto: proto::TCP,
+        state: BackendState::Active as u8,
+        generation: 2,
+        via: Via::KERNEL,
+    };
+    datapath.maps.back_v4.set(id, row, 0).unwrap();
+    let live = Map::Array(node.map(maps::LIVE_V4));
+    let mut live: Array<_, u64> = live.try_into().unwrap();
+    live.set(id, count, 0).unwrap();
+}
+
+#[test]
+fn counted_flows_that_a_walk_removes_count_no_more() {
+    on_node(|node| {
+        let mut datapath = node.open();
+        backend(&mut datapath, node, 5, 4);
+        backend(&mut datapath, node, 6, 4);
+        let counted = Flow {
+            counted: 1,
+            ..flow(FlowState::Opening, NOW - 5000)
+        };
+        put_pair(&mut datapath, key(1, proto::UDP), counted, NOW - 5000);
+        let former = Flow {
+            generation: 1,
+            ..counted
+        };
+        put(&mut datapath, key(2, proto::UDP), former);
+        let living = Flow {
+            backend: 6,
+            seen: NOW,
+            ..counted
+        };
+        put(&mut datapath, key(3, proto::UDP), living);
+        let pass = FlowGc::run(&datapath.maps, &IDLE, NOW).unwrap();
+        let live = |id| datapath.maps.live.get(4, id);
+        // The reply row is marked too, which no program does: two rows of backend 5.
+        assert_eq!((live(5), live(6)), (2, 4));
+        assert_eq!(pass.counted.values().sum::<u64>(), 1);
+    });
+}
+
+#[test]
+fn what_two_walks_find_wrong_in_the_counts_is_corrected() {
+    on_node(|node| {
+        let mut datapath = node.open();
+        for (id, count) in [(5, 7), (6, 0), (7, u64::MAX), (8, 3)] {
+            backend(&mut datapath, node, id, count);
+        }
+        for (sport, id) in [(1, 5), (2, 5), (3, 6), (4, 8), (5, 8), (6, 8)] {
+            let row = Flow {
+                backend: id,
+                counted: 1,
+                ..flow(FlowState::Established, NOW)
+            };
+            put(&mut datapath, key(sport, proto::TCP), row);
+        }
+        let backends = || {
+            (5..=8).map(|id| NamedBackend {
+                version: 4,
+                id,
+                generation: 2,
+            })
+        };
+        let live = |datapath: &Datapath| [5, 6, 7, 8].map(|id| datapath.maps.live.get(4, id));
+        let mut recount = Recount::default();
+        let mut walk = |datapath: &Datapath| {
+            let counts = &datapath.maps.live;
+            recount.begin(counts, backends());
+            let pass = FlowGc::run(&datapath.maps, &IDLE, NOW).unwrap();
+            recount.finish(counts, &pass, backends())
+        };
+        // Once may be by chance.
+        assert_eq!(walk(&datapath), 0);
+        assert_eq!(live(&datapath), [7, 0, -1, 3]);
+        assert_eq!(walk(&datapath), 5 + 1 + 1);
+        assert_eq!(live(&datapath), [2, 1, 0, 3]);
+        assert_eq!((walk(&datapath), walk(&datapath)), (0, 0));
+        assert_eq!(live(&datapath), [2, 1, 0, 3]);
     });
 }
 

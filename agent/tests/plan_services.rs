@@ -300,6 +300,9 @@ fn row(wanted: &Wanted) -> String {
     if has(FrontendFlags::SOURCE_HASH) {
         parts.push("by client".to_owned());
     }
+    if has(FrontendFlags::LEAST_FLOWS) {
+        parts.push("fewest flows".to_owned());
+    }
     if has(FrontendFlags::ROUND_ROBIN) {
         let apart = [
             (" inside", FrontendFlags::LOCAL_INSIDE),

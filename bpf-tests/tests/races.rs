@@ -98,6 +98,7 @@ fn dead(world: &mut World, v6: bool, id: u32, (dst, port): (IpAddr, u16), nat: b
         backend: id,
         generation: 1,
         service: id,
+        counted: false,
         opened: NOW - 2000,
         seen: NOW - 2000,
     };

@@ -62,6 +62,8 @@ pub struct ServiceRow {
     pub by_source: bool,
     /// Whether the slots are given to new flows in turn.
     pub by_turn: bool,
+    /// Whether a new flow has the better of two backends, by their living flows.
+    pub by_flows: bool,
     /// Slots by which clients inside (pods of this node and the node itself) are given a backend.
     pub slots: u32,
     /// Their backends in the order of their first slot.
@@ -252,6 +254,7 @@ fn row(
         source_ranges,
         by_source: frontend.has(FrontendFlags::SOURCE_HASH),
         by_turn: frontend.has(FrontendFlags::ROUND_ROBIN),
+        by_flows: frontend.has(FrontendFlags::LEAST_FLOWS),
         slots: Place::inside(value).slots(),
         backends: list(Place::inside(value)),
         when_empty: inside,

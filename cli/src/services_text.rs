@@ -90,6 +90,9 @@ fn flags(row: &ServiceRow, wide: bool) -> String {
     if row.by_turn {
         words.push("in turn".to_owned());
     }
+    if row.by_flows {
+        words.push("fewest flows".to_owned());
+    }
     if row.changed {
         words.push("changed".to_owned());
     }

@@ -84,8 +84,9 @@ pub struct Flow<A> {
     pub hairpin: u8,
     /// A [`NodeClient`].
     pub node: u8,
-    /// Always zero.
-    pub reserved: u8,
+    /// 1 in a forward row while the flow is counted in `tulle_live_*`: not before it opens, nor
+    /// once either end closes.
+    pub counted: u8,
     /// Backend id; 0 for a flow of no service that is masqueraded.
     pub backend: u32,
     /// Generation of the backend's row when the flow opened.

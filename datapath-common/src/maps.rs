@@ -75,6 +75,8 @@ maps! {
     BK_STATS4 = "tulle_bk_stats4", 8_192, Programs, "traffic of each IPv4 backend, for each CPU";
     BK_STATS6 = "tulle_bk_stats6", 8_192, Programs, "traffic of each IPv6 backend, for each CPU";
     TURNS = "tulle_turns", 131_072, Programs, "turns that new flows of round-robin services took: two counters for each service number, the second for the list of endpoints on this node";
+    LIVE_V4 = "tulle_live_v4", 65_536, Programs, "living flows of each IPv4 backend, as far as services by least connections opened them";
+    LIVE_V6 = "tulle_live_v6", 65_536, Programs, "living flows of each IPv6 backend, as far as services by least connections opened them";
     WORK_V4 = "tulle_work_v4", 1, Programs, "IPv4 keys under construction, for each CPU";
     WORK_V6 = "tulle_work_v6", 1, Programs, "IPv6 keys under construction, for each CPU";
     LOCKS = "tulle_locks", LOCK_WORDS, Programs, "locks of ports that flows take: a word is 1 while a CPU has it";
@@ -125,7 +127,7 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         PEERS_V4 => of::<PeerKey<Ip4>, Via>(),
         PEERS_V6 => of::<PeerKey<Ip6>, Via>(),
         NODES_V4 => of::<Ip4, Node>(),
-        LOCKS | TURNS => of::<u32, u64>(),
+        LOCKS | TURNS | LIVE_V4 | LIVE_V6 => of::<u32, u64>(),
         COUNTERS => of::<u32, Counter>(),
         LIMITS => of::<u32, Limit>(),
         WORK_V4 => of::<u32, Work<Ip4>>(),

@@ -62,9 +62,12 @@ impl FrontendFlags {
     pub const LOCAL_INSIDE: u16 = 1024;
     /// The same of the list for clients outside.
     pub const LOCAL_OUTSIDE: u16 = 2048;
+    /// A new flow has the better of two backends: the one with fewer living flows for its weight
+    /// (KP-161: `lc`, `wlc`, `sed`). Ids ascend in a table too: how often one is there is its weight.
+    pub const LEAST_FLOWS: u16 = 4096;
 
     /// Those by which the flow table alone knows where a flow goes.
-    pub const BY_HISTORY: u16 = Self::ROUND_ROBIN;
+    pub const BY_HISTORY: u16 = Self::ROUND_ROBIN | Self::LEAST_FLOWS;
 }
 
 /// Value of `tulle_front_v4` and `tulle_front_v6`: the segments of

@@ -400,12 +400,19 @@ fn touch_apart<A: Address, T: Tables<A>, const FORWARD: bool>(
         None => GONE,
         Some(other) if is_mate::<A, T::Row, FORWARD>(h, row, other) => {
             other.touch(state, tables.now());
+            if !FORWARD {
+                tables.count_live(other.uncount(state), false);
+            }
             DONE
         }
         Some(_) if FORWARD && row.get().nat_port != 0 => return OTHERS,
         Some(_) => DONE,
     };
     row.touch(state, tables.now());
+    // Though both ends may close it on two CPUs at the same time, a flow is uncounted once.
+    if FORWARD {
+        tables.count_live(row.uncount(state), false);
+    }
     said
 }
 
@@ -455,7 +462,7 @@ fn stage_again<A: Address, T: Tables<A>>(
             (headers.src, headers.sport)
         };
         (reply.state, reply.hairpin) = (state as u8, own.hairpin);
-        (reply.node, reply.reserved) = (own.node, 0);
+        (reply.node, reply.counted) = (own.node, 0);
         (reply.backend, reply.generation) = (own.backend, own.generation);
         (reply.service, reply.opened, reply.seen) = (own.service, own.opened, tables.now());
     })

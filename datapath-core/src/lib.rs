@@ -41,7 +41,7 @@ pub use hooks::{
 };
 pub use packet::{ETH_LEN, Packet};
 pub use parse::{Fragment, Frame, Headers, Signal, frame};
-pub use pick::pick;
+pub use pick::{below, pick};
 pub use ports::{claim, claim_port};
 pub use service::{Client, holds};
 pub use tables::{FlowRow, Grant, Put, Tables};

@@ -1,8 +1,10 @@
 //! Opening a flow: its two rows, and a port for a source that is translated.
 
+use core::hint::black_box;
+
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, Config, Direction, Feature, Flow, FlowKey, FlowState,
-    Frontend, Reason, Via, ViaKind, proto,
+    Frontend, FrontendFlags, Reason, Via, ViaKind, proto,
 };
 
 use crate::{
@@ -169,6 +171,16 @@ impl<A: Address> Opening<'_, A> {
             (row.addr, row.port) = self.target(h);
             (row.nat_addr, row.nat_port) = (self.nat, nat_port);
             self.fill(row, state, now);
+            row.counted = self.is_counted() as u8;
+        }
+    }
+
+    /// Whether the flow is counted in `tulle_live_*`.
+    #[inline(always)]
+    const fn is_counted(&self) -> bool {
+        match self.through {
+            Some((front, ..)) => front.flags & FrontendFlags::LEAST_FLOWS != 0,
+            None => false,
         }
     }
 
@@ -207,7 +219,7 @@ impl<A: Address> Opening<'_, A> {
     fn fill(&self, row: &mut Flow<A>, state: FlowState, now: u32) {
         row.state = state as u8;
         row.hairpin = self.hairpin as u8;
-        (row.node, row.reserved) = (self.node, 0);
+        (row.node, row.counted) = (self.node, 0);
         (row.backend, row.generation, row.service) = match self.through {
             Some((front, id, backend)) => (id, backend.generation, front.service),
             None => (0, 0, 0),
@@ -268,6 +280,11 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
     if told & FAILED == 0 {
         told = finish_apart::<F, T>(tables, h, front, manner.0, told);
     }
+    // Not where the row is written, which needs most of the stack; and without a branch: a
+    // verifier would follow both sides to the program's end.
+    let least = (front.flags / FrontendFlags::LEAST_FLOWS) as u32;
+    let counted = black_box(least & !(told / FAILED) & 1);
+    tables.count_live(manner.0 as u32 & counted.wrapping_neg(), true);
     port_of(told)
 }
 

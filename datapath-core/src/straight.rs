@@ -57,7 +57,7 @@ fn stage_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) 
         (row.addr, row.port) = (h.dst, h.dport);
         (row.nat_addr, row.nat_port) = (Address::UNSPECIFIED, 0);
         row.state = step(FlowState::Opening, Direction::Forward, h.signal) as u8;
-        (row.hairpin, row.node, row.reserved) = (0, 0, 0);
+        (row.hairpin, row.node, row.counted) = (0, 0, 0);
         (row.backend, row.generation, row.service) = (0, 0, 0);
         (row.opened, row.seen) = (now, now);
     })

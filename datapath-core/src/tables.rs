@@ -33,6 +33,10 @@ pub trait FlowRow<A>: Copy {
     /// Sets state and time. Another CPU may do so at the same time: both write
     /// values that are right for a packet of this moment.
     fn touch(&self, state: FlowState, seen: u32);
+    /// Where `state` is closing: notes that the flow is counted no more (`counted`), and says
+    /// which backend it was counted for; of all who ask only the first is told. Otherwise, and
+    /// if it was not counted, 0.
+    fn uncount(&self, state: FlowState) -> u32;
     /// Whether it is of this backend.
     #[inline(always)]
     fn names(&self, backend: u32, generation: u32) -> bool {
@@ -97,11 +101,17 @@ pub trait Tables<A> {
     fn claim_port(&self, hash: u32, facts: u32) -> u32;
     /// Runs [`crate::claim`], likewise.
     fn claim(&self, how: u32) -> u32;
+    /// Runs [`crate::below`], likewise.
+    fn below(&self, first: u32, slots: u32, id: u32) -> u32;
     /// Runs [`crate::pick`], likewise.
     fn pick(&self, list: u64, how: u64, hash: u32) -> u32;
     /// Takes a turn of this row of `tulle_turns`: says how many were taken before. No two
     /// flows have the same one. `None` without such a row.
     fn turn(&self, row: u32) -> Option<u64>;
+    /// Row of `tulle_live_*`: living flows of a backend that are counted, 0 without such a row.
+    fn live(&self, id: u32) -> u64;
+    /// Counts one more there, or one less; nothing for id 0.
+    fn count_live(&self, id: u32, opened: bool);
     /// Row of `tulle_affin_*`.
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
     /// Writes a row of `tulle_affin_*`; best effort.

@@ -131,6 +131,32 @@ pub unsafe fn fetch_add(word: *mut u64, more: u64) -> u64 {
     unsafe { AtomicU64::from_ptr(word) }.fetch_add(more, Relaxed)
 }
 
+/// Leaves only `bits`; returns what was there.
+///
+/// # Safety
+/// As above.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn fetch_and(word: *mut u32, bits: u32) -> u32 {
+    let was: u64;
+    // SAFETY: the caller's. `BPF_AND | BPF_FETCH` of 32 bits (Linux 5.12).
+    unsafe {
+        core::arch::asm!(
+            "w2 = atomic_fetch_and((u32 *)({word} + 0), w2)",
+            word = in(reg) word,
+            inout("r2") bits as u64 => was,
+        );
+    }
+    was as u32
+}
+
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn fetch_and(word: *mut u32, bits: u32) -> u32 {
+    use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    // SAFETY: the caller's.
+    unsafe { AtomicU32::from_ptr(word) }.fetch_and(bits, SeqCst)
+}
+
 #[cfg(not(target_arch = "bpf"))]
 unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
     use core::sync::atomic::{AtomicU64, Ordering::SeqCst};

@@ -14,7 +14,8 @@ use datapath_common::{
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
 use datapath_core::{
-    FlowRow, Grant, Headers, Put, Tables, claim, claim_port, holds, overlay::OverlayTables, pick,
+    FlowRow, Grant, Headers, Put, Tables, below, claim, claim_port, holds, overlay::OverlayTables,
+    pick,
 };
 
 use crate::{
@@ -108,6 +109,29 @@ impl<A: Address> FlowRow<A> for Row<A> {
             ptr::write_volatile(&raw mut (*self.0).seen, seen);
         }
     }
+    #[inline(always)]
+    fn uncount(&self, state: FlowState) -> u32 {
+        const {
+            assert!(core::mem::offset_of!(Flow<A>, counted) % 4 == 3);
+            assert!(FlowState::Opening as u32 == 1);
+            assert!(FlowState::Established as u32 == 2);
+            assert!(FlowState::Closing as u32 == 3);
+        };
+        // Without a branch: a verifier would follow both sides to the program's end. Rows are
+        // written seldom, so that an atomic operation more does not matter.
+        let state = core::hint::black_box(state as u32);
+        let closing = state & (state >> 1) & 1;
+        let keep = u32::from_ne_bytes([0xff, 0xff, 0xff, (closing as u8).wrapping_sub(1)]);
+        // SAFETY: as above; the octet and the three before it are an aligned word of the row,
+        // of which nothing else changes by this.
+        let was = unsafe {
+            let counted = &raw mut (*self.0).counted;
+            lock::fetch_and(counted.sub(3).cast(), keep)
+        };
+        let counted = was.to_ne_bytes()[3] as u32 & closing;
+        // SAFETY: as above.
+        unsafe { (*self.0).backend & counted.wrapping_neg() }
+    }
 }
 
 /// Now, in ticks.
@@ -184,11 +208,56 @@ pub extern "C" fn tulle_holds(start: u32, len: u32, id: u32) -> u32 {
     holds::<Ip4, _>(&Maps::nowhere(), start, len, id) as u32
 }
 
-/// [`pick`]: the slot for a new flow of a frontend that does not go by a hash.
+/// [`below`]: how many slots of a table have lower ids.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tulle_pick(list: u64, how: u64, hash: u32) -> u32 {
+pub extern "C" fn tulle_below(first: u32, slots: u32, id: u32) -> u32 {
+    below::<Ip4, _>(&Maps::nowhere(), first, slots, id)
+}
+
+/// [`pick`] for IPv4.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_pick4(list: u64, how: u64, hash: u32) -> u32 {
     pick::<Ip4, _>(&Maps::nowhere(), list, how, hash)
+}
+
+/// [`pick`] for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_pick6(list: u64, how: u64, hash: u32) -> u32 {
+    pick::<Ip6, _>(&Maps::nowhere(), list, how, hash)
+}
+
+/// Counts one flow more, or less, of an IPv4 backend.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_live4(id: u32, opened: u32) -> u32 {
+    if id == 0 {
+        return 0;
+    }
+    add_live(maps::LIVE_V4.get_ptr_mut(id), opened)
+}
+
+/// The same for IPv6.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_live6(id: u32, opened: u32) -> u32 {
+    if id == 0 {
+        return 0;
+    }
+    add_live(maps::LIVE_V6.get_ptr_mut(id), opened)
+}
+
+#[inline(always)]
+fn add_live(row: Option<*mut u64>, opened: u32) -> u32 {
+    let Some(row) = row else {
+        return 0;
+    };
+    let step = if opened == 0 { u64::MAX } else { 1 };
+    // SAFETY: rows of an array stay; programs and agent change them by atomic operations only.
+    unsafe { lock::fetch_add(row, step) };
+    1
 }
 
 /// [`claim`] for IPv4.
@@ -220,7 +289,7 @@ pub extern "C" fn tulle_claim_port6(hash: u32, facts: u32) -> u32 {
 }
 
 macro_rules! tables {
-    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident, $claim_port:ident, $claim:ident) => {
+    ($addr:ty, $work:ident, $front:ident, $back:ident, $flow:ident, $frag:ident, $pods:ident, $peers:ident, $affin:ident, $srcs:ident, $direct:ident, $stats:ident, $claim_port:ident, $claim:ident, $pick:ident, $live:ident, $count_live:ident) => {
         impl Tables<$addr> for Maps {
             type Row = Row<$addr>;
 
@@ -354,14 +423,34 @@ macro_rules! tables {
                 $claim(how)
             }
             #[inline(always)]
+            fn below(&self, first: u32, slots: u32, id: u32) -> u32 {
+                tulle_below(first, slots, id)
+            }
+            #[inline(always)]
             fn pick(&self, list: u64, how: u64, hash: u32) -> u32 {
-                tulle_pick(list, how, hash)
+                $pick(list, how, hash)
             }
             #[inline(always)]
             fn turn(&self, row: u32) -> Option<u64> {
                 let counter = maps::TURNS.get_ptr_mut(row)?;
                 // SAFETY: rows of an array stay; programs touch them by atomic operations only.
                 Some(unsafe { lock::fetch_add(counter, 1) })
+            }
+            #[inline(always)]
+            fn live(&self, id: u32) -> u64 {
+                let Some(row) = maps::$live.get_ptr_mut(id) else {
+                    return 0;
+                };
+                // SAFETY: as above; a whole aligned word. Below 0 it may be for a moment, or until
+                // the agent has corrected it.
+                unsafe { ptr::read_volatile(row) }
+                    .cast_signed()
+                    .max(0)
+                    .cast_unsigned()
+            }
+            #[inline(always)]
+            fn count_live(&self, id: u32, opened: bool) {
+                $count_live(id, opened as u32);
             }
             #[inline(always)]
             fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {
@@ -470,7 +559,10 @@ tables!(
     DIRECT_V4,
     BK_STATS4,
     tulle_claim_port4,
-    tulle_claim4
+    tulle_claim4,
+    tulle_pick4,
+    LIVE_V4,
+    tulle_live4
 );
 tables!(
     Ip6,
@@ -486,7 +578,10 @@ tables!(
     DIRECT_V6,
     BK_STATS6,
     tulle_claim_port6,
-    tulle_claim6
+    tulle_claim6,
+    tulle_pick6,
+    LIVE_V6,
+    tulle_live6
 );
 
 impl OverlayTables for Maps {

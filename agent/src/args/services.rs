@@ -71,8 +71,8 @@ pub struct ServiceArgs {
     #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub masquerade_all: bool,
     /// How new flows are given a backend, where a Service's annotation tulle.io/scheduler does not
-    /// say it: random, source-hash (sh), maglev, mh (Maglev by the client's address), or
-    /// round-robin (rr, wrr)
+    /// say it: random, source-hash (sh), maglev, mh (Maglev by the client's address),
+    /// round-robin (rr, wrr), or least-connection (lc, wlc, sed)
     #[arg(
         long,
         value_name = "NAME",

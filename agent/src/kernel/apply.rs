@@ -6,7 +6,8 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use datapath_common::{
-    Address, Frontend, FrontendFlags, FrontendKey, PeerKey, SourceKey, SourceNet, maps,
+    Address, BackendState, Frontend, FrontendFlags, FrontendKey, PeerKey, SourceKey, SourceNet,
+    maps,
 };
 
 use super::maps::{Maps, TableError, io_of, source_key, trie_key};
@@ -53,14 +54,29 @@ impl Maps {
         })
     }
 
+    /// Whoever gets a free id has no flows.
+    fn begin_counting(&self, version: u8, id: u32, state: u8) {
+        if state == BackendState::Free as u8 {
+            self.live.clear(version, id);
+        }
+    }
+
     fn carry_out(&mut self, op: &MapOp) -> Done {
         match op {
             MapOp::PutFront4 { key, row } => put_front(&mut self.front_v4, key, row),
             MapOp::PutFront6 { key, row } => put_front(&mut self.front_v6, key, row),
             MapOp::DeleteFront4 { key } => delete(&mut self.front_v4, key, || frontend(key)),
             MapOp::DeleteFront6 { key } => delete(&mut self.front_v6, key, || frontend(key)),
-            MapOp::PutBackend4 { id, row } => set(&mut self.back_v4, *id, row),
-            MapOp::PutBackend6 { id, row } => set(&mut self.back_v6, *id, row),
+            MapOp::PutBackend4 { id, row } => {
+                set(&mut self.back_v4, *id, row)?;
+                self.begin_counting(4, *id, row.state);
+                Ok(())
+            }
+            MapOp::PutBackend6 { id, row } => {
+                set(&mut self.back_v6, *id, row)?;
+                self.begin_counting(6, *id, row.state);
+                Ok(())
+            }
             MapOp::PutPod4 { addr, via } => put(&mut self.pods_v4, addr, via, || ip(*addr)),
             MapOp::PutPod6 { addr, via } => put(&mut self.pods_v6, addr, via, || ip(*addr)),
             MapOp::DeletePod4 { addr } => delete(&mut self.pods_v4, addr, || ip(*addr)),

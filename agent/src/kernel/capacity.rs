@@ -80,7 +80,7 @@ impl Capacities {
             maps::FRONT_V4 | maps::FRONT_V6 => self.frontends,
             maps::TURNS => self.frontends.saturating_mul(2),
             maps::SEGMENTS => self.slots,
-            maps::BACK_V4 | maps::BACK_V6 => self.backends,
+            maps::BACK_V4 | maps::BACK_V6 | maps::LIVE_V4 | maps::LIVE_V6 => self.backends,
             maps::FLOW_V4 | maps::FLOW_V6 => self.flows,
             maps::FRAG_V4 | maps::FRAG_V6 => self.fragments,
             maps::PODS_V4 | maps::PODS_V6 => self.pods,
@@ -106,7 +106,7 @@ pub fn flag(map: &str) -> Option<&'static str> {
     Some(match map {
         maps::FRONT_V4 | maps::FRONT_V6 | maps::TURNS => "--max-frontends",
         maps::SEGMENTS => "--max-segments",
-        maps::BACK_V4 | maps::BACK_V6 => "--max-backends",
+        maps::BACK_V4 | maps::BACK_V6 | maps::LIVE_V4 | maps::LIVE_V6 => "--max-backends",
         maps::FLOW_V4 | maps::FLOW_V6 => "--max-flows",
         maps::FRAG_V4 | maps::FRAG_V6 => "--max-fragments",
         maps::PODS_V4 | maps::PODS_V6 => "--max-pods",

@@ -44,6 +44,8 @@ pub struct Pass {
     pub rows: BTreeMap<(u8, u8), u64>,
     /// Rows removed.
     pub removed: u64,
+    /// Flows of each backend that are counted in `tulle_live_*`, by their rows.
+    pub counted: HashMap<NamedBackend, u64>,
     /// Backends that living rows name.
     pub backends: HashSet<NamedBackend>,
     /// For each service number the tick when its oldest living flow opened.
@@ -211,7 +213,11 @@ where
     }
     for (key, flow) in typed::<FlowKey<A>, Flow<A>>(rows) {
         let kept = if expired(idle, &key, &flow, now) {
-            judge(&map, idle, &key, now).map_err(fail)?
+            let (kept, gone) = judge(&map, idle, &key, now).map_err(fail)?;
+            if let Some(gone) = gone.filter(|gone| gone.counted != 0) {
+                maps.count_down(named(&gone))?;
+            }
+            kept
         } else {
             Some(flow)
         };
@@ -241,11 +247,11 @@ fn note<A: Address>(pass: &mut Pass, key: &FlowKey<A>, flow: &Flow<A>) {
         }
     }
     *pass.rows.entry((A::VERSION, flow.state)).or_default() += 1;
-    pass.backends.insert(NamedBackend {
-        version: A::VERSION,
-        id: flow.backend,
-        generation: flow.generation,
-    });
+    let backend = named(flow);
+    pass.backends.insert(backend);
+    if flow.counted != 0 {
+        *pass.counted.entry(backend).or_default() += 1;
+    }
     pass.oldest
         .entry(flow.service)
         .and_modify(|tick| {
@@ -255,6 +261,15 @@ fn note<A: Address>(pass: &mut Pass, key: &FlowKey<A>, flow: &Flow<A>) {
             }
         })
         .or_insert(flow.opened);
+}
+
+/// The backend that a row names.
+const fn named<A: Address>(flow: &Flow<A>) -> NamedBackend {
+    NamedBackend {
+        version: A::VERSION,
+        id: flow.backend,
+        generation: flow.generation,
+    }
 }
 
 /// The frontend that a row's flow goes through.
@@ -291,13 +306,14 @@ where
 }
 
 /// Removes a row that seems to have expired, unless it or its mate is alive
-/// after all. Returns the row if it stays.
+/// after all. Returns the row if it stays, and what went.
+#[expect(clippy::type_complexity, reason = "two rows, each there or not")]
 fn judge<A>(
     map: &RawMap<'_>,
     idle: &IdleTicks,
     key: &FlowKey<A>,
     now: u32,
-) -> std::io::Result<Option<Flow<A>>>
+) -> std::io::Result<(Option<Flow<A>>, Option<Flow<A>>)>
 where
     A: Address,
     FlowKey<A>: bytemuck::Pod,
@@ -306,10 +322,10 @@ where
     let bytes = bytemuck::bytes_of(key);
     let read = |value: Vec<u8>| bytemuck::pod_read_unaligned::<Flow<A>>(&value);
     let Some(flow) = map.get(bytes)?.map(read) else {
-        return Ok(None);
+        return Ok((None, None));
     };
     if !expired(idle, key, &flow, now) {
-        return Ok(Some(flow));
+        return Ok((Some(flow), None));
     }
     let other = mate(key, &flow);
     if let Some(other_flow) = map.get(bytemuck::bytes_of(&other))?.map(read)
@@ -317,17 +333,17 @@ where
         // A later flow may have taken that key; then it is no mate.
         && mate(&other, &other_flow) == *key
     {
-        return Ok(Some(flow));
+        return Ok((Some(flow), None));
     }
     let Some(last) = map.take(bytes)?.map(read) else {
-        return Ok(None);
+        return Ok((None, None));
     };
     if expired(idle, key, &last, now) {
-        return Ok(None);
+        return Ok((None, Some(last)));
     }
     match map.put(bytes, bytemuck::bytes_of(&last), NO_EXIST) {
-        Ok(()) => Ok(Some(last)),
-        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(Some(last)),
+        Ok(()) => Ok((Some(last), None)),
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok((Some(last), Some(last))),
         Err(e) => Err(e),
     }
 }

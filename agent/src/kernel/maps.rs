@@ -5,11 +5,13 @@ use std::io;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use datapath_common::{
-    Backend, Counter, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, MonitorControl, Node,
-    PeerKey, SourceKey, SourceNet, Traffic, Via, maps,
+    Backend, BackendState, Counter, Flow, FlowKey, Frontend, FrontendKey, Ip4, Ip6, MonitorControl,
+    Node, PeerKey, SourceKey, SourceNet, Traffic, Via, maps,
 };
 
 use super::capacity::flag;
+use super::gc::NamedBackend;
+use super::live::Live;
 use super::scan;
 use super::segments::Segments;
 use super::sys::{RawMap, raw};
@@ -30,6 +32,8 @@ pub struct Maps {
     pub front_v6: Table<FrontendKey<Ip6>, Frontend>,
     /// Slots of all segments.
     pub segments: Segments,
+    /// Living flows of backends.
+    pub live: Live,
     /// IPv4 backends by id.
     pub back_v4: List<Backend<Ip4>>,
     /// IPv6 backends by id.
@@ -168,11 +172,18 @@ impl Maps {
                 what: "map it into memory".into(),
                 source,
             })?;
+        let live = Live::new(&again(maps::LIVE_V4)?, &again(maps::LIVE_V6)?);
+        let live = live.map_err(|source| TableError::Kernel {
+            map: maps::LIVE_V4,
+            what: "map it and its like into memory".into(),
+            source,
+        })?;
         let mut taker = Taker(&mut again);
         Ok(Self {
             front_v4: taker.take(maps::FRONT_V4)?,
             front_v6: taker.take(maps::FRONT_V6)?,
             segments,
+            live,
             back_v4: taker.take(maps::BACK_V4)?,
             back_v6: taker.take(maps::BACK_V6)?,
             pods_v4: taker.take(maps::PODS_V4)?,
@@ -205,6 +216,27 @@ impl Maps {
             .get(name)
             .ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOENT)))?;
         raw(data).map_err(fail)
+    }
+
+    /// Counts a flow of this backend down, whose row is gone, if the id is still its.
+    pub(super) fn count_down(&self, backend: NamedBackend) -> Result<(), TableError> {
+        let NamedBackend { version, id, .. } = backend;
+        let (map, row) = if version == 6 {
+            let row = self.back_v6.get(&id, 0);
+            (maps::BACK_V6, row.map(|row| (row.generation, row.state)))
+        } else {
+            let row = self.back_v4.get(&id, 0);
+            (maps::BACK_V4, row.map(|row| (row.generation, row.state)))
+        };
+        let (generation, state) = row.map_err(|error| TableError::Kernel {
+            map,
+            what: format!("read row {id}"),
+            source: io_of(error),
+        })?;
+        if generation == backend.generation && state != BackendState::Free as u8 {
+            self.live.add(version, id, -1);
+        }
+        Ok(())
     }
 
     /// Number of entries that the map of this name can hold.

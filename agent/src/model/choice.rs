@@ -22,10 +22,12 @@ pub enum Scheduler {
     MaglevSource,
     /// In turn, as often as they weigh; exactly, over all CPUs of the node.
     RoundRobin,
+    /// The one of two with fewer living flows for its weight.
+    LeastConnection,
 }
 
 /// Names that a [`Scheduler`] goes by: its own first, then that of IPVS (KP-161).
-const NAMES: [(&str, Scheduler); 8] = [
+const NAMES: [(&str, Scheduler); 12] = [
     ("random", Scheduler::Random),
     ("source-hash", Scheduler::SourceHash),
     ("sh", Scheduler::SourceHash),
@@ -34,10 +36,14 @@ const NAMES: [(&str, Scheduler); 8] = [
     ("round-robin", Scheduler::RoundRobin),
     ("rr", Scheduler::RoundRobin),
     ("wrr", Scheduler::RoundRobin),
+    ("least-connection", Scheduler::LeastConnection),
+    ("lc", Scheduler::LeastConnection),
+    ("wlc", Scheduler::LeastConnection),
+    ("sed", Scheduler::LeastConnection),
 ];
 
 /// The other schedulers of IPVS, which would not keep their meaning.
-const FOREIGN: [&str; 9] = ["lc", "wlc", "dh", "sed", "nq", "lblc", "lblcr", "fo", "ovf"];
+const FOREIGN: [&str; 6] = ["dh", "nq", "lblc", "lblcr", "fo", "ovf"];
 
 impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -143,11 +149,14 @@ mod tests {
         assert_eq!(of("maglev"), Ok(Scheduler::Maglev));
         assert_eq!(of("rr"), Ok(Scheduler::RoundRobin));
         assert_eq!(of("wrr"), Ok(Scheduler::RoundRobin));
+        for name in ["lc", "wlc", "sed"] {
+            assert_eq!(of(name), Ok(Scheduler::LeastConnection));
+        }
         for foreign in FOREIGN {
             let error = of(foreign).unwrap_err();
             assert!(error.contains("IPVS that Tulle does not have"), "{error}");
             assert!(
-                error.ends_with("maglev, mh, round-robin, rr, wrr"),
+                error.ends_with("rr, wrr, least-connection, lc, wlc, sed"),
                 "{error}"
             );
         }

@@ -211,6 +211,7 @@ const fn choosing(scheduler: Scheduler, service: &Service, kind: Kind) -> u16 {
     match scheduler {
         Scheduler::Random | Scheduler::Maglev => 0,
         Scheduler::SourceHash | Scheduler::MaglevSource => FrontendFlags::SOURCE_HASH,
+        Scheduler::LeastConnection => FrontendFlags::LEAST_FLOWS,
         Scheduler::RoundRobin => {
             let inside = FrontendFlags::LOCAL_INSIDE;
             let outside = FrontendFlags::LOCAL_OUTSIDE;
@@ -250,7 +251,9 @@ impl Lists {
                     table::maglev(&backends, &weights, here.maglev_slots)
                 }
                 Scheduler::RoundRobin => table::in_turn(&weights),
-                Scheduler::Random | Scheduler::SourceHash => table::weighted(&weights),
+                Scheduler::Random | Scheduler::SourceHash | Scheduler::LeastConnection => {
+                    table::weighted(&weights)
+                }
             };
             (backends, table.into())
         };

@@ -236,7 +236,11 @@ fn segment(
             };
             list.push(id);
         }
-        let table = table.iter().map(|at| list[usize::from(*at)]).collect();
+        let mut table: Vec<u32> = table.iter().map(|at| list[usize::from(*at)]).collect();
+        if claim.flags & FrontendFlags::LEAST_FLOWS != 0 {
+            // They count how often an id is in it.
+            table.sort_unstable();
+        }
         // The programs look for ids in it.
         list.sort_unstable();
         Ok::<_, CapacityError>(List { ids: list, table })

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use datapath_common::{FlowState, FrontendFlags, IdleTicks, TICK_NANOS, maps, proto};
 
 use super::crowding::{Crowding, early};
-use crate::kernel::{Clearing, Datapath, FlowGc, MapFate, Pass, TableError, idle_limit, now_ticks};
+use crate::kernel::{
+    Clearing, Datapath, FlowGc, MapFate, NamedBackend, Pass, Recount, TableError, idle_limit,
+    now_ticks,
+};
 use crate::model::Family;
 use crate::plan::{FrontKey, Planner};
 
@@ -27,6 +30,7 @@ const TABLES: [(Family, u8, &str); 2] = [
 #[derive(Debug)]
 pub struct FlowWalk {
     gc: FlowGc,
+    recount: Recount,
     interval: Duration,
     began: Option<Instant>,
     due: Instant,
@@ -45,6 +49,7 @@ impl FlowWalk {
     pub fn new(interval: Duration, now: Instant) -> Self {
         Self {
             gc: FlowGc::new(),
+            recount: Recount::default(),
             interval,
             began: None,
             due: now + FIRST,
@@ -75,6 +80,9 @@ impl FlowWalk {
         if let Some((clearing, began)) = self.clearing.take() {
             return Ok(self.clear(clearing, began, datapath, planner, now));
         }
+        if self.began.is_none() {
+            self.recount.begin(&datapath.maps.live, backends(planner));
+        }
         let began = *self.began.get_or_insert(now);
         let idle = &datapath.config().idle;
         let crowded = self.crowding.iter().any(|table| table.is_crowded());
@@ -96,6 +104,11 @@ impl FlowWalk {
             }
         };
         self.began = None;
+        let counts = &datapath.maps.live;
+        let recounted = self.recount.finish(counts, &pass, backends(planner));
+        if recounted != 0 {
+            tracing::debug!("{recounted} flows were counted for backends that they are not of");
+        }
         tracing::debug!(
             v4 = pass.total(4),
             v6 = pass.total(6),
@@ -228,6 +241,18 @@ fn is_unasked(planner: &Planner, front: &FrontKey) -> bool {
         | FrontendFlags::SOURCE_RANGES;
     planner.applied().frontend(front).is_some_and(|row| {
         row.flags & asks == 0 && row.affinity_secs == 0 && (row.len != 0 || row.out_len != 0)
+    })
+}
+
+/// The backends that there are.
+fn backends(planner: &Planner) -> impl Iterator<Item = NamedBackend> {
+    TABLES.iter().flat_map(|(family, version, _)| {
+        let rows = planner.applied().backends(*family).rows();
+        rows.map(|(id, row)| NamedBackend {
+            version: *version,
+            id,
+            generation: row.generation,
+        })
     })
 }
 

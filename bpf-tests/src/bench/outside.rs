@@ -228,6 +228,7 @@ fn leaving(u: &Uplink) -> [(FlowId, FlowRow); 2] {
         backend: 0,
         generation: 0,
         service: 0,
+        counted: false,
         opened: NOW,
         seen: NOW,
     };

@@ -230,6 +230,7 @@ fn straight(u: &Uplink) -> Vec<Case> {
             backend: 0,
             generation: 0,
             service: 0,
+            counted: false,
             opened: NOW,
             seen: NOW,
         };

@@ -264,6 +264,7 @@ impl Fixture {
             backend: id,
             generation: 7,
             service: 100 + id,
+            counted: false,
             opened: NOW - age,
             seen: NOW - age,
         };

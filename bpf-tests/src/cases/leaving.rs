@@ -90,6 +90,7 @@ pub fn rows(
         backend: 0,
         generation: 0,
         service: 0,
+        counted: false,
         opened: NOW - age,
         seen: NOW - age,
     };

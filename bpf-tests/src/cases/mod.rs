@@ -4,6 +4,7 @@
 mod answers;
 mod bridged;
 mod choice;
+mod fewest;
 mod fixture;
 mod flows;
 mod forwarding;
@@ -79,6 +80,8 @@ pub struct Case {
     pub fragments: Vec<(FragmentId, FragmentRow)>,
     /// All turns taken.
     pub turns: HashMap<u32, u64>,
+    /// All living flows that are counted.
+    pub live: HashMap<(u8, u32), i64>,
     /// All traffic of service ports.
     pub service_traffic: HashMap<u32, Traffic>,
     /// All traffic of backends.
@@ -105,6 +108,7 @@ impl Case {
             affinities: Vec::new(),
             fragments: Vec::new(),
             turns: world.turns.clone(),
+            live: world.live.clone(),
             service_traffic: HashMap::new(),
             backend_traffic: HashMap::new(),
         }
@@ -234,6 +238,12 @@ impl Case {
                 self.turns, observed.turns
             ));
         }
+        if observed.live != self.live {
+            wrong.push(format!(
+                "living flows, wanted {:?}, got {:?}",
+                self.live, observed.live
+            ));
+        }
         let traffic = (&self.service_traffic, &self.backend_traffic);
         if traffic != (&observed.service_traffic, &observed.backend_traffic) {
             wrong.push(format!(
@@ -270,6 +280,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(services::cases(&fixture));
         cases.extend(choice::cases(&fixture));
         cases.extend(turns::cases(&fixture));
+        cases.extend(fewest::cases(&fixture));
         cases.extend(flows::cases(&fixture));
         cases.extend(forwarding::cases(&fixture));
         cases.extend(refusals::cases(&fixture));

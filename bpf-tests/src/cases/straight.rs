@@ -56,6 +56,7 @@ fn row(u: &Uplink, kind: Kind, state: FlowState, age: u32) -> (FlowId, FlowRow) 
         backend: 0,
         generation: 0,
         service: 0,
+        counted: false,
         opened: NOW - age,
         seen: NOW - age,
     };

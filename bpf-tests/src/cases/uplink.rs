@@ -303,6 +303,7 @@ impl Uplink {
             backend: flow.id + flow.kind.more,
             generation: 7,
             service: flow.service(),
+            counted: false,
             opened: NOW - age,
             seen: NOW - age,
         };

@@ -75,6 +75,7 @@ impl Engine for InProcess {
             }],
             flows: self.world.flows.clone(),
             affinities: self.world.affinities.clone(),
+            live: self.world.live.clone(),
             turns: self.world.turns.clone(),
             service_traffic: self.world.service_traffic.clone(),
             backend_traffic: self.world.backend_traffic.clone(),

@@ -48,6 +48,7 @@ struct Rows {
     flows: HashMap<FlowId, FlowRow>,
     affinities: HashMap<AffinityId, AffinityRow>,
     turns: HashMap<u32, u64>,
+    live: HashMap<(u8, u32), i64>,
     fragments: HashMap<FragmentId, FragmentRow>,
     service_traffic: HashMap<u32, Traffic>,
     backend_traffic: HashMap<(u8, u32), Traffic>,
@@ -170,8 +171,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// Reads the turns of every service port.
-    fn read_turns(&mut self, rows: &mut Rows) -> Result<()> {
+    /// Reads the turns of every service port and the living flows of every backend.
+    fn read_history(&mut self, rows: &mut Rows) -> Result<()> {
+        let backends: Vec<(u8, u32)> = self.world.backends.keys().copied().collect();
+        for (version, map) in [(4, maps::LIVE_V4), (6, maps::LIVE_V6)] {
+            let live: Array<_, u64> = table(self.ebpf()?, map)?;
+            for key in backends.iter().filter(|key| key.0 == version) {
+                let count = live.get(&key.1, 0)?.cast_signed();
+                if count != 0 {
+                    rows.live.insert(*key, count);
+                }
+            }
+        }
         let wanted: Vec<u32> = turn_rows(&self.services).collect();
         let turns: Array<_, u64> = table(self.ebpf()?, maps::TURNS)?;
         for row in wanted {
@@ -314,7 +325,7 @@ impl Engine for Kernel {
         let mut rows = Rows::default();
         read_family::<Ip4>(ebpf, ahead, &mut rows)?;
         read_family::<Ip6>(ebpf, ahead, &mut rows)?;
-        self.read_turns(&mut rows)?;
+        self.read_history(&mut rows)?;
         self.read_traffic(&mut rows)?;
         let ticks = (earliest.wrapping_add(ahead), latest.wrapping_add(ahead));
         Ok(Observed {
@@ -325,6 +336,7 @@ impl Engine for Kernel {
             flows: rows.flows,
             affinities: rows.affinities,
             turns: rows.turns,
+            live: rows.live,
             fragments: rows.fragments,
             service_traffic: rows.service_traffic,
             backend_traffic: rows.backend_traffic,
@@ -449,6 +461,12 @@ per_family! {
                 backends.set(*id, <Backend<A> as bytemuck::Zeroable>::zeroed(), 0)?;
             }
         }
+        let mut live: Array<_, u64> = table(ebpf, A::LIVE)?;
+        for (version, id) in world.backends.keys() {
+            if *version == A::VERSION {
+                live.set(*id, 0, 0)?;
+            }
+        }
         let mut pods: BpfHash<_, A, Via> = table(ebpf, A::PODS)?;
         for key in world.pods.keys().filter_map(|ip| A::from_ip(*ip)) {
             pods.remove(&key)?;
@@ -491,6 +509,12 @@ per_family! {
         for ((version, id), row) in &world.backends {
             if *version == A::VERSION {
                 write_backend::<A>(ebpf, *id, row)?;
+            }
+        }
+        let mut live: Array<_, u64> = table(ebpf, A::LIVE)?;
+        for ((version, id), count) in &world.live {
+            if *version == A::VERSION {
+                live.set(*id, count.cast_unsigned(), 0)?;
             }
         }
         let mut pods: BpfHash<_, A, Via> = table(ebpf, A::PODS)?;

@@ -64,6 +64,8 @@ pub struct Observed {
     pub affinities: HashMap<AffinityId, AffinityRow>,
     /// Turns taken after it, where there are any.
     pub turns: HashMap<u32, u64>,
+    /// Living flows of backends after it, where there are any.
+    pub live: HashMap<(u8, u32), i64>,
     /// Traffic of service ports after it; nothing for rows of zeros.
     pub service_traffic: HashMap<u32, Traffic>,
     /// Traffic of backends after it, by IP version and id.

@@ -30,6 +30,8 @@ pub trait Family: Address + aya::Pod {
     const SOURCES: &str;
     /// Name of the fragments' map.
     const FRAGMENTS: &str;
+    /// Name of the map of living flows.
+    const LIVE: &str;
     /// Name of the map of networks that are not masqueraded to.
     const DIRECT: &str;
     /// The address, if it is of this family.
@@ -46,6 +48,7 @@ impl Family for Ip4 {
     const SOURCES: &str = maps::SRCS_V4;
     const FRAGMENTS: &str = maps::FRAG_V4;
     const DIRECT: &str = maps::DIRECT_V4;
+    const LIVE: &str = maps::LIVE_V4;
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V4(v4) => Some(v4.into()),
@@ -64,6 +67,7 @@ impl Family for Ip6 {
     const SOURCES: &str = maps::SRCS_V6;
     const FRAGMENTS: &str = maps::FRAG_V6;
     const DIRECT: &str = maps::DIRECT_V6;
+    const LIVE: &str = maps::LIVE_V6;
     fn from_ip(ip: IpAddr) -> Option<Self> {
         match ip {
             IpAddr::V6(v6) => Some(v6.into()),
@@ -121,7 +125,7 @@ pub fn flow<A: Family>(id: &FlowId, row: &FlowRow) -> Option<(FlowKey<A>, Flow<A
         },
         nat_port: row.nat.map_or(0, |(_, port)| port),
         node: row.node as u8,
-        reserved: 0,
+        counted: u8::from(row.counted),
         backend: row.backend,
         generation: row.generation,
         service: row.service,
@@ -159,6 +163,11 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         "flow row with hairpin {}",
         value.hairpin
     );
+    anyhow::ensure!(
+        value.counted <= 1,
+        "flow row with counted {}",
+        value.counted
+    );
     let node = match value.node {
         0 => NodeClient::No,
         1 => NodeClient::Uplink,
@@ -176,6 +185,7 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         backend: value.backend,
         generation: value.generation,
         service: value.service,
+        counted: value.counted == 1,
         opened: value.opened,
         seen: value.seen,
     })

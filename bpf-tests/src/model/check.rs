@@ -140,7 +140,8 @@ impl Memory {
         sent: Option<(&Packet, Option<(IpAddr, u16)>)>,
         observed: &Observed,
     ) -> Result<(), Difference> {
-        if let Some(choice) = &outcome.choice {
+        // What depends on more than the packet may change.
+        if let Some(choice) = outcome.choice.as_ref().filter(|choice| choice.repeats) {
             let key = (choice.hashed.clone(), choice.segment.clone());
             let before = self.choices.entry(key).or_insert_with(|| backends.clone());
             let both: BTreeSet<u32> = before.intersection(backends).copied().collect();
@@ -260,6 +261,12 @@ fn differences(
         found.push(format!(
             "turns: rules {:?}, observed {:?}",
             after.turns, observed.turns
+        ));
+    }
+    if after.live != observed.live {
+        found.push(format!(
+            "living flows: rules {:?}, observed {:?}",
+            after.live, observed.live
         ));
     }
     if after.affinities != observed.affinities {

@@ -32,6 +32,8 @@ pub struct NewFlow {
     pub nat: Option<(IpAddr, u16)>,
     /// Whether a process of this node opens it.
     pub node: NodeClient,
+    /// Whether it is counted as one of its backend's living flows.
+    pub counted: bool,
 }
 
 impl Packet {
@@ -88,6 +90,7 @@ fn reply_row(forward: Tuple, row: &FlowRow) -> FlowRow {
         nat: row
             .translated_source()
             .map(|_| (forward.src, forward.sport)),
+        counted: false,
         ..*row
     }
 }
@@ -221,6 +224,7 @@ impl World {
             backend: flow.backend,
             generation,
             service: flow.service,
+            counted: flow.counted,
             opened: self.now,
             seen: self.now,
         };
@@ -235,7 +239,19 @@ impl World {
         }
         self.flows.insert(other, reply_row(tuple, &forward));
         self.flows.insert(tuple.forward(), forward);
+        if flow.counted {
+            self.count_live((version_of(tuple.src), flow.backend), 1);
+        }
         tuple.forward()
+    }
+
+    /// Counts living flows of a backend.
+    fn count_live(&mut self, backend: (u8, u32), more: i64) {
+        let count = self.live.entry(backend).or_default();
+        *count += more;
+        if *count == 0 {
+            self.live.remove(&backend);
+        }
     }
 
     /// What a forward packet does to its live row and the reply's, which it
@@ -300,6 +316,11 @@ impl World {
     pub fn write(&mut self, id: FlowId, state: FlowState) {
         if let Some(row) = self.flows.get_mut(&id) {
             (row.state, row.seen) = (state, self.now);
+            // What closes does not count any more.
+            if state == FlowState::Closing && std::mem::take(&mut row.counted) {
+                let backend = (version_of(id.tuple.src), row.backend);
+                self.count_live(backend, -1);
+            }
         }
     }
 

@@ -53,6 +53,7 @@ pub fn masquerade(world: &mut World, frame: &[u8], packet: &Packet, ctx: &Ctx) -
             hairpin: false,
             nat: Some((own, port)),
             node: NodeClient::No,
+            counted: false,
         };
         opened = Some(world.open_to(packet, &flow, target, 0));
         (own, port)
@@ -155,6 +156,7 @@ pub fn comes_straight(world: &mut World, packet: &Packet) {
         backend: 0,
         generation: 0,
         service: 0,
+        counted: false,
         opened: now,
         seen: now,
     };

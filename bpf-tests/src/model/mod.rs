@@ -195,6 +195,8 @@ pub struct Choice {
     pub segment: Vec<u32>,
     /// The id that the slot held.
     pub backend: u32,
+    /// Whether another packet that hashes so takes the slot of this one.
+    pub repeats: bool,
 }
 
 /// All that a program does to one packet.

@@ -4,6 +4,8 @@ use datapath_common::{
     BackendState, Feature, Frontend, FrontendFlags, Group, Reason, Via, ViaKind, proto,
 };
 
+use std::net::IpAddr;
+
 use super::client::{Client, as_reply};
 use super::flow::{NewFlow, granted};
 use super::forward::{
@@ -150,7 +152,13 @@ pub fn service(
             let turn = world.take_turn(frontend, client == Client::Outside);
             slots[(turn % slots.len() as u64) as usize]
         } else {
-            let id = slots.get(hash.slot(slots.len())).copied().unwrap_or(0);
+            let mut at = hash.slot(slots.len());
+            let by_flows = begins && has(frontend, FrontendFlags::LEAST_FLOWS);
+            if by_flows && world.is_worst(&slots, at, src) {
+                // Whichever it was compared with was better.
+                at = (at + 1) % slots.len();
+            }
+            let id = slots.get(at).copied().unwrap_or(0);
             choice = Some(Choice {
                 hashed: if by_source {
                     Hashed::Source(src)
@@ -159,6 +167,7 @@ pub fn service(
                 },
                 segment: slots,
                 backend: id,
+                repeats: !by_flows,
             });
             id
         }
@@ -206,6 +215,21 @@ impl World {
         let turns = self.turns.entry(row).or_default();
         *turns += 1;
         *turns - 1
+    }
+}
+
+impl World {
+    /// Whether the backend in a slot has more living flows for its weight than that in any
+    /// other slot: it is never the better of two.
+    fn is_worst(&self, slots: &[u32], at: usize, client: IpAddr) -> bool {
+        let load = |slot: usize| {
+            let id = slots[slot];
+            let flows = self.live.get(&(version_of(client), id)).copied();
+            let weight = slots.iter().filter(|other| **other == id).count();
+            (flows.unwrap_or(0).max(0) + 1) as f64 / weight as f64
+        };
+        let mut others = (0..slots.len()).filter(|other| *other != at);
+        slots.len() > 1 && others.all(|other| load(other) < load(at))
     }
 }
 
@@ -324,6 +348,7 @@ impl Way<'_> {
                 hairpin: is_own && nat.is_none(),
                 nat,
                 node: client.in_rows(),
+                counted: has(self.frontend, FrontendFlags::LEAST_FLOWS),
             };
             self.opened = world.open(packet, &flow);
             self.remember(world, &backend);
@@ -345,8 +370,9 @@ impl Way<'_> {
             return Outcome::drop(fault, frame);
         }
         world.leave_fragment_ports(packet);
+        // Who is its own backend gets the frontend's address, but is not masqueraded.
+        let masqueraded = nat.is_some_and(|(addr, _)| addr != tuple.src);
         if size == Size::Divisible {
-            let masqueraded = nat.is_some_and(|(addr, _)| addr != tuple.src);
             return self.divide(world, out, masqueraded);
         }
         if behind_bridge {
@@ -357,7 +383,7 @@ impl Way<'_> {
                 over_bridge(world, out, packet, Reason::DeliveredLocal)
             };
         }
-        self.leave(world, out, &via, src != tuple.src)
+        self.leave(world, out, &via, masqueraded)
     }
 
     /// Every packet to the frontend has to ask for the port of its source.

@@ -55,6 +55,8 @@ pub struct FlowRow {
     pub generation: u32,
     /// Number of the service port.
     pub service: u32,
+    /// Whether its backend's living flows count it.
+    pub counted: bool,
     /// Tick of opening.
     pub opened: u32,
     /// Tick of the last packet that was noted.
@@ -158,6 +160,8 @@ pub struct World {
     pub backend_traffic: HashMap<(u8, u32), Traffic>,
     /// `tulle_turns`: turns taken, where there are any.
     pub turns: HashMap<u32, u64>,
+    /// `tulle_live_*` by IP version (4, 6) and backend id, where it is not 0.
+    pub live: HashMap<(u8, u32), i64>,
     /// `tulle_nodes_v4`.
     pub nodes: HashMap<Ipv4Addr, Node>,
     /// `tulle_srcs_*`: number of the service port, network, prefix length
@@ -243,6 +247,7 @@ impl World {
             service_traffic: HashMap::new(),
             backend_traffic: HashMap::new(),
             turns: HashMap::new(),
+            live: HashMap::new(),
             nodes: HashMap::new(),
             sources: Vec::new(),
             affinities: HashMap::new(),

@@ -116,10 +116,12 @@ impl Slots {
 
     /// All slots, if they begin at `start`, and a row that names them.
     pub(super) fn at(&self, start: u32) -> (Vec<u32>, Frontend) {
-        // The ids in turn, the last one first.
+        // The ids in turn, the last one first; ascending, for where that matters.
         let table = |ids: &[u32]| {
             let turns = ids.iter().rev().cycle().take(self.table.into());
-            turns.copied().collect::<Vec<u32>>()
+            let mut table: Vec<u32> = turns.copied().collect();
+            table.sort_unstable();
+            table
         };
         let inside = table(&self.inside);
         let mut row = Frontend {
@@ -154,7 +156,11 @@ pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
         ]
     };
     let in_turn = local().prop_map(|local| FrontendFlags::ROUND_ROBIN | local);
-    let by_history = prop_oneof![3 => Just(0), 1 => in_turn];
+    let by_history = prop_oneof![
+        3 => Just(0),
+        1 => in_turn,
+        1 => Just(FrontendFlags::LEAST_FLOWS),
+    ];
     (
         rare(),
         rare(),
@@ -413,6 +419,9 @@ impl WorldPlan {
                 world.frontends.insert((addr, 0, 0), marker);
             }
         }
+        let backends = world.backends.keys();
+        let live = backends.map(|key| (*key, i64::from(key.1 * 7 % 5)));
+        world.live = live.filter(|(_, count)| *count > 0).collect();
         let rows = world
             .frontends
             .values()

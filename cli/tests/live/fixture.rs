@@ -243,7 +243,7 @@ pub fn fill_flows(pins: &Pins, count: u16, now: u32) {
             state: state as u8,
             hairpin: 0,
             node: 0,
-            reserved: 0,
+            counted: 0,
             nat_addr: Ip4::default(),
             nat_port: 0,
             backend: 1,

@@ -8,7 +8,7 @@ use datapath_common::{
     FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, Reason, Via, ViaKind,
 };
 use datapath_core::{
-    ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, claim, claim_port, holds, pick,
+    ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, below, claim, claim_port, holds, pick,
 };
 
 /// A frame in plain memory.
@@ -77,6 +77,8 @@ pub struct Plain<A: 'static> {
     pub counts: RefCell<HashMap<(u32, u32, u8), u32>>,
     /// Turns that were taken, by row.
     pub turns: RefCell<Vec<u64>>,
+    /// Living flows that are counted, by backend.
+    pub live: RefCell<HashMap<u32, u64>>,
     pub pods: HashMap<A, Via>,
     pub peers: Vec<(A, u32, Via)>,
 }
@@ -102,6 +104,7 @@ impl<A: Address + std::hash::Hash + 'static> Plain<A> {
             asking: RefCell::default(),
             counts: RefCell::default(),
             turns: RefCell::new(vec![0; 64]),
+            live: RefCell::default(),
             pods: HashMap::new(),
             peers: Vec::new(),
         }
@@ -202,6 +205,14 @@ impl<A: Copy> FlowRow<A> for Handle<A> {
         (flow.state, flow.seen) = (state as u8, seen);
         self.0.set(flow);
     }
+    fn uncount(&self, state: FlowState) -> u32 {
+        let flow = self.0.get();
+        if state != FlowState::Closing || flow.counted == 0 {
+            return 0;
+        }
+        self.0.set(Flow { counted: 0, ..flow });
+        flow.backend
+    }
 }
 
 impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
@@ -255,7 +266,7 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
             state: 0,
             hairpin: 0,
             node: 0,
-            reserved: 0,
+            counted: 0,
             backend: 0,
             generation: 0,
             service: 0,
@@ -313,6 +324,9 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     fn claim(&self, how: u32) -> u32 {
         claim(self, how)
     }
+    fn below(&self, first: u32, slots: u32, id: u32) -> u32 {
+        below(self, first, slots, id)
+    }
     fn pick(&self, list: u64, how: u64, hash: u32) -> u32 {
         pick(self, list, how, hash)
     }
@@ -321,6 +335,17 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
         let turn = turns.get_mut(row as usize)?;
         *turn += 1;
         Some(*turn - 1)
+    }
+    fn live(&self, id: u32) -> u64 {
+        self.live.borrow().get(&id).copied().unwrap_or(0)
+    }
+    fn count_live(&self, id: u32, opened: bool) {
+        if id == 0 {
+            return;
+        }
+        let mut live = self.live.borrow_mut();
+        let count = live.entry(id).or_default();
+        *count = if opened { *count + 1 } else { *count - 1 };
     }
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity> {
         self.affinities.borrow().get(&key).copied()

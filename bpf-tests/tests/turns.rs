@@ -1,5 +1,5 @@
-//! Round robin is exact, also where several CPUs open flows at once. Needs root, two CPUs
-//! and `target/bpf/tulle.bpf.o`.
+//! Turns and living flows are counted exactly, also where several CPUs open and close flows
+//! at once. Needs root, two CPUs and `target/bpf/tulle.bpf.o`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -74,10 +74,15 @@ fn world(v6: bool) -> World {
 
 /// The `number`th client's SYN.
 fn syn(v6: bool, number: u32) -> Vec<u8> {
+    from(v6, number, tcp_flag::SYN)
+}
+
+/// What the `number`th client sends.
+fn from(v6: bool, number: u32, flag: u8) -> Vec<u8> {
     let (to, port, _) = at(v6);
     let from = address(v6, 0x4000 + number / 20_000);
     let sport = 20_000 + (number % 20_000) as u16;
-    Spec::new(Upper::Tcp(tcp_flag::SYN), from, sport, to, port).build()
+    Spec::new(Upper::Tcp(flag), from, sport, to, port).build()
 }
 
 /// Flows that each backend was given so far, and turns that were taken. The look opens a
@@ -129,6 +134,63 @@ fn kp_161_two_cpus_share_turns_exactly() {
             let id = turn as u32 + 1;
             assert_eq!(after[&id], before[&id] + 1, "turn {turns}");
             (before, turns) = (after, taken);
+        }
+    }
+}
+
+/// Living flows that each backend has by the programs' count.
+fn live(kernel: &mut Kernel, v6: bool) -> BTreeMap<u32, i64> {
+    // Of a client that is not there: changes nothing.
+    let frame = from(v6, 1_000_000, tcp_flag::RST);
+    let seen = kernel.run(Hook::NicIn, &frame, &Ctx::default()).unwrap();
+    seen.live
+        .iter()
+        .map(|((_, id), flows)| (*id, *flows))
+        .collect()
+}
+
+#[test]
+fn kp_161_two_cpus_count_each_flow_once_and_off_once() {
+    const FLOWS: u32 = 48;
+    let mut kernel = Kernel::new(object().unwrap()).unwrap();
+    for v6 in [false, true] {
+        let mut world = world(v6);
+        for front in world.frontends.values_mut() {
+            front.flags = FrontendFlags::LEAST_FLOWS | FrontendFlags::FLOWS_DECIDE;
+            (front.table, front.out_table) = (0, 0);
+        }
+        kernel.load(&world).unwrap();
+        for round in 0..40 {
+            let first = round * 2 * FLOWS;
+            let opened = (0..FLOWS).map(|n| [0, 1].map(|cpu| syn(v6, first + 2 * n + cpu)));
+            let flows = kernel
+                .race(Hook::NicIn, &opened.collect::<Vec<_>>())
+                .unwrap();
+            let rows = flows.values().filter(|row| row.counted).count();
+            let counts = live(&mut kernel, v6);
+            assert_eq!(
+                counts.values().sum::<i64>(),
+                i64::from(2 * FLOWS),
+                "{counts:?}"
+            );
+            assert_eq!(rows, 2 * FLOWS as usize, "round {round}");
+            // Two draws keep them near each other.
+            let (most, least) = (counts.values().max(), counts.values().min());
+            assert!(
+                most.zip(least)
+                    .is_some_and(|(most, least)| most - least <= 12),
+                "{counts:?}"
+            );
+            // Both ends of each flow at once.
+            let closed = (0..2 * FLOWS).map(|n| {
+                let flags = [tcp_flag::FIN | tcp_flag::ACK, tcp_flag::RST];
+                flags.map(|flag| from(v6, first + n, flag))
+            });
+            let flows = kernel
+                .race(Hook::NicIn, &closed.collect::<Vec<_>>())
+                .unwrap();
+            assert_eq!(flows.values().filter(|row| row.counted).count(), 0);
+            assert_eq!(live(&mut kernel, v6), BTreeMap::new(), "round {round}");
         }
     }
 }

@@ -224,6 +224,10 @@ pub struct Sizes {
     #[arg(long, value_name = "N", env = "TULLE_MAX_AFFINITIES", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.affinities)]
     pub max_affinities: u32,
+    /// Backends that sockets were given in the place of services; the one that was used longest ago is forgotten first, and shows its own address then
+    #[arg(long, value_name = "N", env = "TULLE_MAX_SOCKETS", value_parser = entries())]
+    #[arg(default_value_t = Capacities::DEFAULT.sockets)]
+    pub max_sockets: u32,
     /// Networks in loadBalancerSourceRanges, those of all service ports together
     #[arg(long, value_name = "N", env = "TULLE_MAX_SOURCES", value_parser = entries())]
     #[arg(default_value_t = Capacities::DEFAULT.sources)]
@@ -253,6 +257,7 @@ impl From<&Sizes> for Capacities {
             pods: sizes.max_pods,
             nodes: sizes.max_nodes,
             affinities: sizes.max_affinities,
+            sockets: sizes.max_sockets,
             sources: sizes.max_sources,
             direct: sizes.max_direct,
             stats: sizes.max_stats,

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramInfo};
-use datapath_common::{Config, Feature, Hook, Ip4, Ip6, Mac, Part, maps};
+use datapath_common::{Config, Feature, Hook, Ip4, Ip6, Mac, Part, SocketHook, maps};
 use kernel_support::{on_node, options, small};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -46,7 +46,9 @@ const FEATURES: [(&str, u32); 4] = [
             | Feature::ICMP_ERRORS
             | Feature::HOLD_FRAGMENTS
             | Feature::SERVICE_NETWORKS
-            | Feature::COUNT_SERVICES,
+            | Feature::COUNT_SERVICES
+            | Feature::POD_SOCKETS
+            | Feature::NODE_SOCKETS,
     ),
 ];
 
@@ -104,6 +106,7 @@ fn load(name: &str, config: &Config) -> Result<ProgramInfo, ProgramError> {
     match program {
         Program::Xdp(xdp) => uninterrupted(|| xdp.load())?,
         Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load())?,
+        Program::CgroupSockAddr(socket) => uninterrupted(|| socket.load())?,
         other => panic!("{name} is {:?}", other.prog_type()),
     }
     program.info()
@@ -131,7 +134,8 @@ fn every_program_is_verified() {
     for (features, bits) in FEATURES {
         let hooks = Hook::ALL.map(|hook| format!("tulle_{}", hook.name()));
         let parts = Part::ALL.iter().map(|part| part.program().to_owned());
-        for name in hooks.into_iter().chain(parts) {
+        let sockets = SocketHook::ALL.map(|hook| hook.program().to_owned());
+        for name in hooks.into_iter().chain(parts).chain(sockets) {
             let subject = format!("{features} {name}");
             match load(&name, &config(bits)) {
                 Ok(info) => println!(

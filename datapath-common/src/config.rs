@@ -28,6 +28,10 @@ impl Feature {
     /// Some networks have only addresses of services ([`Network::SERVICES`](crate::Network::SERVICES)):
     /// packets to free ones are dropped.
     pub const SERVICE_NETWORKS: u32 = 128;
+    /// Services are served at the sockets of pods: whatever is not in the node's network namespace.
+    pub const POD_SOCKETS: u32 = 256;
+    /// Services are served at the sockets of the node's own processes.
+    pub const NODE_SOCKETS: u32 = 512;
     /// What a node can do without, where the kernel's verifier cannot follow the
     /// programs with all of it: services for pods and the overlay stay.
     pub const OPTIONAL: u32 = Self::UPLINK_SERVICES
@@ -117,11 +121,13 @@ pub struct Config {
     pub errors_per_tick: u32,
     /// Idle times.
     pub idle: IdleTicks,
+    /// Cookie of the node's network namespace, low word first.
+    pub netns: [u32; 2],
 }
 
 pod! {
     IdleTicks = 32 [u32, u32, u32, u32, u32, u32, u32, u32];
-    Config = 172 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, Mac, u16, u32, u32, u32, IdleTicks];
+    Config = 180 [Ip4, Ip4, Ip4, Ip4, Ip6, Ip6, Ip6, Ip6, u32, u32, u32, u32, u16, u16, u32, u16, u16, Mac, Mac, Mac, u16, u32, u32, u32, IdleTicks, [u32; 2]];
 }
 
 const fn secs(s: u64) -> u32 {
@@ -171,5 +177,6 @@ impl Config {
         flows_per_tick: 0,
         errors_per_tick: 0,
         idle: IdleTicks::DEFAULT,
+        netns: [0; 2],
     };
 }

@@ -19,6 +19,7 @@ pub mod maps;
 mod part;
 mod reason;
 mod service;
+mod socket;
 
 pub use addr::{Address, Ip4, Ip6, Mac};
 pub use config::{Config, Feature, IdleTicks};
@@ -33,6 +34,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Scope,
     SourceKey, SourceNet, Traffic,
 };
+pub use socket::{SocketClient, SocketHook, SocketKey, SocketPeer};
 
 /// IP protocol numbers that the datapath knows (IANA).
 pub mod proto {

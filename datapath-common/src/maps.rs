@@ -3,8 +3,8 @@
 
 use crate::{
     Affinity, AffinityKey, Backend, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey, SourceKey, Traffic,
-    Via, Work,
+    FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey, SocketClient,
+    SocketKey, SocketPeer, SourceKey, Traffic, Via, Work,
 };
 
 /// Changes whenever a key, a value or a map's kind changes. Pinned maps of
@@ -57,6 +57,9 @@ maps! {
     FLOW_V6 = "tulle_flow_v6", 131_072, Programs, "IPv6 flows, a row for each direction";
     AFFIN_V4 = "tulle_affin_v4", 16_384, Programs, "IPv4 session affinity: client and service to backend";
     AFFIN_V6 = "tulle_affin_v6", 16_384, Programs, "IPv6 session affinity: client and service to backend";
+    SOCKS_V4 = "tulle_socks_v4", 32_768, Programs, "IPv4 peers that sockets were given: backend to service, and for datagrams service to backend";
+    SOCKS_V6 = "tulle_socks_v6", 32_768, Programs, "IPv6 peers that sockets were given: backend to service, and for datagrams service to backend";
+    SK_AFFIN = "tulle_sk_affin", 16_384, Programs, "session affinity of sockets: network namespace and service to backend";
     SRCS_V4 = "tulle_srcs_v4", 16_384, Agent, "IPv4 networks that may use a service";
     SRCS_V6 = "tulle_srcs_v6", 16_384, Agent, "IPv6 networks that may use a service";
     FRAG_V4 = "tulle_frag_v4", 4_096, Programs, "IPv4 fragments: identification to ports";
@@ -112,6 +115,9 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         FLOW_V6 => of::<FlowKey<Ip6>, Flow<Ip6>>(),
         AFFIN_V4 => of::<AffinityKey<Ip4>, Affinity>(),
         AFFIN_V6 => of::<AffinityKey<Ip6>, Affinity>(),
+        SOCKS_V4 => of::<SocketKey<Ip4>, SocketPeer<Ip4>>(),
+        SOCKS_V6 => of::<SocketKey<Ip6>, SocketPeer<Ip6>>(),
+        SK_AFFIN => of::<SocketClient, Affinity>(),
         SRCS_V4 => of::<SourceKey<Ip4>, u32>(),
         SRCS_V6 => of::<SourceKey<Ip6>, u32>(),
         DIRECT_V4 => of::<PeerKey<Ip4>, u32>(),

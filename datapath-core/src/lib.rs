@@ -26,6 +26,7 @@ mod reply;
 pub mod reset;
 mod room;
 mod service;
+pub mod socket;
 mod straight;
 mod tables;
 pub mod wire;

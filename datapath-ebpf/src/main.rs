@@ -14,6 +14,7 @@ mod maps;
 mod parts;
 mod prog;
 mod shape;
+mod sockets;
 mod tables;
 
 #[panic_handler]

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part, SourceNet,
-    Traffic, Via, Work, maps::LOCK_WORDS,
+    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part,
+    SocketClient, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, maps::LOCK_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -33,6 +33,12 @@ pub static FLOW_V6: LruHashMap<FlowKey<Ip6>, Flow<Ip6>, 131_072> = LruHashMap::n
 pub static AFFIN_V4: LruHashMap<AffinityKey<Ip4>, Affinity, 16_384> = LruHashMap::new();
 #[btf_map(name = "tulle_affin_v6")]
 pub static AFFIN_V6: LruHashMap<AffinityKey<Ip6>, Affinity, 16_384> = LruHashMap::new();
+#[btf_map(name = "tulle_socks_v4")]
+pub static SOCKS_V4: LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>, 32_768> = LruHashMap::new();
+#[btf_map(name = "tulle_socks_v6")]
+pub static SOCKS_V6: LruHashMap<SocketKey<Ip6>, SocketPeer<Ip6>, 32_768> = LruHashMap::new();
+#[btf_map(name = "tulle_sk_affin")]
+pub static SK_AFFIN: LruHashMap<SocketClient, Affinity, 16_384> = LruHashMap::new();
 #[btf_map(name = "tulle_srcs_v4")]
 pub static SRCS_V4: LpmTrie<SourceNet<Ip4>, u32, 16_384> = LpmTrie::new();
 #[btf_map(name = "tulle_srcs_v6")]

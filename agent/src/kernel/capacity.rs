@@ -21,6 +21,8 @@ pub struct Capacities {
     pub nodes: u32,
     /// Clients that session affinity remembers (`tulle_affin_*`).
     pub affinities: u32,
+    /// Peers that sockets were given (`tulle_socks_*`).
+    pub sockets: u32,
     /// Networks in the source ranges of all services (`tulle_srcs_*`).
     pub sources: u32,
     /// Networks that pods reach without masquerade, or that services have their addresses from (`tulle_direct_*`).
@@ -68,6 +70,7 @@ impl Capacities {
         pods: default_of(maps::PODS_V4),
         nodes: default_of(maps::NODES_V4),
         affinities: default_of(maps::AFFIN_V4),
+        sockets: default_of(maps::SOCKS_V4),
         sources: default_of(maps::SRCS_V4),
         direct: default_of(maps::DIRECT_V4),
         stats: default_of(maps::SVC_STATS),
@@ -85,7 +88,8 @@ impl Capacities {
             maps::FRAG_V4 | maps::FRAG_V6 => self.fragments,
             maps::PODS_V4 | maps::PODS_V6 => self.pods,
             maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => self.nodes,
-            maps::AFFIN_V4 | maps::AFFIN_V6 => self.affinities,
+            maps::AFFIN_V4 | maps::AFFIN_V6 | maps::SK_AFFIN => self.affinities,
+            maps::SOCKS_V4 | maps::SOCKS_V6 => self.sockets,
             maps::SRCS_V4 | maps::SRCS_V6 => self.sources,
             maps::DIRECT_V4 | maps::DIRECT_V6 => self.direct,
             maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => self.stats,
@@ -111,7 +115,8 @@ pub fn flag(map: &str) -> Option<&'static str> {
         maps::FRAG_V4 | maps::FRAG_V6 => "--max-fragments",
         maps::PODS_V4 | maps::PODS_V6 => "--max-pods",
         maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => "--max-nodes",
-        maps::AFFIN_V4 | maps::AFFIN_V6 => "--max-affinities",
+        maps::AFFIN_V4 | maps::AFFIN_V6 | maps::SK_AFFIN => "--max-affinities",
+        maps::SOCKS_V4 | maps::SOCKS_V6 => "--max-sockets",
         maps::SRCS_V4 | maps::SRCS_V6 => "--max-sources",
         maps::DIRECT_V4 | maps::DIRECT_V6 => "--max-direct",
         maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => "--max-stats",

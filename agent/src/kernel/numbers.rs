@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use datapath_common::{Address, Affinity, AffinityKey, Ip4, Ip6, Traffic, maps};
+use datapath_common::{Address, Affinity, AffinityKey, Ip4, Ip6, SocketClient, Traffic, maps};
 
 use super::maps::{Maps, TableError, io_of, typed};
 use super::scan::Scan;
@@ -24,6 +24,7 @@ pub struct Clearing {
 enum Next {
     Clients4(Scan),
     Clients6(Scan),
+    Sockets(Scan),
     /// Traffic of this number and higher ones.
     Traffic(u32),
     Nothing,
@@ -51,12 +52,18 @@ impl Clearing {
     pub fn step(&mut self, maps: &mut Maps) -> Result<bool, TableError> {
         match &mut self.next {
             Next::Clients4(scan) => {
-                if !maps.forget_clients::<Ip4>(maps::AFFIN_V4, scan, &self.numbers)? {
+                if !maps.forget_addresses::<Ip4>(maps::AFFIN_V4, scan, &self.numbers)? {
                     self.next = Next::Clients6(Scan::new());
                 }
             }
             Next::Clients6(scan) => {
-                if !maps.forget_clients::<Ip6>(maps::AFFIN_V6, scan, &self.numbers)? {
+                if !maps.forget_addresses::<Ip6>(maps::AFFIN_V6, scan, &self.numbers)? {
+                    self.next = Next::Sockets(Scan::new());
+                }
+            }
+            Next::Sockets(scan) => {
+                let service = |client: &SocketClient| client.service;
+                if !maps.forget_clients(maps::SK_AFFIN, scan, &self.numbers, service)? {
                     self.next = Next::Traffic(0);
                 }
             }
@@ -80,8 +87,8 @@ fn piece(mut numbers: impl Iterator<Item = u32>) -> (Vec<u32>, Option<u32>) {
 }
 
 impl Maps {
-    /// Goes on with a walk over a table of clients; false at its end.
-    fn forget_clients<A>(
+    /// [`Self::forget_clients`] by address.
+    fn forget_addresses<A>(
         &self,
         name: &'static str,
         scan: &mut Scan,
@@ -90,8 +97,19 @@ impl Maps {
     where
         A: Address,
         AffinityKey<A>: bytemuck::Pod,
-        Affinity: bytemuck::Pod,
     {
+        self.forget_clients(name, scan, numbers, |key: &AffinityKey<A>| key.service)
+    }
+
+    /// Goes on with a walk over a table of clients, of whose keys `service` reads the
+    /// number; false at its end.
+    fn forget_clients<K: bytemuck::Pod>(
+        &self,
+        name: &'static str,
+        scan: &mut Scan,
+        numbers: &BTreeSet<u32>,
+        service: impl Fn(&K) -> u32,
+    ) -> Result<bool, TableError> {
         let map = self.raw(name)?;
         let fail = |source| TableError::Kernel {
             map: name,
@@ -100,8 +118,8 @@ impl Maps {
         };
         let mut rows = Rows::default();
         let more = scan.step(&map, &mut rows, ROWS as u32).map_err(fail)?;
-        for (key, _) in typed::<AffinityKey<A>, Affinity>(&rows) {
-            if numbers.contains(&key.service) {
+        for (key, _) in typed::<K, Affinity>(&rows) {
+            if numbers.contains(&service(&key)) {
                 map.take(bytemuck::bytes_of(&key)).map_err(fail)?;
             }
         }

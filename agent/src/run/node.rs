@@ -157,6 +157,7 @@ impl NodeView {
             flows_per_tick: per_tick(limits.flows_per_second),
             errors_per_tick: per_tick(limits.errors_per_second),
             idle: IdleTicks::DEFAULT,
+            netns: none.netns,
         }
     }
 

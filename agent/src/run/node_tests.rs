@@ -89,6 +89,7 @@ fn the_config_follows_node_and_uplink() {
         flows_per_tick: 0,
         errors_per_tick: 1073,
         idle: IdleTicks::DEFAULT,
+        netns: [0; 2],
     };
     assert_eq!(config, wanted);
     let plain = self::args(&[

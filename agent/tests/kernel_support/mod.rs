@@ -60,6 +60,7 @@ pub fn small() -> Capacities {
         pods: 16,
         nodes: 16,
         affinities: 16,
+        sockets: 16,
         sources: 16,
         direct: 16,
         stats: 16,

@@ -1,4 +1,4 @@
-//! One file for each program, one for what all of them do with ICMP errors, and
+//! One file for each program or kind of them, one for what all of them do with ICMP errors, and
 //! one for what those at ingress do with fragments.
 
 mod errors;
@@ -7,4 +7,5 @@ mod nic_in;
 mod nic_out;
 mod pod_from;
 mod pod_to;
+mod sockets;
 mod xdp;

@@ -1,0 +1,135 @@
+//! `tulle_connect4` and its like: what processes below the cgroup do with sockets.
+
+use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
+use datapath_core::socket::{connect, name, send};
+
+use crate::sockets::{Ctx, SocketMaps};
+
+/// What the kernel goes on with; nothing is forbidden here.
+const GO_ON: i32 = 1;
+
+/// `connect` of IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn tulle_connect4(ctx: SockAddrContext) -> i32 {
+    connect_v4::<false>(ctx.sock_addr);
+    GO_ON
+}
+
+/// `connect` of IPv6, and of IPv4 by an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn tulle_connect6(ctx: SockAddrContext) -> i32 {
+    if Ctx::new(ctx.sock_addr).is_mapped() {
+        connect_v4::<true>(ctx.sock_addr);
+    } else {
+        connect_v6(ctx.sock_addr);
+    }
+    GO_ON
+}
+
+/// A datagram of IPv4 to an address that goes with it, also by an IPv6 socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn tulle_sendmsg4(ctx: SockAddrContext) -> i32 {
+    let ctx = Ctx::new(ctx.sock_addr);
+    if ctx.is_of(false) {
+        let mut peer = ctx.peer4(false);
+        if send(&SocketMaps, &ctx.sender4(), &mut peer) {
+            ctx.set_peer4(false, &peer);
+        }
+    }
+    GO_ON
+}
+
+/// A datagram of IPv6 to an address that goes with it.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn tulle_sendmsg6(ctx: SockAddrContext) -> i32 {
+    let ctx = Ctx::new(ctx.sock_addr);
+    if ctx.is_of(true) {
+        let mut peer = ctx.peer6();
+        if send(&SocketMaps, &ctx.sender6(), &mut peer) {
+            ctx.set_peer6(&peer);
+        }
+    }
+    GO_ON
+}
+
+/// Whose datagram of IPv4 a process reads.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn tulle_recvmsg4(ctx: SockAddrContext) -> i32 {
+    name_v4::<false>(ctx.sock_addr);
+    GO_ON
+}
+
+/// Whose datagram an IPv6 socket reads.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn tulle_recvmsg6(ctx: SockAddrContext) -> i32 {
+    name_of(ctx.sock_addr);
+    GO_ON
+}
+
+/// `getpeername` of IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn tulle_peername4(ctx: SockAddrContext) -> i32 {
+    name_v4::<false>(ctx.sock_addr);
+    GO_ON
+}
+
+/// `getpeername` of IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn tulle_peername6(ctx: SockAddrContext) -> i32 {
+    name_of(ctx.sock_addr);
+    GO_ON
+}
+
+#[inline(always)]
+fn name_of(raw: *mut bpf_sock_addr) {
+    if Ctx::new(raw).is_mapped() {
+        name_v4::<true>(raw);
+    } else {
+        name_v6(raw);
+    }
+}
+
+// Functions of their own: each family has the stack to itself. `MAPPED` is a constant, or the
+// compiler would compute where a field is, and the verifier wants that said.
+
+#[inline(never)]
+fn connect_v4<const MAPPED: bool>(raw: *mut bpf_sock_addr) {
+    let ctx = Ctx::new(raw);
+    if !ctx.is_of(MAPPED) {
+        return;
+    }
+    let mut peer = ctx.peer4(MAPPED);
+    if connect(&SocketMaps, &ctx.socket(), &mut peer) {
+        ctx.set_peer4(MAPPED, &peer);
+    }
+}
+
+#[inline(never)]
+fn connect_v6(raw: *mut bpf_sock_addr) {
+    let ctx = Ctx::new(raw);
+    if !ctx.is_of(true) {
+        return;
+    }
+    let mut peer = ctx.peer6();
+    if connect(&SocketMaps, &ctx.socket(), &mut peer) {
+        ctx.set_peer6(&peer);
+    }
+}
+
+#[inline(never)]
+fn name_v4<const MAPPED: bool>(raw: *mut bpf_sock_addr) {
+    let ctx = Ctx::new(raw);
+    let mut peer = ctx.peer4(MAPPED);
+    if name(&SocketMaps, &ctx.reader(), &mut peer) {
+        ctx.set_peer4(MAPPED, &peer);
+    }
+}
+
+#[inline(never)]
+fn name_v6(raw: *mut bpf_sock_addr) {
+    let ctx = Ctx::new(raw);
+    let mut peer = ctx.peer6();
+    if name(&SocketMaps, &ctx.reader(), &mut peer) {
+        ctx.set_peer6(&peer);
+    }
+}

@@ -1,0 +1,298 @@
+//! Sockets and their maps as `datapath_core::socket` asks for them. The programs run for a
+//! process, which others may interrupt: nothing is built in maps for each CPU here.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, bpf_sock_addr},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie},
+};
+use datapath_common::{
+    Address, Affinity, Backend, Config, Feature, Frontend, FrontendKey, Ip4, Ip6, SocketClient,
+    SocketKey, SocketPeer,
+};
+use datapath_core::socket::{Peer, Socket, Sockets};
+
+use crate::{
+    keys::FrontendWords,
+    maps,
+    tables::{config, now, tulle_holds},
+};
+
+/// `AF_INET` and `AF_INET6` of the kernel.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+/// The third word of an IPv4 address that an IPv6 socket uses (RFC 4291 §2.5.5.2).
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+/// The kernel's context of a program at a socket.
+#[derive(Clone, Copy)]
+pub struct Ctx(*mut bpf_sock_addr);
+
+/// A field of the context or of the socket behind it, read as the one word that it is.
+macro_rules! field {
+    ($base:expr, $($field:tt)+) => {
+        // SAFETY: the kernel gives the context, and with it the socket, for as long as the
+        // program runs; fields are read one by one, as its verifier wants it.
+        unsafe { ptr::read_volatile(&raw const (*$base).$($field)+) }
+    };
+}
+
+/// The same, written.
+macro_rules! set {
+    ($base:expr, $($field:tt)+) => {
+        |word: u32| {
+            // SAFETY: as above; these fields may be written.
+            unsafe { ptr::write_volatile(&raw mut (*$base).$($field)+, word) }
+        }
+    };
+}
+
+impl Ctx {
+    /// Of a program.
+    #[inline(always)]
+    pub const fn new(raw: *mut bpf_sock_addr) -> Self {
+        Self(raw)
+    }
+
+    /// Whether the address is an IPv4 address that an IPv6 socket uses.
+    #[inline(always)]
+    pub fn is_mapped(self) -> bool {
+        field!(self.0, user_ip6[0]) == 0
+            && field!(self.0, user_ip6[1]) == 0
+            && field!(self.0, user_ip6[2]) == MAPPED
+    }
+
+    /// The port, host order.
+    #[inline(always)]
+    fn port(self) -> u16 {
+        u16::from_be(field!(self.0, user_port) as u16)
+    }
+
+    #[inline(always)]
+    fn set_port(self, port: u16) {
+        set!(self.0, user_port)(port.to_be() as u32);
+    }
+
+    /// The socket that is connected.
+    #[inline(always)]
+    pub fn socket(self) -> Socket {
+        self.socket_from(0)
+    }
+
+    /// The socket that sends an IPv4 datagram, which may have a source of its own.
+    #[inline(always)]
+    pub fn sender4(self) -> Socket {
+        self.socket_from(field!(self.0, msg_src_ip4))
+    }
+
+    /// The same for IPv6.
+    #[inline(always)]
+    pub fn sender6(self) -> Socket {
+        self.socket_from(
+            field!(self.0, msg_src_ip6[0])
+                | field!(self.0, msg_src_ip6[1])
+                | field!(self.0, msg_src_ip6[2])
+                | field!(self.0, msg_src_ip6[3]),
+        )
+    }
+
+    /// The socket; `source` is not 0 if the process names the source.
+    #[inline(always)]
+    fn socket_from(self, source: u32) -> Socket {
+        let raw = self.0;
+        // SAFETY: the helpers take the context and return numbers.
+        let (cookie, netns) = unsafe {
+            (
+                bpf_get_socket_cookie(raw.cast()),
+                bpf_get_netns_cookie(raw.cast()),
+            )
+        };
+        Socket {
+            cookie: words(cookie),
+            netns: words(netns),
+            proto: self.proto(),
+            is_bound: source != 0 || self.is_bound(),
+        }
+    }
+
+    /// The socket, when it only asks whom it has met.
+    #[inline(always)]
+    pub fn reader(self) -> Socket {
+        // SAFETY: as above.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        Socket {
+            cookie: words(cookie),
+            netns: [0; 2],
+            proto: self.proto(),
+            is_bound: false,
+        }
+    }
+
+    /// Its protocol; 0 for what has no number of an octet (MPTCP).
+    #[inline(always)]
+    fn proto(self) -> u8 {
+        u8::try_from(field!(self.0, protocol)).unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn is_bound(self) -> bool {
+        let raw = self.0;
+        let family = field!(raw, family);
+        let sk = field!(raw, __bindgen_anon_1.sk);
+        if sk.is_null() || field!(sk, bound_dev_if) != 0 || field!(sk, mark) != 0 {
+            return true;
+        }
+        let source = if family == AF_INET {
+            field!(sk, src_ip4)
+        } else {
+            // `::ffff:0.0.0.0` is no address either.
+            field!(sk, src_ip6[0])
+                | field!(sk, src_ip6[1])
+                | field!(sk, src_ip6[3])
+                | (field!(sk, src_ip6[2]) & !MAPPED)
+        };
+        source != 0
+    }
+
+    /// The IPv4 peer: of a program for IPv4, or mapped.
+    #[inline(always)]
+    pub fn peer4(self, mapped: bool) -> Peer<Ip4> {
+        let word = if mapped {
+            field!(self.0, user_ip6[3])
+        } else {
+            field!(self.0, user_ip4)
+        };
+        Peer {
+            addr: Ip4::new(word.to_ne_bytes()),
+            port: self.port(),
+        }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn set_peer4(self, mapped: bool, peer: &Peer<Ip4>) {
+        if mapped {
+            set!(self.0, user_ip6[3])(peer.addr.word());
+        } else {
+            set!(self.0, user_ip4)(peer.addr.word());
+        }
+        self.set_port(peer.port);
+    }
+
+    /// The IPv6 peer.
+    #[inline(always)]
+    pub fn peer6(self) -> Peer<Ip6> {
+        let words = [
+            field!(self.0, user_ip6[0]),
+            field!(self.0, user_ip6[1]),
+            field!(self.0, user_ip6[2]),
+            field!(self.0, user_ip6[3]),
+        ];
+        Peer {
+            addr: bytemuck::cast(words),
+            port: self.port(),
+        }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn set_peer6(self, peer: &Peer<Ip6>) {
+        let [a, b, c, d] = peer.addr.words();
+        set!(self.0, user_ip6[0])(a);
+        set!(self.0, user_ip6[1])(b);
+        set!(self.0, user_ip6[2])(c);
+        set!(self.0, user_ip6[3])(d);
+        self.set_port(peer.port);
+    }
+
+    /// Whether the address that the process gave is of the program's family.
+    #[inline(always)]
+    pub fn is_of(self, v6: bool) -> bool {
+        field!(self.0, user_family) == if v6 { AF_INET6 } else { AF_INET }
+    }
+}
+
+#[inline(always)]
+const fn words(cookie: u64) -> [u32; 2] {
+    [cookie as u32, (cookie >> 32) as u32]
+}
+
+/// The maps, for one call of a process.
+pub struct SocketMaps;
+
+macro_rules! sockets {
+    ($addr:ty, $front:ident, $back:ident, $socks:ident, $stats:ident) => {
+        impl Sockets<$addr> for SocketMaps {
+            #[inline(always)]
+            fn config(&self) -> &Config {
+                config()
+            }
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                now()
+            }
+            #[inline(always)]
+            fn random(&self) -> u32 {
+                // SAFETY: the helper takes nothing.
+                unsafe { bpf_get_prandom_u32() }
+            }
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$addr>) -> Option<&Frontend> {
+                let words = FrontendWords::new(key);
+                // SAFETY: the agent replaces rows whole and never frees memory under a program.
+                unsafe { maps::$front.get(words.key()) }
+            }
+            #[inline(always)]
+            fn slot(&self, index: u32) -> Option<u32> {
+                maps::SEGMENTS.get(index).copied()
+            }
+            #[inline(always)]
+            fn holds(&self, start: u32, len: u32, id: u32) -> bool {
+                tulle_holds(start, len, id) != 0
+            }
+            #[inline(always)]
+            fn backend(&self, id: u32) -> Option<&Backend<$addr>> {
+                maps::$back.get(id)
+            }
+            #[inline(always)]
+            fn peer(&self, key: &SocketKey<$addr>) -> Option<&SocketPeer<$addr>> {
+                // SAFETY: rows of a hash map stay readable until the program ends. One that
+                // is replaced meanwhile is another of the same socket, which does two things
+                // at once then.
+                unsafe { maps::$socks.get(key) }
+            }
+            #[inline(always)]
+            fn put_peer(&self, key: &SocketKey<$addr>, peer: &SocketPeer<$addr>) -> bool {
+                maps::$socks.insert(key, peer, BPF_ANY as u64).is_ok()
+            }
+            #[inline(always)]
+            fn affinity(&self, client: &SocketClient) -> Option<&Affinity> {
+                // SAFETY: as above; what is read is checked against the backend's row.
+                unsafe { maps::SK_AFFIN.get(client) }
+            }
+            #[inline(always)]
+            fn remember_affinity(&self, client: &SocketClient, affinity: &Affinity) {
+                // Best effort: without the row the next flow goes where it may.
+                let _ = maps::SK_AFFIN.insert(client, affinity, BPF_ANY as u64);
+            }
+            #[inline(always)]
+            fn count_flow(&self, service: u32, backend: u32) {
+                if config().features & Feature::COUNT_SERVICES != 0 {
+                    let rows = [
+                        maps::SVC_STATS.get_ptr_mut(service),
+                        maps::$stats.get_ptr_mut(backend),
+                    ];
+                    for row in rows.into_iter().flatten() {
+                        // SAFETY: this CPU's row; who interrupts can at worst hide one
+                        // from the count.
+                        unsafe { (*row).flows += 1 };
+                    }
+                }
+            }
+        }
+    };
+}
+
+sockets!(Ip4, FRONT_V4, BACK_V4, SOCKS_V4, BK_STATS4);
+sockets!(Ip6, FRONT_V6, BACK_V6, SOCKS_V6, BK_STATS6);

@@ -2,7 +2,7 @@
 
 mod services;
 
-pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, port_range};
+pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, SocketServices, port_range};
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

@@ -61,6 +61,8 @@ struct RawLinkInfo {
     attach_type: u32,
 }
 
+/// Link type of `linux/bpf.h` for programs at sockets.
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 /// Link types of `linux/bpf.h` that name an interface.
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
@@ -210,6 +212,7 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
     let has_interface = matches!(info.kind, BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX);
     Ok(LinkInfo {
         mode: match (info.kind, info.attach_type) {
+            (BPF_LINK_TYPE_CGROUP, _) => "cgroup",
             (BPF_LINK_TYPE_XDP, _) => "xdp",
             (BPF_LINK_TYPE_TCX, BPF_TCX_INGRESS) => "tcx ingress",
             (BPF_LINK_TYPE_TCX, BPF_TCX_EGRESS) => "tcx egress",

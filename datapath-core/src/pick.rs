@@ -9,9 +9,9 @@ use crate::{Tables, reduce};
 #[derive(Clone, Copy)]
 pub(crate) struct Rules {
     /// First slot, and slots.
-    list: u64,
+    pub(crate) list: u64,
     /// Row of `tulle_turns`, slots of the table behind the list, flags of the frontend.
-    how: u64,
+    pub(crate) how: u64,
 }
 
 impl Rules {

@@ -7,7 +7,7 @@ use datapath_common::{
     Scope, SocketClient, SocketKey, SocketPeer, TICK_SHIFT, proto,
 };
 
-use crate::reduce;
+use crate::{pick::Rules, reduce};
 
 /// What is asked of the maps and of the kernel.
 pub trait Sockets<A> {
@@ -23,6 +23,8 @@ pub trait Sockets<A> {
     fn slot(&self, index: u32) -> Option<u32>;
     /// Whether a segment holds a backend's id.
     fn holds(&self, start: u32, len: u32, id: u32) -> bool;
+    /// [`pick`](crate::pick): the slot of a new flow that takes its turn.
+    fn pick(&self, list: u64, how: u64, hash: u32) -> u32;
     /// A backend.
     fn backend(&self, id: u32) -> Option<&Backend<A>>;
     /// A row of what sockets were given.
@@ -85,7 +87,10 @@ const HONOURED: u16 = FrontendFlags::FLOWS_DECIDE
     | FrontendFlags::FLOWS_MAY_BE_LOST
     | FrontendFlags::DROP_INSIDE
     | FrontendFlags::DROP_OUTSIDE
-    | FrontendFlags::MASQUERADE_OUTSIDE;
+    | FrontendFlags::MASQUERADE_OUTSIDE
+    | FrontendFlags::ROUND_ROBIN
+    | FrontendFlags::LOCAL_INSIDE
+    | FrontendFlags::LOCAL_OUTSIDE;
 
 /// The same for processes of the node. The kernel gives what they send straight to a pod
 /// the source that masquerade would give it.
@@ -297,6 +302,10 @@ fn choose<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, front: &Fronte
         {
             return Some(id);
         }
+    }
+    if front.flags & FrontendFlags::ROUND_ROBIN != 0 {
+        let Rules { list, how } = Rules::new(front, false);
+        return tables.slot(tables.pick(list, how, tables.random()));
     }
     let (first, slots) = if front.table == 0 {
         (front.start, front.len)

@@ -21,6 +21,7 @@ struct Plain {
     config: Option<Config>,
     now: Cell<u32>,
     random: Cell<u32>,
+    turns: Cell<u32>,
     fronts: HashMap<FrontendKey<Ip4>, Frontend>,
     slots: Vec<u32>,
     backends: Vec<Backend<Ip4>>,
@@ -50,6 +51,10 @@ impl Sockets<Ip4> for Plain {
     }
     fn holds(&self, start: u32, len: u32, id: u32) -> bool {
         self.slots[start as usize..][..len as usize].contains(&id)
+    }
+    fn pick(&self, list: u64, _how: u64, _hash: u32) -> u32 {
+        let turn = self.turns.replace(self.turns.get() + 1);
+        list as u32 + turn % (list >> 32) as u32
     }
     fn backend(&self, id: u32) -> Option<&Backend<Ip4>> {
         self.backends.get(id as usize)
@@ -209,6 +214,17 @@ fn a_table_decides_how_often() {
     for cookie in 0..50 {
         let s = socket(cookie, proto::TCP);
         assert_eq!(connected(&plain, &s, vip(1)), Some(pod(2)));
+    }
+}
+
+#[test]
+fn connections_take_turns() {
+    let mut plain = Plain::new();
+    plain.front(proto::TCP).flags = FrontendFlags::ROUND_ROBIN;
+    for cookie in 0..12 {
+        let s = socket(cookie, proto::TCP);
+        let next = pod(1 + (cookie % 4) as u8);
+        assert_eq!(connected(&plain, &s, vip(1)), Some(next));
     }
 }
 

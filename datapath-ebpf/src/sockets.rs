@@ -16,7 +16,7 @@ use datapath_core::socket::{Peer, Socket, Sockets};
 use crate::{
     keys::FrontendWords,
     maps,
-    tables::{config, now, tulle_holds},
+    tables::{config, now, tulle_holds, tulle_pick4, tulle_pick6},
 };
 
 /// `AF_INET` and `AF_INET6` of the kernel.
@@ -222,7 +222,7 @@ const fn words(cookie: u64) -> [u32; 2] {
 pub struct SocketMaps;
 
 macro_rules! sockets {
-    ($addr:ty, $front:ident, $back:ident, $socks:ident, $stats:ident) => {
+    ($addr:ty, $front:ident, $back:ident, $socks:ident, $stats:ident, $pick:ident) => {
         impl Sockets<$addr> for SocketMaps {
             #[inline(always)]
             fn config(&self) -> &Config {
@@ -250,6 +250,10 @@ macro_rules! sockets {
             #[inline(always)]
             fn holds(&self, start: u32, len: u32, id: u32) -> bool {
                 tulle_holds(start, len, id) != 0
+            }
+            #[inline(always)]
+            fn pick(&self, list: u64, how: u64, hash: u32) -> u32 {
+                $pick(list, how, hash)
             }
             #[inline(always)]
             fn backend(&self, id: u32) -> Option<&Backend<$addr>> {
@@ -294,5 +298,5 @@ macro_rules! sockets {
     };
 }
 
-sockets!(Ip4, FRONT_V4, BACK_V4, SOCKS_V4, BK_STATS4);
-sockets!(Ip6, FRONT_V6, BACK_V6, SOCKS_V6, BK_STATS6);
+sockets!(Ip4, FRONT_V4, BACK_V4, SOCKS_V4, BK_STATS4, tulle_pick4);
+sockets!(Ip6, FRONT_V6, BACK_V6, SOCKS_V6, BK_STATS6, tulle_pick6);

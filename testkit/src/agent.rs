@@ -33,6 +33,7 @@ pub struct Agent {
     ns: NetNs,
     bpffs: PathBuf,
     run_dir: PathBuf,
+    cgroup: Option<PathBuf>,
     log: PathBuf,
     options: AgentOptions,
     process: Option<Process>,
@@ -67,6 +68,7 @@ impl Agent {
             ns: NetNs::adopt(node.ns().name())?,
             bpffs: node.bpffs(),
             run_dir: node.run_dir(),
+            cgroup: node.cgroup().map(Path::to_owned),
             log: node.directory().join("agent.log"),
             options: options.clone(),
             process: None,
@@ -100,6 +102,9 @@ impl Agent {
         }
         let mut command = self.command("run")?;
         command.arg("--state").arg(&self.options.state);
+        if let Some(cgroup) = &self.cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
         command.args(&self.options.args);
         let what = format!("agent of {}", self.node);
         self.process = Some(Process::spawn(&what, command, &self.log)?);

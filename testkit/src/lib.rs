@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod bulk;
 pub mod capture;
+pub mod cgroup;
 pub mod cluster;
 pub mod echo;
 pub mod error;

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
 
+use crate::cgroup;
 use crate::error::{Context, Error, Result};
 use crate::link;
 use crate::registry::{self, Resource};
@@ -23,6 +24,8 @@ const DIRECTORY: &str = "/run/netns";
 pub struct NetNs {
     name: String,
     owned: bool,
+    /// Where its processes are, and with them their sockets.
+    cgroup: Option<PathBuf>,
 }
 
 impl NetNs {
@@ -46,6 +49,7 @@ impl NetNs {
             let ns = Self {
                 name: name.to_owned(),
                 owned: true,
+                cgroup: None,
             };
             Ok((Resource::NetNs(name.to_owned()), ns))
         })?;
@@ -76,7 +80,13 @@ impl NetNs {
         Ok(Self {
             name: name.to_owned(),
             owned: false,
+            cgroup: None,
         })
+    }
+
+    /// What runs in the namespace from now on is in this cgroup, too.
+    pub(crate) fn set_cgroup(&mut self, cgroup: Option<&Path>) {
+        self.cgroup = cgroup.map(Path::to_owned);
     }
 
     /// The name, for `ip netns exec`.
@@ -110,6 +120,7 @@ impl NetNs {
             let thread = scope.spawn(move || {
                 setns(&file, CloneFlags::CLONE_NEWNET)
                     .trying(|| format!("enter network namespace {}", self.name))?;
+                self.cgroup.as_deref().map_or(Ok(()), cgroup::enter)?;
                 Ok(work())
             });
             match thread.join() {
@@ -122,7 +133,8 @@ impl NetNs {
     /// Moves the calling thread into the namespace, for threads that live long.
     pub fn enter(&self) -> Result<()> {
         setns(self.open()?, CloneFlags::CLONE_NEWNET)
-            .trying(|| format!("enter network namespace {}", self.name))
+            .trying(|| format!("enter network namespace {}", self.name))?;
+        self.cgroup.as_deref().map_or(Ok(()), cgroup::enter)
     }
 
     /// A command that will run inside the namespace. Mounts stay the
@@ -130,12 +142,18 @@ impl NetNs {
     /// of the namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let file = self.open()?;
+        let entrance = self.cgroup.as_deref().map(cgroup::entrance).transpose()?;
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec only the system call `setns` is made,
-        // on a file descriptor that the closure owns; nothing is allocated
+        // SAFETY: between fork and exec only the system calls `setns` and `write` are made,
+        // on file descriptors that the closure owns; nothing is allocated
         // (the error is an errno) and no lock is taken.
         unsafe {
-            command.pre_exec(move || Ok(setns(&file, CloneFlags::CLONE_NEWNET)?));
+            command.pre_exec(move || {
+                if let Some(entrance) = &entrance {
+                    nix::unistd::write(entrance, b"0")?;
+                }
+                Ok(setns(&file, CloneFlags::CLONE_NEWNET)?)
+            });
         }
         Ok(command)
     }

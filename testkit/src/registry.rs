@@ -20,6 +20,8 @@ pub enum Resource {
     Mount(PathBuf),
     /// A file, or a directory with all that is in it.
     Path(PathBuf),
+    /// A cgroup, which nobody is in by then.
+    Cgroup(PathBuf),
     /// A child process that has not been waited for.
     Process(u32),
 }
@@ -100,6 +102,7 @@ pub(crate) fn remove(resource: &Resource) -> Result<()> {
                 other => other.trying(|| format!("remove {}", path.display())),
             }
         }
+        Resource::Cgroup(path) => crate::cgroup::remove(path),
         Resource::Process(pid) => match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(e) => Err(e).trying(|| format!("kill process {pid}")),

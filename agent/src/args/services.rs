@@ -1,9 +1,10 @@
 //! Flags of how this node serves clients outside and pods that leave the cluster.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::ArgAction;
+use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
 
 use crate::model::Scheduler;
@@ -26,6 +27,21 @@ pub struct ServiceArgs {
     )]
     #[arg(action = ArgAction::Set)]
     pub uplink_services: bool,
+    /// Services where sockets are connected, instead of packet by packet: for all processes, for
+    /// the node's own (with a mesh, firewall or sandbox in pods), for nobody; auto: for all, unless
+    /// the agent is in another network namespace than process 1
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHOSE",
+        env = "TULLE_SOCKET_SERVICES",
+        default_value = "auto"
+    )]
+    pub socket_services: SocketServices,
+    /// Cgroup (version 2) of the processes whose sockets are served [default: where its file system
+    /// is mounted]
+    #[arg(long, value_name = "DIR", env = "TULLE_CGROUP")]
+    pub cgroup: Option<PathBuf>,
     /// Networks that Services have their cluster IPs from, separated by commas, as kube-apiserver's
     /// --service-cluster-ip-range has them (--service-cidr of kubeadm and k3s); those of ServiceCIDR
     /// objects count besides. What goes to a free address in them is dropped
@@ -98,6 +114,20 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "FIRST-LAST", env = "TULLE_SNAT_PORTS")]
     #[arg(default_value_t = SnatPorts::DEFAULT)]
     pub snat_ports: SnatPorts,
+}
+
+/// Values of `--socket-services`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum SocketServices {
+    // No documentation for clap: the option says it.
+    #[allow(missing_docs, reason = "see above")]
+    Auto,
+    #[allow(missing_docs, reason = "see above")]
+    All,
+    #[allow(missing_docs, reason = "see above")]
+    Host,
+    #[allow(missing_docs, reason = "see above")]
+    Off,
 }
 
 /// Value of `--node-port-addresses` (KP-33).

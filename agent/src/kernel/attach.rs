@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use datapath_common::{Config, Feature, Hook};
 
+use super::cgroup::SocketAttachError;
 use super::clsact::{self, Side};
 use super::loader::{Datapath, LoadError};
 use super::pins::{PinError, list, remove, remove_link};
@@ -90,6 +91,9 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    /// At sockets.
+    #[error(transparent)]
+    Socket(#[from] SocketAttachError),
     /// A pin.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -227,8 +231,13 @@ impl Datapath {
                         self.ensure(place, &mut report);
                     }
                 }
-                Entry::Qdisc(_) => {}
+                Entry::Qdisc(_) | Entry::Socket(_) => {}
             }
+        }
+        for error in self.replace_sockets() {
+            report
+                .failed
+                .push((Place::new(Hook::NicOut, 0), error.into()));
         }
         self.settle(&mut report);
         Ok(report)
@@ -254,7 +263,7 @@ impl Datapath {
                         found.push((place, program));
                     }
                 }
-                Entry::Qdisc(_) => {}
+                Entry::Qdisc(_) | Entry::Socket(_) => {}
             }
         }
         Ok(found)
@@ -431,7 +440,7 @@ impl Datapath {
                     remove_link(&self.entry(entry)).map_err(AttachError::from),
                 ),
                 Entry::Filter(place) if !wanted(place) => (place, self.remove_filter(place)),
-                Entry::Link(_) | Entry::Filter(_) | Entry::Qdisc(_) => continue,
+                Entry::Link(_) | Entry::Filter(_) | Entry::Qdisc(_) | Entry::Socket(_) => continue,
             };
             self.places.remove(&place);
             match result {

@@ -16,7 +16,7 @@ const KERNELS_OWN: [&str; 2] = ["maps.debug", "progs.debug"];
 /// What cleanup removed. All zero if there was nothing.
 #[derive(Debug, Default)]
 pub struct Cleaned {
-    /// TCX and XDP links.
+    /// TCX, XDP and cgroup links.
     pub links: u32,
     /// tc filters.
     pub filters: u32,
@@ -60,7 +60,7 @@ fn try_cleanup(pins: &Pins, done: &mut Cleaned) -> Result<(), PinError> {
     for file in list(&links)? {
         let path = links.join(&file);
         match Entry::parse(&file) {
-            Some(Entry::Link(_)) => done.links += u32::from(remove_link(&path)?),
+            Some(Entry::Link(_) | Entry::Socket(_)) => done.links += u32::from(remove_link(&path)?),
             Some(Entry::Filter(place)) => match drop_filter(place) {
                 Ok(was_there) => {
                     done.filters += u32::from(was_there);

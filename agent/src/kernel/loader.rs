@@ -134,6 +134,8 @@ pub struct Datapath {
     pub(crate) has_former_parts: bool,
     /// Where this process attached something.
     pub(crate) places: BTreeSet<Place>,
+    /// The cgroup that it attached everything to that belongs there.
+    pub(crate) at_cgroup: Option<u64>,
 }
 
 impl Datapath {
@@ -210,6 +212,7 @@ impl Datapath {
             retired,
             has_former_parts: true,
             places: BTreeSet::new(),
+            at_cgroup: None,
             pins,
         })
     }
@@ -450,7 +453,7 @@ fn stage_with(
     let mut ebpf = loader
         .load(object)
         .map_err(|e| LoadError::Maps(Box::new(e)))?;
-    let programs = Programs::load(&mut ebpf)?;
+    let programs = Programs::load(&mut ebpf, config.features)?;
     let mut by_name = BTreeMap::new();
     for name in fates.keys() {
         let data = ebpf

@@ -8,6 +8,7 @@
 mod apply;
 pub mod attach;
 pub mod capacity;
+pub mod cgroup;
 pub mod cleanup;
 mod clsact;
 pub mod counters;
@@ -34,6 +35,7 @@ pub mod xdp;
 
 pub use attach::{AttachKind, Report};
 pub use capacity::Capacities;
+pub use cgroup::{Cgroup, SocketReport};
 pub use gc::{FlowGc, NamedBackend, Pass, idle_limit};
 pub use live::Recount;
 pub use loader::{Datapath, LoadError, MapFate, Opened, Options};

@@ -6,6 +6,7 @@
 //! DIR/abi                       the layout version that the maps were made with, and their names
 //! DIR/tulle_parts-<id>          the parts that the attached programs go on with
 //! DIR/links/<program>-<ifindex> TCX and XDP links
+//! DIR/links/<program>           links to the cgroup
 //! DIR/links/clsact-<ifindex>    a directory: we added this device's clsact qdisc
 //! DIR/links/filter-<program>-<ifindex>  a directory: we put a filter there
 //! ```

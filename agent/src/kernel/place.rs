@@ -1,7 +1,7 @@
 //! Where programs are attached, and the names by which the folder of links
 //! remembers it.
 
-use datapath_common::Hook;
+use datapath_common::{Hook, SocketHook};
 
 use super::programs::name;
 
@@ -47,6 +47,8 @@ pub(crate) enum Entry {
     Filter(Place),
     /// A qdisc.
     Qdisc(u32),
+    /// A link to a cgroup.
+    Socket(SocketHook),
 }
 
 impl Entry {
@@ -56,6 +58,7 @@ impl Entry {
             Self::Link(p) => format!("{}-{}", name(p.hook()), p.ifindex),
             Self::Filter(p) => format!("{FILTER}{}-{}", name(p.hook()), p.ifindex),
             Self::Qdisc(ifindex) => format!("{QDISC}{ifindex}"),
+            Self::Socket(hook) => hook.program().to_owned(),
         }
     }
 
@@ -63,6 +66,10 @@ impl Entry {
     pub(crate) fn parse(file_name: &str) -> Option<Self> {
         if let Some(ifindex) = file_name.strip_prefix(QDISC) {
             return ifindex.parse().ok().map(Self::Qdisc);
+        }
+        let is_it = |hook: &SocketHook| hook.program() == file_name;
+        if let Some(hook) = SocketHook::ALL.into_iter().find(is_it) {
+            return Some(Self::Socket(hook));
         }
         let (filter, rest) = match file_name.strip_prefix(FILTER) {
             Some(rest) => (true, rest),
@@ -90,6 +97,10 @@ mod tests {
             for entry in [Entry::Link(place), Entry::Filter(place), Entry::Qdisc(17)] {
                 assert_eq!(Entry::parse(&entry.file_name()), Some(entry));
             }
+        }
+        for hook in SocketHook::ALL {
+            let entry = Entry::Socket(hook);
+            assert_eq!(Entry::parse(&entry.file_name()), Some(entry));
         }
         for other in [
             "",

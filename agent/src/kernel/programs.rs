@@ -7,6 +7,7 @@ use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramFd};
 use datapath_common::Hook;
 
+use super::cgroup::SocketPrograms;
 use super::loading::{ProgramError, load_classifier, load_xdp};
 use super::parts::Parts;
 use super::shape::ObjectError;
@@ -29,15 +30,19 @@ pub(crate) struct Programs {
     loaded: [(ProgramFd, u32); Hook::ALL.len()],
     /// What they go on with.
     pub(crate) parts: Parts,
+    /// Those at sockets.
+    pub(crate) sockets: SocketPrograms,
 }
 
 impl Programs {
-    /// Loads every program of the object.
-    pub(crate) fn load(ebpf: &mut Ebpf) -> Result<Self, ProgramError> {
+    /// Loads every program of the object; those at sockets if the features want them.
+    pub(crate) fn load(ebpf: &mut Ebpf, features: u32) -> Result<Self, ProgramError> {
         let parts = Parts::load(ebpf)?;
+        let sockets = SocketPrograms::load(ebpf, features)?;
         let mut one = |hook| load_one(ebpf, hook);
         Ok(Self {
             parts,
+            sockets,
             loaded: [
                 one(Hook::PodFrom)?,
                 one(Hook::PodTo)?,

@@ -165,6 +165,43 @@ pub(crate) struct LinkInfo {
     pub attach_type: Option<u32>,
 }
 
+/// A link to a cgroup: where it is and what runs there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CgroupLink {
+    /// The program it runs.
+    pub program: u32,
+    /// The cgroup; 0 once it is gone or the link was detached.
+    pub cgroup: u64,
+    /// `bpf_attach_type`.
+    pub attach_type: u32,
+}
+
+/// Reads the state of a link to a cgroup; `None` if it is another one.
+pub(crate) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLink>> {
+    let info: bpf_link_info = object_info(link)?;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+        return Ok(None);
+    }
+    // SAFETY: the type says that the kernel filled in this member.
+    let cgroup = unsafe { info.__bindgen_anon_1.cgroup };
+    Ok(Some(CgroupLink {
+        program: info.prog_id,
+        cgroup: cgroup.cgroup_id,
+        attach_type: cgroup.attach_type,
+    }))
+}
+
+/// Attaches a program to a cgroup, beside those of others. It leaves with the descriptor
+/// unless the link is pinned.
+pub(crate) fn cgroup_link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    // The descriptor has the place of an interface's index.
+    link_create(program, fd_number(cgroup), attach_type, 0)
+}
+
 /// Reads a link's state; `None` if it is a link of neither TCX nor XDP.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
     let info: bpf_link_info = object_info(link)?;

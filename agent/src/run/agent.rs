@@ -399,7 +399,7 @@ impl Agent {
         match &self.state {
             State::Waiting(waiting) => {
                 status.waiting_for = Some(waiting.reason(&shared.args.node));
-                status.features = status::features(&shared.kernel, None);
+                status.features = status::features(&shared.kernel, &shared.sockets, None);
                 status.objects = status::objects(waiting.model(), 0);
                 status.warnings = waiting.warnings().iter().map(status::warning).collect();
             }
@@ -408,7 +408,8 @@ impl Agent {
                 let adopted = adopted(opened);
                 status.ready = serving.attached && self.slow_passes > 0;
                 status.overlay = Some(status::overlay(&serving.view, &shared.args.overlay));
-                status.features = status::features(&shared.kernel, serving.xdp.as_ref());
+                status.features =
+                    status::features(&shared.kernel, &shared.sockets, serving.xdp.as_ref());
                 status.objects = status::objects(serving.planner.model(), serving.local_pods());
                 status.warnings = serving
                     .planner

@@ -14,6 +14,8 @@ pub enum Part {
     Programs,
     /// Attachments at the uplink.
     UplinkLinks,
+    /// Services at sockets.
+    Sockets,
     /// Attachments at pods.
     PodLinks,
     /// The list of local pods.
@@ -41,6 +43,7 @@ impl fmt::Display for Part {
             Self::Uplink => "uplink",
             Self::Programs => "programs",
             Self::UplinkLinks => "attachment at the uplink",
+            Self::Sockets => "services at sockets",
             Self::PodLinks => "attachment at pods",
             Self::Pods => "local pods",
             Self::NextHops => "next hops",

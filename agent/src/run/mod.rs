@@ -16,6 +16,7 @@ pub mod pace;
 pub mod serving;
 pub mod shared;
 pub mod slow;
+pub mod sockets;
 pub mod status;
 pub mod stripped;
 pub mod waiting;
@@ -37,6 +38,7 @@ use crate::net::{Netlink, Uplink};
 use crate::source::manifests::{Manifests, Timing};
 use agent::Agent;
 use shared::Shared;
+use sockets::{SocketChoice, Surroundings};
 use status::Snapshot;
 
 /// Crates that tell of every attribute and relocation; named in `--log` they do so again.
@@ -92,13 +94,20 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
         uplink.mac
     );
     let stripped_mac = stripped::sender(&args.places.stripped_mac())?;
+    let services = &args.services;
+    let sockets = SocketChoice::make(
+        services.socket_services,
+        services.cgroup.as_deref(),
+        &Surroundings::look(),
+    );
+    tracing::info!("services at sockets: {}, {}", sockets.chosen(), sockets.why);
     let socket = admin::Server::bind(&args.places.socket())?;
     let manifests = Manifests::watch(&args.state, Timing::default())?;
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let health = health::Ports::start(&args.node, args.services.uplink_services)
         .context("cannot answer on health check node ports")?;
     let mut agent = Agent::new(
-        Shared::new(args, kernel, netlink, uplink, stripped_mac),
+        Shared::new(args, kernel, netlink, uplink, stripped_mac, sockets),
         manifests,
         health,
         publish,

@@ -306,6 +306,7 @@ impl Serving {
         if !self.attached {
             return;
         }
+        self.sync_sockets(shared);
         let asked = XdpMode::from(shared.args.overlay.xdp);
         // A driver that refused once would be asked, and perhaps reset, each second.
         let refused = self
@@ -378,7 +379,10 @@ impl Serving {
                 let attach: AttachKind = shared.kernel.attach;
                 let row =
                     |(place, _)| status::attachment(place, attach, self.xdp.as_ref(), interface);
-                self.links = places.into_iter().map(row).collect();
+                let cgroup = shared.sockets.cgroup.as_ref();
+                let sockets = self.datapath.attached_sockets().into_iter();
+                let sockets = sockets.map(|hook| status::at_cgroup(hook, cgroup));
+                self.links = places.into_iter().map(row).chain(sockets).collect();
                 self.links
                     .sort_by(|a, b| (&a.interface, &a.program).cmp(&(&b.interface, &b.program)));
             }

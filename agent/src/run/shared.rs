@@ -6,6 +6,7 @@ use datapath_common::Mac;
 
 use super::faults::Faults;
 use super::pace::Pace;
+use super::sockets::SocketChoice;
 use crate::args::RunArgs;
 use crate::kernel::probe::Kernel;
 use crate::net::{Netlink, Uplink};
@@ -101,6 +102,8 @@ pub struct Shared {
     pub paces: Paces,
     /// Sender of what `tulle_xdp` took out of the overlay.
     pub stripped_mac: Mac,
+    /// Services at sockets.
+    pub sockets: SocketChoice,
     /// When the agent started, in seconds since 1970.
     pub started_secs: u64,
 }
@@ -113,6 +116,7 @@ impl Shared {
         netlink: Netlink,
         uplink: Uplink,
         stripped_mac: Mac,
+        sockets: SocketChoice,
     ) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
@@ -124,6 +128,7 @@ impl Shared {
             counted: Counted::default(),
             paces: Paces::default(),
             stripped_mac,
+            sockets,
             started_secs: started.map_or(0, |since| since.as_secs()),
         }
     }

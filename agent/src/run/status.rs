@@ -6,12 +6,13 @@ use admin_api::{
     BackendServices, Feature, FrontendAddress, LinkAttachment, ObjectCounts, Overlay, Peer,
     Protocol, Service, Warning,
 };
-use datapath_common::Hook;
+use datapath_common::{Hook, SocketHook};
 
 use super::node::NodeView;
+use super::sockets::SocketChoice;
 use crate::args::OverlayArgs;
 use crate::kernel::probe::Kernel;
-use crate::kernel::{AttachKind, Place, XdpChoice, XdpMode, programs};
+use crate::kernel::{AttachKind, Cgroup, Place, XdpChoice, XdpMode, programs};
 use crate::model::{self, Family, Model};
 use crate::net::device_name;
 use crate::plan::Planner;
@@ -48,7 +49,7 @@ pub fn warning(warning: &model::Warning) -> Warning {
 }
 
 /// What was chosen, and why.
-pub fn features(kernel: &Kernel, xdp: Option<&XdpChoice>) -> Vec<Feature> {
+pub fn features(kernel: &Kernel, sockets: &SocketChoice, xdp: Option<&XdpChoice>) -> Vec<Feature> {
     let mut features: Vec<Feature> = kernel
         .features
         .iter()
@@ -58,6 +59,11 @@ pub fn features(kernel: &Kernel, xdp: Option<&XdpChoice>) -> Vec<Feature> {
             why: choice.why.clone(),
         })
         .collect();
+    features.push(Feature {
+        name: "services at sockets".to_owned(),
+        chosen: sockets.chosen().to_owned(),
+        why: sockets.why.clone(),
+    });
     features.extend(xdp.map(|choice| Feature {
         name: "XDP at the uplink".to_owned(),
         chosen: xdp_mode(choice.mode).to_owned(),
@@ -118,6 +124,15 @@ pub fn attachment(
         program: programs::name(place.hook()).to_owned(),
         interface: interface(place.ifindex).unwrap_or_else(|| format!("#{}", place.ifindex)),
         mode: mode.to_owned(),
+    }
+}
+
+/// A program at sockets that is attached, in words.
+pub fn at_cgroup(hook: SocketHook, cgroup: Option<&Cgroup>) -> LinkAttachment {
+    LinkAttachment {
+        program: hook.program().to_owned(),
+        interface: cgroup.map_or_else(String::new, |cgroup| cgroup.path().display().to_string()),
+        mode: "cgroup".to_owned(),
     }
 }
 

@@ -114,7 +114,16 @@ impl Town {
 
     /// The same after `prepare`, before any agent runs.
     pub fn with(label: &str, outsiders: u8, args: &[&str], prepare: impl Fn(&Node)) -> Self {
-        let mut world = World::idle_of(ClusterBuilder::unique(label));
+        Self::of(ClusterBuilder::unique(label), outsiders, args, prepare)
+    }
+
+    /// Services at sockets too, each node in a cgroup of its own.
+    pub fn with_sockets(label: &str, args: &[&str]) -> Self {
+        Self::of(ClusterBuilder::unique(label).cgroups(), 0, args, |_| {})
+    }
+
+    fn of(builder: ClusterBuilder, outsiders: u8, args: &[&str], prepare: impl Fn(&Node)) -> Self {
+        let mut world = World::idle_of(builder);
         for n in 0..outsiders {
             world.cluster.add_outsider(&format!("client-{n}")).unwrap();
         }

@@ -60,6 +60,7 @@ pub fn config(number: u8) -> Config {
         flows_per_tick: 0,
         errors_per_tick: 0,
         idle,
+        netns: [0; 2],
     };
     match number % CONFIGS {
         0 => usual,

@@ -9,6 +9,7 @@ use nix::mount::{MsFlags, mount};
 use super::{
     BRIDGE, Cluster, Node, NodeSpec, OVERLAY_OVERHEAD, Outsider, Pod, PodSpec, UPLINK, state,
 };
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::link::{self, MacAddr, format_mac};
 use crate::netns::{self, NetNs};
@@ -36,6 +37,7 @@ pub struct ClusterBuilder {
     pods: u8,
     ipv6: bool,
     uplink_mtu: u32,
+    cgroups: bool,
 }
 
 impl ClusterBuilder {
@@ -48,6 +50,7 @@ impl ClusterBuilder {
             pods: 2,
             ipv6: true,
             uplink_mtu: 1500,
+            cgroups: false,
         }
     }
 
@@ -84,6 +87,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// Gives each node a cgroup for its processes and its pods', which its agent is told.
+    /// Only this process can use them: such a cluster cannot be kept.
+    #[must_use]
+    pub fn cgroups(mut self) -> Self {
+        self.cgroups = true;
+        self
+    }
+
     /// Builds it. Whatever was made is removed again if a part fails.
     pub fn build(self) -> Result<Cluster> {
         let Self {
@@ -92,6 +103,7 @@ impl ClusterBuilder {
             pods,
             ipv6,
             uplink_mtu,
+            cgroups,
         } = self;
         if !(MIN_UPLINK_MTU..=65_535).contains(&uplink_mtu) {
             return Err(Error::Invalid(format!(
@@ -105,6 +117,7 @@ impl ClusterBuilder {
             name,
             ipv6,
             uplink_mtu,
+            cgroups,
             kept: false,
             switch,
             nodes: Vec::new(),
@@ -134,12 +147,16 @@ impl Cluster {
         link::wait_up(&self.switch, &spec.name)?;
         answers(&self.switch, spec.ip4)?;
         make_node_directory(&directory)?;
+        let cgroup = format!("{}-{}", self.name, spec.name);
+        let cgroup = self.cgroups.then(|| Cgroup::new(&cgroup)).transpose()?;
+        ns.set_cgroup(cgroup.as_ref().map(Cgroup::path));
         if self.kept {
             ns.keep();
         }
         self.nodes.push(Node {
             spec,
             ns,
+            cgroup,
             directory,
             pods: Vec::new(),
         });
@@ -172,6 +189,7 @@ impl Cluster {
         let spec = PodSpec::new(&node.spec, index);
         let mut ns = NetNs::named(&format!("{}-{}", self.name, spec.name))?;
         join_pod(&node.ns, &ns, &spec, mtu)?;
+        ns.set_cgroup(node.cgroup());
         if self.kept {
             ns.keep();
         }

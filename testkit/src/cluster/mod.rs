@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
 use crate::link::{self, MacAddr};
 use crate::netns::NetNs;
 
@@ -35,6 +36,7 @@ pub struct Cluster {
     name: String,
     ipv6: bool,
     uplink_mtu: u32,
+    cgroups: bool,
     kept: bool,
     switch: NetNs,
     nodes: Vec<Node>,
@@ -46,6 +48,7 @@ pub struct Cluster {
 pub struct Node {
     spec: NodeSpec,
     ns: NetNs,
+    cgroup: Option<Cgroup>,
     directory: PathBuf,
     pods: Vec<Pod>,
 }
@@ -136,6 +139,10 @@ impl Cluster {
     /// Lets the cluster outlive this value and this process, until
     /// [`Cluster::destroy`].
     pub fn keep(&mut self) -> Result<()> {
+        if self.cgroups {
+            let why = format!("cluster {} has cgroups of this process", self.name);
+            return Err(Error::Invalid(why));
+        }
         self.kept = true;
         for ns in self.namespaces_mut() {
             ns.keep();
@@ -169,6 +176,11 @@ impl Node {
     /// Its network namespace.
     pub fn ns(&self) -> &NetNs {
         &self.ns
+    }
+
+    /// The cgroup of its processes and its pods', if nodes have one.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_ref().map(Cgroup::path)
     }
 
     /// Its IPv4 address on the underlay.

@@ -102,6 +102,7 @@ impl Cluster {
             });
             Ok(Node {
                 ns: namespace(&node.name)?,
+                cgroup: None,
                 directory: directory(name).join(&node.name),
                 pods: pods.collect::<Result<_>>()?,
                 spec: node,
@@ -118,6 +119,7 @@ impl Cluster {
                 })
             });
         Ok(Self {
+            cgroups: false,
             ipv6: state.ipv6,
             uplink_mtu: state.uplink_mtu,
             kept: true,

@@ -89,6 +89,8 @@ pub(super) fn config(
     let mut config = view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4);
     config.bridge = bridge;
     config.stripped_mac = shared.stripped_mac;
+    let node = shared.args.services.uplink_services;
+    shared.sockets.configure(&mut config, node);
     if service_networks {
         config.features |= Feature::SERVICE_NETWORKS;
     }

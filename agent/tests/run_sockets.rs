@@ -1,0 +1,360 @@
+//! Services at sockets: who is translated where it connects, what it is told of its peer,
+//! and what is left to packets. Needs root and cgroups of version 2.
+#![allow(clippy::unwrap_used, reason = "tests and their helpers may panic")]
+
+mod run_services_support;
+mod run_support;
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use datapath_common::{Flow, FlowKey, Ip4, Ip6, SocketHook, maps};
+use run_services_support::{
+    ANYWHERE, By, Client, EVERY_POD, EVERY_WAY, Front, SECOND_NODE, SOON, Town, ask, pods_of,
+};
+use run_support::{LIMIT, START};
+use testkit::NetNs;
+use testkit::echo::{LongConnection, WHO_AM_I};
+use testkit::manifests::{Protocol, Service};
+use testkit::server::ECHO_PORT;
+
+const POD: Client = Client::Pod(0, 0);
+const NODE: Client = Client::Node(0);
+/// Every kind of frontend, at the first node.
+const FRONTS: [Front; 4] = [
+    Front::ClusterIp,
+    Front::Vip,
+    Front::ExternalIp,
+    Front::NodePort(0),
+];
+
+fn rows<K: aya::Pod + 'static, V: aya::Pod + 'static>(pin: &Path) -> usize {
+    let map = Map::LruHashMap(MapData::from_pin(pin).unwrap());
+    let map: HashMap<_, K, V> = map.try_into().unwrap();
+    let keys: Result<Vec<K>, MapError> = map.keys().collect();
+    keys.unwrap().len()
+}
+
+/// Rows of the first node's flow tables: two for each flow whose packets were translated.
+fn flow_rows(town: &Town) -> usize {
+    let pin = |map| town.node(0).bpffs().join(map);
+    rows::<FlowKey<Ip4>, Flow<Ip4>>(&pin(maps::FLOW_V4))
+        + rows::<FlowKey<Ip6>, Flow<Ip6>>(&pin(maps::FLOW_V6))
+}
+
+/// An IPv4 address as an IPv6 socket writes it.
+fn mapped(at: SocketAddr) -> SocketAddr {
+    match at.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), at.port()),
+        IpAddr::V6(_) => at,
+    }
+}
+
+/// An unconnected socket of the family.
+fn unconnected(ns: &NetNs, to: SocketAddr) -> UdpSocket {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = ns.run(|| UdpSocket::bind(any)).unwrap().unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket
+}
+
+/// Asks by an unconnected socket who answers: the pod, and the address that the answer has.
+fn who(socket: &UdpSocket, to: SocketAddr) -> (String, SocketAddr) {
+    socket.send_to(WHO_AM_I, to).unwrap();
+    let mut buffer = [0; 512];
+    let (len, from) = socket.recv_from(&mut buffer).unwrap();
+    let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+    (text.split(' ').next().unwrap().to_owned(), from)
+}
+
+/// Asks in every way that a process of the namespace has; all are told that it was `to`.
+fn ask_all(ns: &NetNs, to: SocketAddr, udp: bool) -> BTreeSet<String> {
+    let mut pods = BTreeSet::new();
+    for to in [to, mapped(to)] {
+        if udp {
+            let socket = unconnected(ns, to);
+            let (pod, from) = who(&socket, to);
+            assert_eq!(from, to, "of an answer");
+            pods.insert(pod);
+            let socket = unconnected(ns, to);
+            socket.connect(to).unwrap();
+            assert_eq!(socket.peer_addr().unwrap(), to, "connected");
+            socket.send(WHO_AM_I).unwrap();
+            let mut buffer = [0; 512];
+            let (_, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!(from, to, "of an answer, connected");
+        } else {
+            let stream = ns
+                .run(|| TcpStream::connect_timeout(&to, SOON))
+                .unwrap()
+                .unwrap_or_else(|e| panic!("{to}: {e}"));
+            assert_eq!(stream.peer_addr().unwrap(), to, "connected");
+        }
+        pods.insert(ask(ns, to, udp, SOON).unwrap().pod);
+    }
+    pods
+}
+
+fn programs(town: &Town, node: usize) -> Vec<String> {
+    let links = town.node(node).bpffs().join("links");
+    let names = std::fs::read_dir(links).into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_one = |name: &String| SocketHook::ALL.iter().any(|hook| hook.program() == name);
+    names.filter(is_one).collect()
+}
+
+#[test]
+fn sockets_meet_backends_and_are_told_services() {
+    let town = Town::with_sockets("sockets", &[]);
+    let service = town.service(70, &SECOND_NODE);
+    town.world.write(&service);
+    assert_eq!(programs(&town, 0).len(), SocketHook::ALL.len());
+    let before = flow_rows(&town);
+    for by in EVERY_WAY {
+        for (client, fronts) in [(POD, &FRONTS[..1]), (NODE, &FRONTS[..])] {
+            for front in fronts {
+                let to = town.address(&service, *front, by);
+                let mut pods = BTreeSet::new();
+                for _ in 0..6 {
+                    pods.extend(ask_all(town.ns(client), to, by.udp));
+                }
+                let wanted: BTreeSet<String> = pods_of(1).iter().map(|p| (*p).into()).collect();
+                assert_eq!(pods, wanted, "{client:?} {front:?} {by:?}");
+                assert_eq!(flow_rows(&town), before, "{client:?} {front:?} {by:?}");
+            }
+        }
+    }
+    // A pod's packets to the others get the node's address, so these meet services.
+    for by in EVERY_WAY {
+        for front in &FRONTS[1..] {
+            let to = town.address(&service, *front, by);
+            ask_all(town.ns(POD), to, by.udp);
+        }
+    }
+    assert!(flow_rows(&town) > before);
+}
+
+#[test]
+fn what_a_socket_is_bound_to_stays() {
+    let town = Town::with_sockets("bound", &[]);
+    let service = town.service(71, &SECOND_NODE);
+    town.world.write(&service);
+    let before = flow_rows(&town);
+    let by = By {
+        udp: true,
+        v6: false,
+    };
+    let to = town.address(&service, Front::ClusterIp, by);
+    let own = SocketAddr::new(town.pod(0, 0).ip4().into(), 0);
+    let bind = || UdpSocket::bind(own).unwrap();
+    let socket = town.ns(POD).run(bind).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(who(&socket, to).1, to);
+    assert_eq!(flow_rows(&town), before + 2, "its packets are translated");
+    // Of itself, without leaving the pod.
+    let mine = town.service(72, &[(0, 0)]);
+    town.world.write(&mine);
+    for by in EVERY_WAY {
+        let to = town.address(&mine, Front::ClusterIp, by);
+        let pods = ask_all(town.ns(POD), to, by.udp);
+        assert_eq!(pods, BTreeSet::from([pods_of(0)[0].to_owned()]));
+    }
+    assert_eq!(flow_rows(&town), before + 2);
+    // Nobody is there: refused at once, as by packets.
+    let nobody = town.service(73, &[]);
+    town.world.write(&nobody);
+    for client in [POD, NODE] {
+        let to = town.address(&nobody, Front::ClusterIp, EVERY_WAY[0]);
+        let connect = || TcpStream::connect_timeout(&to, SOON);
+        let error = town.ns(client).run(connect).unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn kp62_a_socket_stays_with_a_backend_and_services_with_one_backend_are_told_apart() {
+    let town = Town::with_sockets("datagrams", &[]);
+    let service = town.service(74, &EVERY_POD);
+    let others = [75, 76].map(|n| town.service(n, &[(1, 0)]));
+    town.world.write(&service);
+    for other in &others {
+        town.world.write(other);
+    }
+    for v6 in [false, true] {
+        let by = By { udp: true, v6 };
+        let to = town.address(&service, Front::ClusterIp, by);
+        let mut pods = BTreeSet::new();
+        for _ in 0..40 {
+            let socket = unconnected(town.ns(POD), to);
+            let (pod, _) = who(&socket, to);
+            for _ in 0..4 {
+                assert_eq!(who(&socket, to), (pod.clone(), to));
+            }
+            pods.insert(pod);
+        }
+        assert_eq!(pods.len(), EVERY_POD.len());
+        // One socket asks two services with one backend: each answer has its name, also
+        // when both ask before either is answered.
+        let [a, b] = others.each_ref();
+        let [a, b] = [a, b].map(|s| town.address(s, Front::ClusterIp, by));
+        let socket = unconnected(town.ns(POD), a);
+        for to in [a, b, a, b, b, a] {
+            assert_eq!(who(&socket, to).1, to);
+        }
+        let mut wanted = BTreeSet::new();
+        for (n, to) in [a, b, b, a].into_iter().enumerate() {
+            socket.send_to(format!("{n}").as_bytes(), to).unwrap();
+            wanted.insert((format!("{n}"), to));
+        }
+        let mut buffer = [0; 512];
+        let answers = (0..wanted.len()).map(|_| {
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..len]);
+            (text.split(' ').nth(1).unwrap().to_owned(), from)
+        });
+        assert_eq!(answers.collect::<BTreeSet<_>>(), wanted);
+    }
+}
+
+#[test]
+fn kp94_a_network_namespace_is_remembered() {
+    let town = Town::with_sockets("remembered", &[]);
+    let mut service = town.service(77, &EVERY_POD);
+    service.exposure.affinity = Some(Duration::from_secs(30));
+    town.world.write(&service);
+    let mut distinct = BTreeSet::new();
+    for by in EVERY_WAY {
+        for client in [POD, Client::Pod(0, 1), NODE] {
+            let to = town.address(&service, Front::ClusterIp, by);
+            let pods: BTreeSet<String> = (0..8)
+                .flat_map(|_| ask_all(town.ns(client), to, by.udp))
+                .collect();
+            assert_eq!(pods.len(), 1, "{client:?} {by:?}: {pods:?}");
+            distinct.extend(pods);
+        }
+    }
+    assert!(distinct.len() > 1, "all on {distinct:?}");
+    assert_eq!(flow_rows(&town), 0);
+}
+
+#[test]
+fn pods_are_left_alone_if_only_the_node_is_served() {
+    let town = Town::with_sockets("host", &["--socket-services", "host"]);
+    let service = town.service(78, &SECOND_NODE);
+    town.world.write(&service);
+    for by in EVERY_WAY {
+        let to = town.address(&service, Front::ClusterIp, by);
+        ask_all(town.ns(NODE), to, by.udp);
+    }
+    assert_eq!(flow_rows(&town), 0);
+    for by in EVERY_WAY {
+        let before = flow_rows(&town);
+        let to = town.address(&service, Front::ClusterIp, by);
+        ask_all(town.ns(POD), to, by.udp);
+        assert!(flow_rows(&town) > before, "{by:?}");
+    }
+}
+
+#[test]
+fn nothing_is_attached_if_it_is_off_and_packets_serve_all() {
+    let town = Town::with_sockets("off", &["--socket-services", "off"]);
+    let service = town.service(79, &EVERY_POD);
+    town.world.write(&service);
+    assert_eq!(programs(&town, 0), [""; 0]);
+    for client in [POD, NODE] {
+        for by in EVERY_WAY {
+            for front in ANYWHERE {
+                let before = flow_rows(&town);
+                let to = town.address(&service, front, by);
+                ask_all(town.ns(client), to, by.udp);
+                assert!(flow_rows(&town) > before, "{client:?} {front:?} {by:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn programs_at_sockets_outlive_the_agent_and_go_with_it() {
+    let mut town = Town::with_sockets("outlive", &[]);
+    let service = town
+        .service(80, &SECOND_NODE)
+        .port(Protocol::Tcp, 9000, ECHO_PORT);
+    town.world.write(&service);
+    let at = |by| town_address(&service, by);
+    let every = Duration::from_millis(20);
+    let long = SocketAddr::new(service.ips[0], 9000);
+    let talk = LongConnection::start(town.ns(POD), long, every).unwrap();
+    let early = {
+        let connect = || TcpStream::connect_timeout(&long, SOON);
+        town.ns(POD).run(connect).unwrap().unwrap()
+    };
+    let links = link_ids(&town);
+    town.world.agents[0].kill().unwrap();
+    assert_eq!(programs(&town, 0).len(), SocketHook::ALL.len());
+    for by in EVERY_WAY {
+        ask_all(town.ns(POD), at(by), by.udp);
+    }
+    assert_eq!(flow_rows(&town), 0, "without an agent");
+    town.world.agents[0].spawn().unwrap();
+    testkit::wait::until("agent ready again", START, || {
+        ask_all(town.ns(POD), at(EVERY_WAY[0]), false);
+        Ok(town.world.agents[0]
+            .status()
+            .is_ok_and(|s| s.ready)
+            .then_some(()))
+    })
+    .unwrap();
+    assert_eq!(flow_rows(&town), 0, "while the agent started");
+    assert_eq!(link_ids(&town), links, "taken over");
+    assert_eq!(early.peer_addr().unwrap(), long);
+    // Somebody takes one off: it is put back.
+    let pin = town.node(0).bpffs().join("links/tulle_connect4");
+    std::fs::remove_file(pin).unwrap();
+    testkit::wait::until("the program again", LIMIT, || {
+        Ok((programs(&town, 0).len() == SocketHook::ALL.len()).then_some(()))
+    })
+    .unwrap();
+    let status = town.world.agents[0].status().unwrap();
+    assert_eq!(status.faults, [""; 0]);
+    let listed = status.links.iter().filter(|link| link.mode == "cgroup");
+    assert_eq!(listed.count(), SocketHook::ALL.len());
+    let report = talk.finish();
+    assert!(report.broken.is_none(), "{report:?}");
+
+    town.world.agents[0].kill().unwrap();
+    town.world.agents[0].cleanup().unwrap();
+    assert_eq!(programs(&town, 0), [""; 0]);
+    let connect = || TcpStream::connect_timeout(&long, Duration::from_secs(1));
+    let error = town.ns(POD).run(connect).unwrap().err();
+    assert!(error.is_some(), "nobody translates any more");
+}
+
+/// The service's own address.
+fn town_address(service: &Service, by: By) -> SocketAddr {
+    let port = service.ports[usize::from(by.udp)].port;
+    SocketAddr::new(service.ips[usize::from(by.v6)], port)
+}
+
+/// Ids of the first node's links at sockets, by bpftool.
+fn link_ids(town: &Town) -> Vec<String> {
+    let links = town.node(0).bpffs().join("links");
+    let shown = SocketHook::ALL.map(|hook| {
+        let pin = links.join(hook.program());
+        let output = std::process::Command::new("bpftool")
+            .args(["link", "show", "pinned"])
+            .arg(pin)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split(':').next().unwrap_or_default().to_owned()
+    });
+    assert!(
+        shown.iter().all(|id| id.parse::<u32>().is_ok()),
+        "{shown:?}"
+    );
+    shown.to_vec()
+}

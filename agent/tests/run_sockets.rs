@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use datapath_common::{Flow, FlowKey, Ip4, Ip6, SocketHook, maps};
@@ -331,6 +331,93 @@ fn programs_at_sockets_outlive_the_agent_and_go_with_it() {
     let connect = || TcpStream::connect_timeout(&long, Duration::from_secs(1));
     let error = town.ns(POD).run(connect).unwrap().err();
     assert!(error.is_some(), "nobody translates any more");
+}
+
+/// Until a connected socket is told that it is closed; none if it is not.
+fn closed_after(socket: &UdpSocket, limit: Duration) -> Option<Duration> {
+    let began = Instant::now();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    while began.elapsed() < limit {
+        match socket.recv(&mut [0; 512]) {
+            Err(e) if e.kind() == ErrorKind::ConnectionAborted => return Some(began.elapsed()),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    None
+}
+
+#[test]
+fn kp117_connected_sockets_notice_that_their_backend_is_gone() {
+    let town = Town::with_sockets("gone", &[]);
+    let mut service = town.service(81, &[(1, 0)]);
+    let stays = town.service(82, &[(1, 0)]);
+    town.world.write(&stays);
+    for round in 0..3 {
+        service.endpoints = town.service(81, &[(1, 0)]).endpoints;
+        town.world.write(&service);
+        let connect = |client: Client, to: SocketAddr| {
+            let socket = unconnected(town.ns(client), to);
+            socket.connect(to).unwrap();
+            socket.send(WHO_AM_I).unwrap();
+            socket.recv(&mut [0; 512]).unwrap();
+            socket
+        };
+        let ways = [false, true].map(|v6| By { udp: true, v6 });
+        let all = |of: &Service| -> Vec<UdpSocket> {
+            let clients = [POD, Client::Pod(0, 1), NODE].into_iter();
+            let ends = clients.flat_map(|client| {
+                let at = ways.map(|by| town.address(of, Front::ClusterIp, by));
+                [at[0], at[1], mapped(at[0])].map(|to| (client, to))
+            });
+            ends.map(|(client, to)| connect(client, to)).collect()
+        };
+        let (sockets, others) = (all(&service), all(&stays));
+        let straight = ways.map(|by| {
+            let ip = town.pod(1, 0).ips()[usize::from(by.v6)];
+            connect(POD, SocketAddr::new(ip, ECHO_PORT))
+        });
+        let to = town.address(&service, Front::ClusterIp, ways[0]);
+        let loose = unconnected(town.ns(POD), to);
+        assert_eq!(who(&loose, to).0, pods_of(1)[0]);
+
+        // Another takes its place, or nobody, or the service goes.
+        let began = Instant::now();
+        match round {
+            0 => {
+                service.endpoints = town.service(81, &[(1, 1)]).endpoints;
+                town.world.state.write_service(&service).unwrap();
+            }
+            1 => {
+                service.endpoints.clear();
+                town.world.state.write_service(&service).unwrap();
+            }
+            _ => {
+                town.world.state.remove_service(&service).unwrap();
+            }
+        }
+        for socket in &sockets {
+            let closed = closed_after(socket, LIMIT);
+            assert!(closed.is_some(), "{socket:?} in round {round}");
+        }
+        let took = began.elapsed();
+        println!(
+            "round {round}: {} sockets closed after {took:?}",
+            sockets.len()
+        );
+        assert!(took < Duration::from_secs(1), "{took:?} in round {round}");
+        if round == 0 {
+            assert_eq!(who(&loose, to), (pods_of(1)[1].to_owned(), to));
+        }
+        for socket in others.iter().chain(&straight) {
+            assert_eq!(closed_after(socket, Duration::from_millis(60)), None);
+            socket.send(WHO_AM_I).unwrap();
+            socket.set_read_timeout(Some(SOON)).unwrap();
+            socket.recv(&mut [0; 512]).unwrap();
+        }
+    }
 }
 
 /// The service's own address.

@@ -7,6 +7,7 @@
 
 pub mod agent;
 mod crowding;
+pub mod departed;
 pub mod faults;
 pub mod flows;
 pub mod found;

@@ -5,8 +5,10 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use admin_api::{LinkAttachment, MapFault};
+use anyhow::Context;
 use datapath_common::{Hook, maps};
 
+use super::departed;
 use super::faults::Part;
 use super::flows::{FlowWalk, lost_at_start};
 use super::found::Found;
@@ -44,6 +46,7 @@ pub struct Serving {
     /// Model and plan.
     pub planner: Planner,
     walk: FlowWalk,
+    departed: departed::Watch,
     found: Found,
     /// What became of XDP, and why.
     pub xdp: Option<XdpChoice>,
@@ -92,6 +95,8 @@ impl Serving {
         planner.set_here(here(&node, &shared.uplink, &args.services));
         lost_at_start(&datapath, &mut planner, Instant::now());
         let interval = Duration::from_secs(u64::from(args.limits.gc_interval));
+        let departed = departed::Watch::start(datapath.maps.socket_tables()?)
+            .context("cannot watch sockets")?;
         Ok(Self {
             node,
             view,
@@ -100,6 +105,7 @@ impl Serving {
             service_networks,
             datapath,
             planner,
+            departed,
             walk: FlowWalk::new(interval, Instant::now()),
             found,
             xdp: None,
@@ -166,6 +172,9 @@ impl Serving {
     /// Writes what is due, and takes note of what failed.
     pub fn plan(&mut self, shared: &mut Shared) -> Outcome {
         let outcome = self.planner.run(&mut self.datapath.maps, Instant::now);
+        if outcome.written > 0 {
+            self.departed.look();
+        }
         let now = Instant::now();
         for failure in &outcome.errors {
             let map = match &failure.error {

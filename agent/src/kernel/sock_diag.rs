@@ -1,0 +1,202 @@
+//! Sockets of datagrams that are connected, by a netlink socket of the calling thread's
+//! network namespace (`sock_diag(7)`): listed, and closed from outside.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use bytemuck::{Pod, Zeroable};
+use rtnetlink::sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
+
+/// From `linux/sock_diag.h` and `linux/netlink.h`.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+/// `TCP_ESTABLISHED`, which a connected socket of datagrams is in, too.
+const ESTABLISHED: u32 = 1;
+
+/// `struct nlmsghdr`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Header {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+}
+
+/// `struct inet_diag_sockid`: ports and addresses in network order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct Id {
+    sport: [u8; 2],
+    dport: [u8; 2],
+    src: [u8; 16],
+    dst: [u8; 16],
+    interface: u32,
+    cookie: [u32; 2],
+}
+
+/// `struct inet_diag_req_v2`, behind its header.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Request {
+    header: Header,
+    family: u8,
+    protocol: u8,
+    extensions: u8,
+    padding: u8,
+    states: u32,
+    id: Id,
+}
+
+/// The beginning of `struct inet_diag_msg`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Answer {
+    family: u8,
+    state: u8,
+    timer: u8,
+    retransmissions: u8,
+    id: Id,
+}
+
+/// A connected socket of datagrams.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Datagrams {
+    family: u8,
+    id: Id,
+}
+
+impl Datagrams {
+    /// Its cookie, low word first.
+    pub const fn cookie(&self) -> [u32; 2] {
+        self.id.cookie
+    }
+
+    /// Whom it is connected to, by an IPv4 address where it sends IPv4.
+    pub fn peer(&self) -> SocketAddr {
+        let [a, b, c, d, ..] = self.id.dst;
+        let ip = if i32::from(self.family) == libc::AF_INET {
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(self.id.dst)).to_canonical()
+        };
+        SocketAddr::new(ip, u16::from_be_bytes(self.id.dport))
+    }
+}
+
+/// A netlink socket.
+pub struct SockDiag {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl SockDiag {
+    /// Opens one in the calling thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// The sockets of datagrams that are connected; `v6` those of IPv6, which may be
+    /// connected to an IPv4 address.
+    pub fn connected(&mut self, v6: bool) -> io::Result<Vec<Datagrams>> {
+        let family = if v6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+        let mut found = Vec::new();
+        self.ask(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_DUMP,
+            family,
+            Id::zeroed(),
+            |answer| {
+                found.push(Datagrams {
+                    family: answer.family,
+                    id: answer.id,
+                });
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Closes one: its process reads `ECONNABORTED` (Linux with
+    /// `CONFIG_INET_DIAG_DESTROY`). False if it is gone already.
+    pub fn destroy(&mut self, socket: &Datagrams) -> io::Result<bool> {
+        match self.ask(SOCK_DESTROY, NLM_F_ACK, socket.family, socket.id, |_| {}) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        id: Id,
+        mut take: impl FnMut(&Answer),
+    ) -> io::Result<()> {
+        self.sequence += 1;
+        let request = Request {
+            header: Header {
+                length: size_of::<Request>() as u32,
+                kind,
+                flags: NLM_F_REQUEST | flags,
+                sequence: self.sequence,
+                port: 0,
+            },
+            family,
+            protocol: libc::IPPROTO_UDP as u8,
+            extensions: 0,
+            padding: 0,
+            states: 1 << ESTABLISHED,
+            id,
+        };
+        self.socket.send(bytemuck::bytes_of(&request), 0)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = datagram.as_slice();
+            while let Some(header) = beginning::<Header>(rest) {
+                let length = (header.length as usize).clamp(size_of::<Header>(), rest.len());
+                let body = &rest[size_of::<Header>()..length];
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if header.sequence != self.sequence {
+                    continue;
+                }
+                match header.kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        return match beginning::<i32>(body).unwrap_or(0) {
+                            0 => Ok(()),
+                            number => Err(io::Error::from_raw_os_error(-number)),
+                        };
+                    }
+                    _ => {
+                        if let Some(answer) = beginning::<Answer>(body) {
+                            take(&answer);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What some octets begin with.
+fn beginning<T: Pod>(bytes: &[u8]) -> Option<T> {
+    bytes
+        .get(..size_of::<T>())
+        .map(bytemuck::pod_read_unaligned)
+}
+
+const _: () = assert!(size_of::<Request>() == 72 && size_of::<Answer>() == 52);

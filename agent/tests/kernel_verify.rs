@@ -106,6 +106,7 @@ fn load(name: &str, config: &Config) -> Result<ProgramInfo, ProgramError> {
     match program {
         Program::Xdp(xdp) => uninterrupted(|| xdp.load())?,
         Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load())?,
+        Program::CgroupSock(socket) => uninterrupted(|| socket.load())?,
         Program::CgroupSockAddr(socket) => uninterrupted(|| socket.load())?,
         other => panic!("{name} is {:?}", other.prog_type()),
     }

@@ -6,13 +6,15 @@ mod run_services_support;
 mod run_support;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{ErrorKind, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use datapath_common::{Flow, FlowKey, Ip4, Ip6, SocketHook, maps};
+use datapath_common::{Flow, FlowKey, Ip4, Ip6, SocketHook, SocketKey, SocketPeer, maps};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use run_services_support::{
     ANYWHERE, By, Client, EVERY_POD, EVERY_WAY, Front, SECOND_NODE, SOON, Town, ask, pods_of,
 };
@@ -44,6 +46,15 @@ fn flow_rows(town: &Town) -> usize {
     let pin = |map| town.node(0).bpffs().join(map);
     rows::<FlowKey<Ip4>, Flow<Ip4>>(&pin(maps::FLOW_V4))
         + rows::<FlowKey<Ip6>, Flow<Ip6>>(&pin(maps::FLOW_V6))
+}
+
+/// Rows of what the first node's sockets were given.
+fn socket_rows(town: &Town) -> [usize; 2] {
+    let pin = |map| town.node(0).bpffs().join(map);
+    [
+        rows::<SocketKey<Ip4>, SocketPeer<Ip4>>(&pin(maps::SOCKS_V4)),
+        rows::<SocketKey<Ip6>, SocketPeer<Ip6>>(&pin(maps::SOCKS_V6)),
+    ]
 }
 
 /// An IPv4 address as an IPv6 socket writes it.
@@ -155,6 +166,41 @@ fn what_a_socket_is_bound_to_stays() {
     socket.set_read_timeout(Some(SOON)).unwrap();
     assert_eq!(who(&socket, to).1, to);
     assert_eq!(flow_rows(&town), before + 2, "its packets are translated");
+    // So are the datagrams of a socket that names their source from the first one on.
+    let loose = unconnected(town.ns(POD), to);
+    let ask = |source: Option<Ipv4Addr>| {
+        let info = nix::libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: nix::libc::in_addr {
+                s_addr: u32::from_ne_bytes(source.unwrap_or(Ipv4Addr::UNSPECIFIED).octets()),
+            },
+            ipi_addr: nix::libc::in_addr { s_addr: 0 },
+        };
+        let SocketAddr::V4(to4) = to else {
+            panic!("{to}");
+        };
+        let named = [ControlMessage::Ipv4PacketInfo(&info)];
+        let named = if source.is_some() { &named[..] } else { &[] };
+        let (data, to4) = ([IoSlice::new(WHO_AM_I)], SockaddrIn::from(to4));
+        sendmsg(
+            loose.as_raw_fd(),
+            &data,
+            named,
+            MsgFlags::empty(),
+            Some(&to4),
+        )
+        .unwrap();
+        let mut buffer = [0; 512];
+        let (len, from) = loose.recv_from(&mut buffer).unwrap();
+        assert_eq!(from, to);
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    let first = ask(Some(town.pod(0, 0).ip4()));
+    assert_eq!(flow_rows(&town), before + 4);
+    for source in [None, Some(town.pod(0, 0).ip4()), None] {
+        assert_eq!(ask(source), first);
+    }
+    assert_eq!(flow_rows(&town), before + 4);
     // Of itself, without leaving the pod.
     let mine = town.service(72, &[(0, 0)]);
     town.world.write(&mine);
@@ -163,7 +209,29 @@ fn what_a_socket_is_bound_to_stays() {
         let pods = ask_all(town.ns(POD), to, by.udp);
         assert_eq!(pods, BTreeSet::from([pods_of(0)[0].to_owned()]));
     }
-    assert_eq!(flow_rows(&town), before + 2);
+    assert_eq!(flow_rows(&town), before + 4);
+    // What is closed is forgotten.
+    for by in EVERY_WAY {
+        let to = town.address(&mine, Front::ClusterIp, by);
+        let before = socket_rows(&town);
+        let open: Vec<(Option<TcpStream>, Option<UdpSocket>)> = [to, mapped(to)]
+            .into_iter()
+            .map(|to| {
+                if by.udp {
+                    let socket = unconnected(town.ns(POD), to);
+                    socket.connect(to).unwrap();
+                    return (None, Some(socket));
+                }
+                let connect = || TcpStream::connect_timeout(&to, SOON);
+                (Some(town.ns(POD).run(connect).unwrap().unwrap()), None)
+            })
+            .collect();
+        let mut during = before;
+        during[usize::from(by.v6)] += 2;
+        assert_eq!(socket_rows(&town), during, "{by:?}");
+        drop(open);
+        assert_eq!(socket_rows(&town), before, "{by:?}");
+    }
     // Nobody is there: refused at once, as by packets.
     let nobody = town.service(73, &[]);
     town.world.write(&nobody);

@@ -60,6 +60,8 @@ pod! {
 /// What a process does with a socket that a program takes part in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum SocketHook {
+    /// Closes it.
+    Release,
     /// Asks for its peer's address, IPv4.
     PeerName4,
     /// The same, IPv6.
@@ -79,9 +81,10 @@ pub enum SocketHook {
 }
 
 impl SocketHook {
-    /// Every one, those first that tell a socket whom it met: who is connected to a
-    /// backend can ask then.
-    pub const ALL: [Self; 8] = [
+    /// Every one, those first that are there for sockets which were given a backend: when
+    /// the first one is, they are.
+    pub const ALL: [Self; 9] = [
+        Self::Release,
         Self::PeerName4,
         Self::PeerName6,
         Self::RecvMsg4,
@@ -95,6 +98,7 @@ impl SocketHook {
     /// The program's name.
     pub const fn program(self) -> &'static str {
         match self {
+            Self::Release => "tulle_release",
             Self::PeerName4 => "tulle_peername4",
             Self::PeerName6 => "tulle_peername6",
             Self::RecvMsg4 => "tulle_recvmsg4",

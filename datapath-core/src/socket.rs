@@ -31,6 +31,8 @@ pub trait Sockets<A> {
     fn peer(&self, key: &SocketKey<A>) -> Option<&SocketPeer<A>>;
     /// Writes one. False if it is not taken.
     fn put_peer(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) -> bool;
+    /// Removes one, if it is there.
+    fn remove_peer(&self, key: &SocketKey<A>);
     /// Whom a client was given last.
     fn affinity(&self, client: &SocketClient) -> Option<&Affinity>;
     /// Remembers it, if there is room.
@@ -51,6 +53,8 @@ pub struct Socket {
     /// Whether something besides the destination says how its packets go: an address or
     /// an interface that it is bound to, or a mark.
     pub is_bound: bool,
+    /// Whether the process names the source of the datagram that it sends.
+    pub names_source: bool,
 }
 
 impl Socket {
@@ -166,11 +170,13 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Pee
     let now = tables.now();
     let forward = socket.key(to.addr, to.port, Direction::Forward);
     let mut id = 0;
+    let mut known = false;
     // Whether the row says the same for long enough.
     let mut written = false;
     if let Some(row) = tables.peer(&forward)
         && is_fresh(tables.config(), row.seen, now)
     {
+        known = true;
         written = is_recent(row.seen, now);
         id = row.backend;
         if id == 0 {
@@ -187,6 +193,11 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Pee
         if !holds {
             id = 0;
         }
+    }
+    if !known && socket.names_source {
+        // Nor are its later ones that name none, or it would meet two backends.
+        leave(tables, &forward, now);
+        return false;
     }
     let is_new = id == 0;
     if is_new {
@@ -249,6 +260,12 @@ pub fn name<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, from: &mut P
     from.addr = row.addr;
     from.port = row.port;
     true
+}
+
+/// Forgets a socket that is closed, by the peer that it is connected to.
+#[inline(always)]
+pub fn close<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, peer: &Peer<A>) {
+    tables.remove_peer(&socket.key(peer.addr, peer.port, Direction::Reply));
 }
 
 /// Leaves a service to the packets of a socket.

@@ -9,7 +9,7 @@ use datapath_common::{
     Address, Affinity, Backend, BackendState, Config, Direction, Feature, Frontend, FrontendFlags,
     FrontendKey, Ip4, SocketClient, SocketKey, SocketPeer, Via, proto,
 };
-use datapath_core::socket::{Peer, Socket, Sockets, connect, name, send};
+use datapath_core::socket::{Peer, Socket, Sockets, close, connect, name, send};
 use proptest::prelude::*;
 
 const NODE: [u32; 2] = [7, 0];
@@ -68,6 +68,9 @@ impl Sockets<Ip4> for Plain {
             self.peers.borrow_mut().insert(*key, row);
         }
         !self.is_full.get()
+    }
+    fn remove_peer(&self, key: &SocketKey<Ip4>) {
+        self.peers.borrow_mut().remove(key);
     }
     fn affinity(&self, client: &SocketClient) -> Option<&Affinity> {
         self.affinities.borrow().get(client).copied()
@@ -165,6 +168,7 @@ fn socket(cookie: u32, proto: u8) -> Socket {
         netns: POD,
         proto,
         is_bound: false,
+        names_source: false,
     }
 }
 
@@ -200,9 +204,14 @@ fn connections_are_spread_counted_and_named() {
         let other = socket(cookie + 1000, proto::TCP);
         assert_eq!(named(&plain, &other, to), to, "another socket's");
         assert_eq!(named(&plain, &socket(cookie, proto::UDP), to), to);
+        if cookie % 2 == 0 {
+            close(&plain, &s, &to);
+            assert_eq!(named(&plain, &s, to), to, "closed");
+        }
     }
     assert!(met.len() == 4 && met.values().all(|n| *n > 60), "{met:?}");
     assert_eq!(plain.counts.borrow().values().sum::<u32>(), 400);
+    assert_eq!(plain.peers.borrow().len(), 200);
 }
 
 #[test]
@@ -330,6 +339,22 @@ fn a_silent_socket_chooses_anew() {
         moved += u32::from(sent(&plain, &s, vip(1)) != Some(first));
     }
     assert!(moved > 20, "only {moved} of 40");
+}
+
+#[test]
+fn a_source_that_is_named_later_moves_nothing() {
+    let plain = Plain::new();
+    let mut s = socket(1, proto::UDP);
+    let first = sent(&plain, &s, vip(1)).unwrap();
+    s.names_source = true;
+    assert_eq!(sent(&plain, &s, vip(1)), Some(first));
+    // And the other way round: what began by packets goes on so.
+    let mut s = socket(2, proto::UDP);
+    for names_source in [true, false, true, false] {
+        s.names_source = names_source;
+        assert_eq!(sent(&plain, &s, vip(1)), None);
+        plain.now.set(plain.now.get() + 50);
+    }
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, bpf_sock_addr},
+    bindings::{BPF_ANY, bpf_sock, bpf_sock_addr},
     helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie},
+    programs::{SockAddrContext, SockContext},
 };
 use datapath_common::{
     Address, Affinity, Backend, Config, Feature, Frontend, FrontendKey, Ip4, Ip6, SocketClient,
@@ -48,13 +49,14 @@ macro_rules! set {
     };
 }
 
-impl Ctx {
-    /// Of a program.
+impl From<SockAddrContext> for Ctx {
     #[inline(always)]
-    pub const fn new(raw: *mut bpf_sock_addr) -> Self {
-        Self(raw)
+    fn from(ctx: SockAddrContext) -> Self {
+        Self(ctx.sock_addr)
     }
+}
 
+impl Ctx {
     /// Whether the address is an IPv4 address that an IPv6 socket uses.
     #[inline(always)]
     pub fn is_mapped(self) -> bool {
@@ -112,7 +114,8 @@ impl Ctx {
             cookie: words(cookie),
             netns: words(netns),
             proto: self.proto(),
-            is_bound: source != 0 || self.is_bound(),
+            is_bound: self.is_bound(),
+            names_source: source != 0,
         }
     }
 
@@ -126,6 +129,7 @@ impl Ctx {
             netns: [0; 2],
             proto: self.proto(),
             is_bound: false,
+            names_source: false,
         }
     }
 
@@ -213,6 +217,70 @@ impl Ctx {
     }
 }
 
+/// A socket that is closed.
+#[derive(Clone, Copy)]
+pub struct Closed(*mut bpf_sock);
+
+impl From<SockContext> for Closed {
+    #[inline(always)]
+    fn from(ctx: SockContext) -> Self {
+        Self(ctx.sock)
+    }
+}
+
+impl Closed {
+    /// The socket.
+    #[inline(always)]
+    pub fn socket(self) -> Socket {
+        // SAFETY: the helper takes the context and returns a number.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        Socket {
+            cookie: words(cookie),
+            netns: [0; 2],
+            proto: u8::try_from(field!(self.0, protocol)).unwrap_or(0),
+            is_bound: false,
+            names_source: false,
+        }
+    }
+
+    /// Whether it is an IPv6 socket, and whether it is connected to an IPv4 address.
+    #[inline(always)]
+    pub fn family(self) -> (bool, bool) {
+        let v6 = field!(self.0, family) == AF_INET6;
+        (v6, !v6 || field!(self.0, dst_ip6[2]) == MAPPED)
+    }
+
+    /// Its peer; all zero if it is not connected.
+    #[inline(always)]
+    pub fn peer4(self) -> Peer<Ip4> {
+        Peer {
+            // A mapped one is here too.
+            addr: Ip4::new(field!(self.0, dst_ip4).to_ne_bytes()),
+            port: self.port(),
+        }
+    }
+
+    /// The same of IPv6.
+    #[inline(always)]
+    pub fn peer6(self) -> Peer<Ip6> {
+        let words = [
+            field!(self.0, dst_ip6[0]),
+            field!(self.0, dst_ip6[1]),
+            field!(self.0, dst_ip6[2]),
+            field!(self.0, dst_ip6[3]),
+        ];
+        Peer {
+            addr: bytemuck::cast(words),
+            port: self.port(),
+        }
+    }
+
+    #[inline(always)]
+    fn port(self) -> u16 {
+        u16::from_be(field!(self.0, dst_port))
+    }
+}
+
 #[inline(always)]
 const fn words(cookie: u64) -> [u32; 2] {
     [cookie as u32, (cookie >> 32) as u32]
@@ -269,6 +337,11 @@ macro_rules! sockets {
             #[inline(always)]
             fn put_peer(&self, key: &SocketKey<$addr>, peer: &SocketPeer<$addr>) -> bool {
                 maps::$socks.insert(key, peer, BPF_ANY as u64).is_ok()
+            }
+            #[inline(always)]
+            fn remove_peer(&self, key: &SocketKey<$addr>) {
+                // Most sockets have none.
+                let _ = maps::$socks.remove(key);
             }
             #[inline(always)]
             fn affinity(&self, client: &SocketClient) -> Option<&Affinity> {

@@ -127,6 +127,7 @@ mod option {
 /// `bpf_attach_type` of the kernel.
 fn attach_type(hook: SocketHook) -> u32 {
     (match hook {
+        SocketHook::Release => bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE,
         SocketHook::PeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
         SocketHook::PeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
         SocketHook::RecvMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
@@ -159,12 +160,16 @@ impl SocketPrograms {
         let mut loaded = Vec::with_capacity(SocketHook::ALL.len());
         for hook in SocketHook::ALL {
             let name = hook.program();
-            let Some(Program::CgroupSockAddr(program)) = ebpf.program_mut(name) else {
-                let what = "program";
-                return Err(ObjectError::Lacks { what, name }.into());
+            let result = match ebpf.program_mut(name) {
+                Some(Program::CgroupSockAddr(program)) => uninterrupted(|| program.load())
+                    .and_then(|()| Ok((program.fd()?.try_clone()?, program.info()?.id()))),
+                Some(Program::CgroupSock(program)) => uninterrupted(|| program.load())
+                    .and_then(|()| Ok((program.fd()?.try_clone()?, program.info()?.id()))),
+                _ => {
+                    let what = "program";
+                    return Err(ObjectError::Lacks { what, name }.into());
+                }
             };
-            let result = uninterrupted(|| program.load())
-                .and_then(|()| Ok((program.fd()?.try_clone()?, program.info()?.id())));
             match result {
                 Ok(one) => loaded.push(one),
                 Err(error) => {

@@ -7,6 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use bytemuck::{Pod, Zeroable};
 use rtnetlink::sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
+/// `AF_INET`, `AF_INET6` and `IPPROTO_UDP` in the octet that the messages have for them.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const UDP: u8 = datapath_common::proto::UDP;
 /// From `linux/sock_diag.h` and `linux/netlink.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -81,7 +85,7 @@ impl Datagrams {
     /// Whom it is connected to, by an IPv4 address where it sends IPv4.
     pub fn peer(&self) -> SocketAddr {
         let [a, b, c, d, ..] = self.id.dst;
-        let ip = if i32::from(self.family) == libc::AF_INET {
+        let ip = if self.family == AF_INET {
             IpAddr::V4(Ipv4Addr::new(a, b, c, d))
         } else {
             IpAddr::V6(Ipv6Addr::from(self.id.dst)).to_canonical()
@@ -111,7 +115,7 @@ impl SockDiag {
     /// The sockets of datagrams that are connected; `v6` those of IPv6, which may be
     /// connected to an IPv4 address.
     pub fn connected(&mut self, v6: bool) -> io::Result<Vec<Datagrams>> {
-        let family = if v6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+        let family = if v6 { AF_INET6 } else { AF_INET };
         let mut found = Vec::new();
         self.ask(
             SOCK_DIAG_BY_FAMILY,
@@ -156,7 +160,7 @@ impl SockDiag {
                 port: 0,
             },
             family,
-            protocol: libc::IPPROTO_UDP as u8,
+            protocol: UDP,
             extensions: 0,
             padding: 0,
             states: 1 << ESTABLISHED,

@@ -1,9 +1,12 @@
 //! `tulle_connect4` and its like: what processes below the cgroup do with sockets.
 
-use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
-use datapath_core::socket::{connect, name, send};
+use aya_ebpf::{
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
+};
+use datapath_core::socket::{close, connect, name, send};
 
-use crate::sockets::{Ctx, SocketMaps};
+use crate::sockets::{Closed, Ctx, SocketMaps};
 
 /// What the kernel goes on with; nothing is forbidden here.
 const GO_ON: i32 = 1;
@@ -11,17 +14,18 @@ const GO_ON: i32 = 1;
 /// `connect` of IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn tulle_connect4(ctx: SockAddrContext) -> i32 {
-    connect_v4::<false>(ctx.sock_addr);
+    connect_v4::<false>(Ctx::from(ctx));
     GO_ON
 }
 
 /// `connect` of IPv6, and of IPv4 by an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 pub fn tulle_connect6(ctx: SockAddrContext) -> i32 {
-    if Ctx::new(ctx.sock_addr).is_mapped() {
-        connect_v4::<true>(ctx.sock_addr);
+    let ctx = Ctx::from(ctx);
+    if ctx.is_mapped() {
+        connect_v4::<true>(ctx);
     } else {
-        connect_v6(ctx.sock_addr);
+        connect_v6(ctx);
     }
     GO_ON
 }
@@ -29,7 +33,7 @@ pub fn tulle_connect6(ctx: SockAddrContext) -> i32 {
 /// A datagram of IPv4 to an address that goes with it, also by an IPv6 socket.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn tulle_sendmsg4(ctx: SockAddrContext) -> i32 {
-    let ctx = Ctx::new(ctx.sock_addr);
+    let ctx = Ctx::from(ctx);
     if ctx.is_of(false) {
         let mut peer = ctx.peer4(false);
         if send(&SocketMaps, &ctx.sender4(), &mut peer) {
@@ -42,7 +46,7 @@ pub fn tulle_sendmsg4(ctx: SockAddrContext) -> i32 {
 /// A datagram of IPv6 to an address that goes with it.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn tulle_sendmsg6(ctx: SockAddrContext) -> i32 {
-    let ctx = Ctx::new(ctx.sock_addr);
+    let ctx = Ctx::from(ctx);
     if ctx.is_of(true) {
         let mut peer = ctx.peer6();
         if send(&SocketMaps, &ctx.sender6(), &mut peer) {
@@ -55,37 +59,56 @@ pub fn tulle_sendmsg6(ctx: SockAddrContext) -> i32 {
 /// Whose datagram of IPv4 a process reads.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn tulle_recvmsg4(ctx: SockAddrContext) -> i32 {
-    name_v4::<false>(ctx.sock_addr);
+    name_v4::<false>(Ctx::from(ctx));
     GO_ON
 }
 
 /// Whose datagram an IPv6 socket reads.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn tulle_recvmsg6(ctx: SockAddrContext) -> i32 {
-    name_of(ctx.sock_addr);
+    name_of(Ctx::from(ctx));
     GO_ON
 }
 
 /// `getpeername` of IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn tulle_peername4(ctx: SockAddrContext) -> i32 {
-    name_v4::<false>(ctx.sock_addr);
+    name_v4::<false>(Ctx::from(ctx));
     GO_ON
 }
 
 /// `getpeername` of IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn tulle_peername6(ctx: SockAddrContext) -> i32 {
-    name_of(ctx.sock_addr);
+    name_of(Ctx::from(ctx));
+    GO_ON
+}
+
+/// A socket is closed.
+#[cgroup_sock(sock_release)]
+pub fn tulle_release(ctx: SockContext) -> i32 {
+    let closed = Closed::from(ctx);
+    let (v6, v4) = closed.family();
+    if v4 {
+        let peer = closed.peer4();
+        if peer.port != 0 {
+            close(&SocketMaps, &closed.socket(), &peer);
+        }
+    } else if v6 {
+        let peer = closed.peer6();
+        if peer.port != 0 {
+            close(&SocketMaps, &closed.socket(), &peer);
+        }
+    }
     GO_ON
 }
 
 #[inline(always)]
-fn name_of(raw: *mut bpf_sock_addr) {
-    if Ctx::new(raw).is_mapped() {
-        name_v4::<true>(raw);
+fn name_of(ctx: Ctx) {
+    if ctx.is_mapped() {
+        name_v4::<true>(ctx);
     } else {
-        name_v6(raw);
+        name_v6(ctx);
     }
 }
 
@@ -93,8 +116,7 @@ fn name_of(raw: *mut bpf_sock_addr) {
 // compiler would compute where a field is, and the verifier wants that said.
 
 #[inline(never)]
-fn connect_v4<const MAPPED: bool>(raw: *mut bpf_sock_addr) {
-    let ctx = Ctx::new(raw);
+fn connect_v4<const MAPPED: bool>(ctx: Ctx) {
     if !ctx.is_of(MAPPED) {
         return;
     }
@@ -105,8 +127,7 @@ fn connect_v4<const MAPPED: bool>(raw: *mut bpf_sock_addr) {
 }
 
 #[inline(never)]
-fn connect_v6(raw: *mut bpf_sock_addr) {
-    let ctx = Ctx::new(raw);
+fn connect_v6(ctx: Ctx) {
     if !ctx.is_of(true) {
         return;
     }
@@ -117,8 +138,7 @@ fn connect_v6(raw: *mut bpf_sock_addr) {
 }
 
 #[inline(never)]
-fn name_v4<const MAPPED: bool>(raw: *mut bpf_sock_addr) {
-    let ctx = Ctx::new(raw);
+fn name_v4<const MAPPED: bool>(ctx: Ctx) {
     let mut peer = ctx.peer4(MAPPED);
     if name(&SocketMaps, &ctx.reader(), &mut peer) {
         ctx.set_peer4(MAPPED, &peer);
@@ -126,8 +146,7 @@ fn name_v4<const MAPPED: bool>(raw: *mut bpf_sock_addr) {
 }
 
 #[inline(never)]
-fn name_v6(raw: *mut bpf_sock_addr) {
-    let ctx = Ctx::new(raw);
+fn name_v6(ctx: Ctx) {
     let mut peer = ctx.peer6();
     if name(&SocketMaps, &ctx.reader(), &mut peer) {
         ctx.set_peer6(&peer);

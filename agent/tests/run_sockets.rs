@@ -244,7 +244,7 @@ fn what_a_socket_is_bound_to_stays() {
 }
 
 #[test]
-fn kp62_a_socket_stays_with_a_backend_and_services_with_one_backend_are_told_apart() {
+fn kp_62_a_socket_stays_with_a_backend_and_services_with_one_backend_are_told_apart() {
     let town = Town::with_sockets("datagrams", &[]);
     let service = town.service(74, &EVERY_POD);
     let others = [75, 76].map(|n| town.service(n, &[(1, 0)]));
@@ -289,7 +289,7 @@ fn kp62_a_socket_stays_with_a_backend_and_services_with_one_backend_are_told_apa
 }
 
 #[test]
-fn kp94_a_network_namespace_is_remembered() {
+fn kp_94_a_network_namespace_is_remembered() {
     let town = Town::with_sockets("remembered", &[]);
     let mut service = town.service(77, &EVERY_POD);
     service.exposure.affinity = Some(Duration::from_secs(30));
@@ -418,7 +418,7 @@ fn closed_after(socket: &UdpSocket, limit: Duration) -> Option<Duration> {
 }
 
 #[test]
-fn kp117_connected_sockets_notice_that_their_backend_is_gone() {
+fn kp_117_connected_sockets_notice_that_their_backend_is_gone() {
     let town = Town::with_sockets("gone", &[]);
     let mut service = town.service(81, &[(1, 0)]);
     let stays = town.service(82, &[(1, 0)]);

@@ -74,8 +74,12 @@ fn a_removed_endpoint_is_left_within_a_second_by_everybody() {
             let moved = loop {
                 // The server that is gone still answers.
                 let pod = match udp_exchange(&socket, b"again", MOVED) {
-                    // It was connected to the pod, and is closed as soon as that is gone.
-                    Err(e) if town.serves_sockets() && e.kind == FailureKind::Reset => {
+                    // It was connected to the pod, and is closed as soon as that is gone: who
+                    // reads is told ECONNABORTED, who sends EDESTADDRREQ.
+                    Err(e)
+                        if town.serves_sockets()
+                            && matches!(e.kind, FailureKind::Reset | FailureKind::Local) =>
+                    {
                         let at = town.address(&service, at, By { udp: true, v6 });
                         socket = udp_connect(town.ns(client), at).unwrap();
                         continue;

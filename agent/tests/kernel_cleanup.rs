@@ -190,7 +190,8 @@ fn the_probe_finds_this_kernel() {
             "{:?}",
             kernel.features
         );
-        assert_eq!(kernel.features.len(), 2);
+        assert_eq!(kernel.calls, kernel.version < (6, 5));
+        assert_eq!(kernel.features.len(), 3);
         assert!(
             kernel
                 .features

@@ -1,10 +1,9 @@
-//! Flow tracking: states, idle times, the reply's way.
+//! Flow tracking: the rows of a flow, and the reply's way.
 
 use core::hint::black_box;
 
 use datapath_common::{
     Address, BackendState, Direction, Flow, FlowKey, FlowState, FragmentKey, FragmentPorts,
-    IdleTicks, proto,
 };
 
 use crate::{
@@ -12,53 +11,9 @@ use crate::{
     hooks::front_key,
     open::{FAILED, LATER},
     ports::{KEEPS, ONLY},
+    states::{SEEN_LAG, idle_limit, live_state, met},
     straight::is_straight,
 };
-
-/// The state that a packet leads to. Total over state, direction and signal.
-#[inline(always)]
-pub(crate) fn step(state: FlowState, direction: Direction, signal: Signal) -> FlowState {
-    match (state, direction, signal) {
-        // Either end closes or resets. What follows (the last ACKs) changes nothing.
-        (FlowState::Closing, _, _) | (_, _, Signal::Close) => FlowState::Closing,
-        // An answer of any kind: also of a connection that is older than its rows.
-        (FlowState::Established, _, _) | (FlowState::Opening, Direction::Reply, _) => {
-            FlowState::Established
-        }
-        // The client repeats its SYN or sends the next datagram: no answer yet.
-        (FlowState::Opening, Direction::Forward, _) => FlowState::Opening,
-    }
-}
-
-/// Ticks after which a flow without packets has expired.
-#[inline(always)]
-pub fn idle_limit(idle: &IdleTicks, p: u8, state: FlowState) -> u32 {
-    let (opening, established, closing) = match p {
-        proto::TCP => (idle.tcp_opening, idle.tcp_established, idle.tcp_closing),
-        proto::SCTP => (idle.sctp_opening, idle.sctp_established, idle.sctp_closing),
-        _ => (idle.udp_opening, idle.udp_established, idle.udp_established),
-    };
-    // Opaque: the compiler would compute an address from `state`, whose range
-    // the verifier (Linux 6.18 and before) has lost by then.
-    match state {
-        FlowState::Opening => black_box(opening),
-        FlowState::Established => black_box(established),
-        FlowState::Closing => black_box(closing),
-    }
-}
-
-/// The state of a row that has not expired.
-#[inline(always)]
-pub fn live_state<A>(idle: &IdleTicks, flow: &Flow<A>, p: u8, now: u32) -> Option<FlowState> {
-    let state = FlowState::from_u8(flow.state)?;
-    // `seen` may be ahead of `now` by a tick, written by another CPU.
-    let age = now.wrapping_sub(flow.seen).cast_signed();
-    if age < SEEN_LAG.cast_signed() || age <= idle_limit(idle, p, state).cast_signed() {
-        Some(state)
-    } else {
-        None
-    }
-}
 
 /// Whether the row's backend is still there, if it has one: a row outlives it, and
 /// whoever has the address then is another.
@@ -80,15 +35,6 @@ pub(crate) fn living<A, T: Tables<A>>(
 ) -> Option<FlowState> {
     let state = live_state(&tables.config().idle, flow, p, now)?;
     has_backend(tables, flow).then_some(state)
-}
-
-/// Ticks that `seen` may lag behind, so that a busy flow's row is seldom written.
-const SEEN_LAG: u32 = 2;
-
-/// Whether a row must be written: its state changes or `seen` is old.
-#[inline(always)]
-pub(crate) fn is_stale<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
-    flow.state != state as u8 || now.wrapping_sub(flow.seen) >= SEEN_LAG
 }
 
 /// Key of a packet of the flow table.
@@ -209,18 +155,17 @@ pub(crate) fn reply_of<A: Address, T: Tables<A>>(
     if wanted.is_some_and(|wanted| wanted != hairpin) {
         return None;
     }
-    let now = tables.now();
-    let state = live_state(&tables.config().idle, &flow, headers.proto, now)?;
+    let progress = tables.progress(met(&flow, headers, Direction::Reply), flow.seen);
+    let next = progress.next()?;
     if !has_backend(tables, &flow) {
         return None;
     }
-    if headers.signal == Signal::Accept && is_quiet(&flow, state, now) {
+    if headers.signal == Signal::Accept && progress.was_quiet() {
         // It accepts a connection that knows nothing of this row's, which is over.
         retire(tables, row, headers.proto);
         return None;
     }
-    let next = step(state, Direction::Reply, headers.signal);
-    if is_stale(&flow, next, now) {
+    if progress.is_stale() {
         touch_both(tables, headers, row, Direction::Reply, next);
     }
     remember_ports(tables, headers);
@@ -310,17 +255,16 @@ pub(crate) fn continued<A: Address, T: Tables<A>>(
 ) -> Option<T::Row> {
     let row = tables.flow(key(h, Direction::Forward))?;
     let flow = row.get();
-    let now = tables.now();
-    let state = live_state(&tables.config().idle, &flow, h.proto, now)?;
-    if h.signal == Signal::Open && state == FlowState::Closing {
+    let progress = tables.progress(met(&flow, h, Direction::Forward), flow.seen);
+    let next = progress.next()?;
+    if h.signal == Signal::Open && next == FlowState::Closing {
         // The client uses the port again.
         return None;
     }
     if !fits(&flow) {
         return None;
     }
-    let next = step(state, Direction::Forward, h.signal);
-    if (lost || is_stale(&flow, next, now)) && !refresh(tables, h, row, next) {
+    if (lost || progress.is_stale()) && !refresh(tables, h, row, next) {
         return None;
     }
     Some(row)
@@ -468,59 +412,10 @@ fn stage_again<A: Address, T: Tables<A>>(
     })
 }
 
-/// Ticks of silence after which a closing connection makes room for a new one: 30 s
-/// at the least, for `seen` may lag by two ticks.
-const QUIET_TICKS: u32 = 30;
-
-/// Whether a row in this state has been silent for that long.
-#[inline(always)]
-pub(crate) fn is_quiet<A>(flow: &Flow<A>, state: FlowState, now: u32) -> bool {
-    let silent = now.wrapping_sub(flow.seen).cast_signed();
-    state == FlowState::Closing && silent >= QUIET_TICKS.cast_signed()
-}
-
 /// Whether two addresses are the same. In words: the octets of two rows are not
 /// copied for it.
 #[inline(always)]
 pub(crate) fn is_same<A: Address>(a: A, b: A) -> bool {
     let (a, b) = (a.words(), b.words());
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STATES: [FlowState; 3] = [
-        FlowState::Opening,
-        FlowState::Established,
-        FlowState::Closing,
-    ];
-    const SIGNALS: [Signal; 4] = [Signal::Data, Signal::Open, Signal::Accept, Signal::Close];
-
-    #[test]
-    fn a_close_is_final_and_states_never_go_back() {
-        for direction in [Direction::Forward, Direction::Reply] {
-            for state in STATES {
-                for signal in SIGNALS {
-                    let next = step(state, direction, signal);
-                    assert!(next >= state, "{state:?} {direction:?} {signal:?}");
-                    assert_eq!(
-                        next == FlowState::Closing,
-                        state == FlowState::Closing || signal == Signal::Close
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn only_an_answer_establishes() {
-        for signal in [Signal::Data, Signal::Open, Signal::Accept] {
-            let forward = step(FlowState::Opening, Direction::Forward, signal);
-            assert_eq!(forward, FlowState::Opening);
-            let reply = step(FlowState::Opening, Direction::Reply, signal);
-            assert_eq!(reply, FlowState::Established);
-        }
-    }
 }

@@ -27,6 +27,7 @@ pub mod reset;
 mod room;
 mod service;
 pub mod socket;
+pub mod states;
 mod straight;
 mod tables;
 pub mod wire;
@@ -41,7 +42,7 @@ pub use hooks::{
     to_pod,
 };
 pub use packet::{ETH_LEN, Packet};
-pub use parse::{Fragment, Frame, Headers, Signal, frame};
+pub use parse::{Fragment, Frame, Headers, MAX_L4, Signal, frame};
 pub use pick::{below, pick};
 pub use ports::{claim, claim_port};
 pub use service::{Client, holds};

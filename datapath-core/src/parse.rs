@@ -38,6 +38,19 @@ pub enum Signal {
     Close = 3,
 }
 
+impl Signal {
+    /// The signal with this number; [`Self::Data`] if there is none.
+    #[inline(always)]
+    pub(crate) const fn from_u8(n: u8) -> Self {
+        match n {
+            1 => Self::Open,
+            2 => Self::Accept,
+            3 => Self::Close,
+            _ => Self::Data,
+        }
+    }
+}
+
 /// A parsed packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Headers<A> {
@@ -303,12 +316,7 @@ fn settle<P: Packet, A>(packet: &P, h: &mut Headers<A>) {
         1 => Fragment::First,
         _ => Fragment::Later,
     };
-    h.signal = match facts >> 10 & 3 {
-        0 => Signal::Data,
-        1 => Signal::Open,
-        2 => Signal::Accept,
-        _ => Signal::Close,
-    };
+    h.signal = Signal::from_u8((facts >> 10 & 3) as u8);
     h.plain = facts >> 12 & 1 != 0;
     h.icmp_error = facts >> 13 & 1 != 0;
     h.dont_fragment = facts >> 14 & 1 != 0;
@@ -317,7 +325,7 @@ fn settle<P: Packet, A>(packet: &P, h: &mut Headers<A>) {
 }
 
 /// Transport headers start before this: a mask that the verifier understands.
-const MAX_L4: usize = 0x3fff;
+pub const MAX_L4: usize = 0x3fff;
 
 /// What the first chunk's type says (RFC 9260 §3.2): INIT, INIT ACK, ABORT,
 /// SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE.

@@ -22,9 +22,10 @@ use datapath_common::{Address, FlowState, Reason, proto};
 
 use crate::{
     Headers, Signal, Tables,
-    flow::{has_backend, is_quiet, is_same, live_state},
+    flow::{has_backend, is_same},
     open::{FAILED, HEARD, LATER},
     reduce,
+    states::{is_quiet, live_state},
     tables::{FlowRow, Put},
 };
 
@@ -266,7 +267,7 @@ fn whose<A: Address, T: Tables<A>>(tables: &T, there: T::Row, how: u32) -> u32 {
     };
     if !has_backend(tables, &there.get()) {
         TAKEN
-    } else if !is_quiet(&there.get(), state, now) {
+    } else if !is_quiet(state, there.get().seen, now) {
         BUSY
     } else if how & QUIET_TOO == 0 {
         QUIET

@@ -1,11 +1,12 @@
 //! ICMP errors about packets that were translated: the packet that an error
 //! quotes is translated back, and the error goes to whoever sent it (RFC 5508 §4).
 
-use datapath_common::{Address, Direction, Flow, FlowKey, NodeClient, proto};
+use datapath_common::{Address, Direction, FlowKey, NodeClient, proto};
 
 use crate::{
     Family, Headers, Packet, Tables,
-    flow::{has_backend, live_state},
+    flow::has_backend,
+    states::live_state,
     straight::is_straight,
     tables::FlowRow,
     wire::{Be16, Ports},
@@ -35,11 +36,9 @@ pub struct Quoted<A> {
 pub struct ErrorRewrite<A> {
     /// Who reports.
     pub src: A,
-    /// To whom.
-    pub dst: A,
     /// A [`NodeClient`]: whether that is a process of this node.
     pub node: u8,
-    /// The quoted source.
+    /// The quoted source, which is also whom the error is for.
     pub quoted_src: A,
     /// Its port.
     pub quoted_sport: u16,
@@ -107,37 +106,40 @@ pub fn translation<F: Family, T: Tables<F::Addr>>(
     if h.dst != q.src {
         return None;
     }
+    // Rows are read where they are needed: copies would take much of the stack.
     // About a packet to a backend, as it was after its translation.
-    if let Some(row) = known(tables, q, Direction::Reply).filter(|row| !is_straight(row)) {
-        let (client, port) = if row.nat_port == 0 {
+    if let Some(row) = known(tables, q, Direction::Reply).filter(|row| !is_straight(&row.get())) {
+        let (client, port) = if row.get().nat_port == 0 {
             (q.src, q.sport)
         } else {
-            (row.nat_addr, row.nat_port)
+            (row.get().nat_addr, row.get().nat_port)
         };
         return Some(ErrorRewrite {
             // The backend itself is known as the frontend only.
-            src: if h.src == q.dst { row.addr } else { h.src },
-            dst: client,
-            node: row.node,
+            src: if h.src == q.dst {
+                row.get().addr
+            } else {
+                h.src
+            },
+            node: row.get().node,
             quoted_src: client,
             quoted_sport: port,
-            quoted_dst: row.addr,
-            quoted_dport: row.port,
+            quoted_dst: row.get().addr,
+            quoted_dport: row.get().port,
         });
     }
     // About a reply, as it was after its translation.
     let row = known(tables, q, Direction::Forward)?;
-    let (client, port) = if row.nat_port == 0 {
+    let (client, port) = if row.get().nat_port == 0 {
         (q.dst, q.dport)
     } else {
-        (row.nat_addr, row.nat_port)
+        (row.get().nat_addr, row.get().nat_port)
     };
     Some(ErrorRewrite {
         src: if h.src == q.dst { client } else { h.src },
-        dst: row.addr,
         node: NodeClient::No as u8,
-        quoted_src: row.addr,
-        quoted_sport: row.port,
+        quoted_src: row.get().addr,
+        quoted_sport: row.get().port,
         quoted_dst: client,
         quoted_dport: port,
     })
@@ -149,7 +151,7 @@ fn known<A: Address, T: Tables<A>>(
     tables: &T,
     q: &Quoted<A>,
     direction: Direction,
-) -> Option<Flow<A>> {
+) -> Option<T::Row> {
     let row = tables.flow(FlowKey {
         src: q.dst,
         dst: q.src,
@@ -165,5 +167,5 @@ fn known<A: Address, T: Tables<A>>(
     if flow.hairpin != 0 || !has_backend(tables, &flow) {
         return None;
     }
-    Some(row.get())
+    Some(row)
 }

@@ -5,9 +5,10 @@ use datapath_common::{Address, Direction, Flow, FlowKey, FlowState, proto};
 
 use crate::{
     Family, Grant, Headers, Signal, Tables,
-    flow::{is_stale, key, live_state, living, retire, step},
+    flow::{key, living, retire},
     masquerade::leaves,
     ports::{KEEPS, ONLY},
+    states::{is_stale, live_state, step},
     tables::FlowRow,
 };
 
@@ -36,7 +37,7 @@ fn stage_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) 
         && !(h.signal == Signal::Open && state == FlowState::Closing)
     {
         let next = step(state, Direction::Forward, h.signal);
-        if is_straight(&row.get()) && is_stale(&row.get(), next, now) {
+        if is_straight(&row.get()) && is_stale(row.get().state, row.get().seen, next, now) {
             row.touch(next, now);
         }
         return false;

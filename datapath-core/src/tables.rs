@@ -5,7 +5,7 @@ use datapath_common::{
     FragmentPorts, Frontend, FrontendKey, Via,
 };
 
-use crate::Headers;
+use crate::{Headers, states::Progress};
 
 /// What is granted only so often in a tick.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +112,8 @@ pub trait Tables<A> {
     fn live(&self, id: u32) -> u64;
     /// Counts one more there, or one less; nothing for id 0.
     fn count_live(&self, id: u32, opened: bool);
+    /// Runs [`Progress::of`] of a row and the packet that met it, likewise.
+    fn progress(&self, met: u32, seen: u32) -> Progress;
     /// Row of `tulle_affin_*`.
     fn affinity(&self, key: AffinityKey<A>) -> Option<Affinity>;
     /// Writes a row of `tulle_affin_*`; best effort.

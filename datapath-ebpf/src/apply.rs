@@ -1,5 +1,4 @@
-//! Carries out a decision: addresses, ports, checksums, TTL, MAC addresses,
-//! encapsulation, ICMP errors.
+//! Carries out a decision: translation, MAC addresses, encapsulation, ICMP errors.
 
 use core::{mem, ptr};
 
@@ -7,24 +6,24 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_redir_neigh,
     },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-        bpf_skb_adjust_room, bpf_skb_store_bytes,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
     },
 };
 use datapath_common::{Mac, Reason, Via, counter_index, proto};
 use datapath_core::{
-    Decision, ETH_LEN, Fragment, Frame, Grant, Headers, Packet as _, Rewrite, Tables, Verdict,
-    checksum::{Sum, crc32c_change, with_ports},
+    Decision, ETH_LEN, Frame, Grant, Headers, Packet as _, Tables, Verdict,
     icmp::{self, IcmpError},
     overlay, reset,
     wire::{self, Be16},
 };
 
-use crate::{ctx::Skb, exit::TcExit, maps, shape::Shape, tables::Maps};
+use crate::{
+    ctx::Skb, exit::TcExit, maps, parsed::number, shape::Shape, tables::Maps, translate::translate,
+};
 
 /// Which way the packets of a hook go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,152 +142,6 @@ fn turn_in(skb: &mut Skb, mac: Mac, ifindex: u32, reason: Reason) -> (TcExit, Re
         Ok(()) => (redirect(ifindex, Side::Ingress), reason),
         Err(reason) => (TcExit::DROP, reason),
     }
-}
-
-/// Translates a packet that stays on its way through the stack.
-#[inline(always)]
-pub fn translate<F: Shape>(
-    skb: &mut Skb,
-    headers: &Headers<F::Addr>,
-    rewrite: &Rewrite<F::Addr>,
-    hops: u8,
-) -> Result<(), Reason> {
-    if !rewrite.any && hops == 0 {
-        return Ok(());
-    }
-    let ttl = headers.ttl.wrapping_sub(hops);
-    let change = F::write_header(skb, headers, rewrite, ttl)?;
-    if !rewrite.any || headers.fragment == Fragment::Later {
-        return Ok(());
-    }
-    if matches!(headers.proto, proto::ICMP | proto::ICMPV6) {
-        let (old, new) = if headers.sport != 0 {
-            (headers.sport, rewrite.sport)
-        } else {
-            (headers.dport, rewrite.dport)
-        };
-        let ids = (old as u32) << 16 | new as u32;
-        // The checksum covers the addresses in ICMPv6 only.
-        let addresses = if headers.proto == proto::ICMPV6 {
-            change.fold32()
-        } else {
-            0
-        };
-        return match echo_apart(skb.raw(), headers.l4 as u32, ids, addresses) {
-            0 => Ok(()),
-            _ => Err(Reason::RewriteFailed),
-        };
-    }
-    let old_ports = words(headers.sport, headers.dport);
-    let new_ports = words(rewrite.sport, rewrite.dport);
-    let at = headers.l4;
-    if old_ports != new_ports {
-        skb.write(at, new_ports)?;
-    }
-    let field = match headers.proto {
-        proto::TCP => 16,
-        proto::UDP => 6,
-        proto::SCTP => return sctp(skb, headers, old_ports ^ new_ports),
-        _ => return Ok(()),
-    };
-    let mangled = if headers.proto == proto::UDP {
-        BPF_F_MARK_MANGLED_0
-    } else {
-        0
-    };
-    let field = at + field;
-    let before: u16 = skb.read(field).map_err(|_| Reason::RewriteFailed)?;
-    // SAFETY: the context is the program's own; the kernel checks the offset.
-    let failed = unsafe {
-        bpf_l4_csum_replace(
-            skb.raw(),
-            field as u32,
-            0,
-            change.fold32() as u64,
-            (BPF_F_PSEUDO_HDR | mangled) as u64,
-        ) != 0
-    };
-    if failed {
-        return Err(Reason::RewriteFailed);
-    }
-    if old_ports == new_ports {
-        return Ok(());
-    }
-    skb.look();
-    let ports = Sum::ZERO.sub(old_ports).add(new_ports);
-    let after: u16 = skb.read(field).map_err(|_| Reason::RewriteFailed)?;
-    let zero_is_none = headers.proto == proto::UDP;
-    if let Some(field_now) = with_ports(before, after, change, ports, zero_is_none) {
-        return skb.write(field, field_now);
-    }
-    // SAFETY: as above.
-    let failed = unsafe {
-        bpf_l4_csum_replace(
-            skb.raw(),
-            field as u32,
-            0,
-            ports.fold32() as u64,
-            mangled as u64,
-        ) != 0
-    };
-    if failed {
-        Err(Reason::RewriteFailed)
-    } else {
-        Ok(())
-    }
-}
-
-/// Gives the ICMP echo at `at` another identifier: `ids` has the old one and the
-/// new one. `addresses` is the change of a pseudo header. 0 if it is done. A
-/// function of its own: it is seldom needed.
-#[inline(never)]
-fn echo_apart(raw: *mut __sk_buff, at: u32, ids: u32, addresses: u32) -> u32 {
-    let (old, new) = ((ids >> 16) as u16, ids as u16);
-    if old == 0 {
-        return 0;
-    }
-    let change = Sum::ZERO.sub(old.to_be() as u32).add(new.to_be() as u32);
-    let id = new.to_be();
-    // SAFETY: the context is the program's own; the kernel checks the offsets.
-    let failed = unsafe {
-        bpf_l4_csum_replace(raw, at + 2, 0, change.fold32() as u64, 0) != 0
-            || bpf_skb_store_bytes(raw, at + 4, (&raw const id).cast(), 2, 0) != 0
-            || (addresses != 0
-                && bpf_l4_csum_replace(raw, at + 2, 0, addresses as u64, BPF_F_PSEUDO_HDR as u64)
-                    != 0)
-    };
-    failed as u32
-}
-
-/// Both ports as they lie in the packet, as a native word.
-#[inline(always)]
-fn words(sport: u16, dport: u16) -> u32 {
-    ((sport as u32) << 16 | dport as u32).to_be()
-}
-
-/// A global function, so that the verifier follows its loops once and not for
-/// each state that leads here.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_crc32c(delta: u32, len: u32) -> u32 {
-    crc32c_change(delta, len)
-}
-
-/// SCTP's checksum covers the ports but not the addresses.
-#[inline(always)]
-fn sctp<A>(skb: &Skb, headers: &Headers<A>, delta: u32) -> Result<(), Reason> {
-    if delta == 0 {
-        return Ok(());
-    }
-    let field: u32 = skb
-        .read(headers.l4 + 8)
-        .map_err(|_| Reason::RewriteFailed)?;
-    if field == 0 {
-        // Not computed yet: left to the device, which sums what it sends.
-        return Ok(());
-    }
-    let change = tulle_crc32c(u32::from_le(delta), headers.l4_total);
-    skb.write(headers.l4 + 8, field ^ change.to_le())
 }
 
 /// Writes the Ethernet addresses.
@@ -478,12 +331,4 @@ where
         return Reason::ErrorLimit as u32;
     }
     number(F::reset(skb, headers, &refused))
-}
-
-#[inline(always)]
-fn number(done: Result<(), Reason>) -> u32 {
-    match done {
-        Ok(()) => 0,
-        Err(reason) => reason as u32,
-    }
 }

@@ -11,11 +11,13 @@ mod keys;
 mod loaded;
 mod lock;
 mod maps;
+mod parsed;
 mod parts;
 mod prog;
 mod shape;
 mod sockets;
 mod tables;
+mod translate;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

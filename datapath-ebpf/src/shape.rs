@@ -1,7 +1,10 @@
 //! What carrying out a decision needs of each family: its header's addresses
 //! and TTL, its ICMP errors and TCP resets.
 
-use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_skb_change_tail};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_csum_update, bpf_skb_change_tail},
+};
 use bytemuck::{Pod, Zeroable};
 use datapath_common::{Address as _, Config, Ip4, Ip6, Mac, Reason};
 use datapath_core::{
@@ -12,10 +15,18 @@ use datapath_core::{
     reset, wire,
 };
 
-use crate::{apply::write_macs, ctx::Skb, loaded::Loaded};
+use crate::{
+    apply::write_macs,
+    ctx::Skb,
+    loaded::Loaded,
+    parsed::{tulle_parse4, tulle_parse6},
+};
 
 /// A family's part of carrying out: where its header has what.
 pub trait Shape: Family {
+    /// Fills `headers` in. Returns the number of the reason why they cannot be parsed, 0 if
+    /// they were.
+    fn parse_apart(raw: *mut __sk_buff, headers: *mut Headers<Self::Addr>) -> u32;
     /// Writes addresses and TTL (and IPv4's own checksum) of the header at
     /// [`ETH_LEN`]. Returns the change of the addresses' sum.
     fn write_header(
@@ -62,6 +73,11 @@ impl Hops {
 }
 
 impl Shape for V4 {
+    #[inline(always)]
+    fn parse_apart(raw: *mut __sk_buff, headers: *mut Headers<Ip4>) -> u32 {
+        tulle_parse4(raw, headers)
+    }
+
     #[inline(always)]
     fn write_header(
         skb: &Skb,
@@ -127,6 +143,11 @@ impl Shape for V4 {
 }
 
 impl Shape for V6 {
+    #[inline(always)]
+    fn parse_apart(raw: *mut __sk_buff, headers: *mut Headers<Ip6>) -> u32 {
+        tulle_parse6(raw, headers)
+    }
+
     #[inline(always)]
     fn write_header(
         skb: &Skb,

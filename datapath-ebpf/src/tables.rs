@@ -15,7 +15,7 @@ use datapath_common::{
 };
 use datapath_core::{
     FlowRow, Grant, Headers, Put, Tables, below, claim, claim_port, holds, overlay::OverlayTables,
-    pick,
+    pick, states::Progress,
 };
 
 use crate::{
@@ -200,6 +200,13 @@ pub fn is_watched(kind: EventKind) -> bool {
 
 // Global functions, so that the verifier follows their loops once and not for
 // each state that leads there.
+
+/// [`Progress::of`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tulle_progress(met: u32, seen: u32) -> u32 {
+    Progress::of(&config().idle, met, seen, now()).0
+}
 
 /// [`holds`]: whether a segment holds a backend's id.
 #[inline(never)]
@@ -451,6 +458,14 @@ macro_rules! tables {
             #[inline(always)]
             fn count_live(&self, id: u32, opened: bool) {
                 $count_live(id, opened as u32);
+            }
+            #[inline(always)]
+            fn progress(&self, met: u32, seen: u32) -> Progress {
+                if self.config.features & Feature::CALLS == 0 {
+                    Progress::of(&self.config.idle, met, seen, now())
+                } else {
+                    Progress(tulle_progress(met, seen))
+                }
             }
             #[inline(always)]
             fn affinity(&self, key: AffinityKey<$addr>) -> Option<Affinity> {

@@ -178,18 +178,19 @@ impl Datapath {
 
     /// The loopback device, if processes of the node are served there.
     fn served_loopback(&self) -> Option<u32> {
-        let services = self.config().features & !self.left_out() & Feature::UPLINK_SERVICES;
-        let loopback = self.config().loopback;
-        (services != 0 && loopback != 0).then_some(loopback)
+        let Config {
+            features, loopback, ..
+        } = self.effective();
+        let serves = features & Feature::UPLINK_SERVICES != 0;
+        (serves && loopback != 0).then_some(loopback)
     }
 
     /// The VTEP device, if answers to clients that were masqueraded come out of the
     /// overlay there and not in `tulle_nic_in`.
     fn served_vtep(&self) -> Option<u32> {
-        let features = self.config().features & !self.left_out();
+        let Config { features, vtep, .. } = self.effective();
         let needed = Feature::OVERLAY | Feature::UPLINK_SERVICES;
         let here = features & (needed | Feature::DECAP_6_IN_4) == needed;
-        let vtep = self.config().vtep;
         (here && vtep != 0).then_some(vtep)
     }
 

@@ -15,8 +15,9 @@ use std::hash::Hash;
 
 use datapath_common::{Address, Direction, Flow, FlowKey, IdleTicks, Ip4, Ip6, maps, proto};
 
-use datapath_core::flow::live_state;
-pub use datapath_core::flow::{idle_limit, mate};
+pub use datapath_core::flow::mate;
+pub use datapath_core::states::idle_limit;
+use datapath_core::states::live_state;
 
 use super::maps::{Maps, TableError, typed};
 use super::scan::Scan;

@@ -8,19 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use aya::EbpfError;
 use aya::maps::MapData;
-use aya::{EbpfError, EbpfLoader};
-use datapath_common::{Config, Feature, Hook, maps};
+use datapath_common::{Config, Hook, maps};
 
 use super::attach::AttachKind;
 use super::capacity::{Capacities, flag};
 use super::loading::ProgramError;
-use super::maps::{Maps, TableError, io_of};
+use super::maps::{Maps, TableError};
 use super::pins::{PinError, Pins, remove, rename};
 use super::place::Place;
 use super::programs::Programs;
 use super::scan;
 use super::shape::{self, ObjectError};
+use super::stage::{Fit, Staged, stage};
 use super::sys::{self, RawMap, Shape};
 
 /// The programs, as the build made them.
@@ -121,8 +122,7 @@ pub struct Datapath {
     object: Cow<'static, [u8]>,
     capacities: Capacities,
     config: Config,
-    /// Features that the programs lack all the same (see [`Feature::OPTIONAL`]).
-    left_out: u32,
+    fit: Fit,
     pub(crate) programs: Programs,
     /// The maps.
     pub maps: Maps,
@@ -162,8 +162,19 @@ impl Datapath {
             pins.set_abi(maps::ABI_VERSION, [])?;
         }
         let old = open_old(&pins, &fates)?;
-        let staged = stage(&pins, &fates, config, capacities, &options.object, 0);
-        let (by_name, programs, left_out) = match staged {
+        let staged = stage(
+            &pins,
+            &fates,
+            config,
+            capacities,
+            &options.object,
+            Fit::Whole,
+        );
+        let Staged {
+            maps: by_name,
+            programs,
+            fit,
+        } = match staged {
             Ok(staged) => staged,
             Err(e) => {
                 // The former maps stay as they were.
@@ -187,10 +198,10 @@ impl Datapath {
                 ));
             }
         }
-        if left_out != 0 {
+        if fit == Fit::Least {
             warnings.push(
                 "this kernel's verifier cannot follow the programs with all they can do: services for \
-                 clients outside and for processes of the node, masquerade, \
+                 clients outside, for processes of the node and for pods behind a bridge, masquerade, \
                  translation of ICMP errors, counts of services and the holding of fragments that \
                  come before the first of their datagram are off; ClusterIPs for pods and the \
                  overlay work; a newer kernel (Debian's 6.12, for example) does all of it"
@@ -198,7 +209,7 @@ impl Datapath {
             );
         }
         Ok(Self {
-            left_out,
+            fit,
             attach: options.attach,
             object: options.object.clone(),
             capacities: *capacities,
@@ -222,14 +233,14 @@ impl Datapath {
         &self.opened
     }
 
-    /// Features of [`Self::config`] that this kernel does not let the programs have.
-    pub fn left_out(&self) -> u32 {
-        self.left_out
-    }
-
-    /// The read-only data that the programs have, but for [`Self::left_out`].
+    /// The read-only data that the programs are to have.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What they have of it: all that this kernel's verifier can follow.
+    pub(crate) fn effective(&self) -> Config {
+        self.fit.of(&self.config)
     }
 
     /// The pin directory.
@@ -253,18 +264,18 @@ impl Datapath {
             .keys()
             .map(|name| (*name, MapFate::Adopted))
             .collect();
-        let (_, programs, left_out) = stage(
+        let Staged { programs, fit, .. } = stage(
             &self.pins,
             &adopted,
             config,
             &self.capacities,
             &self.object,
-            self.left_out,
+            self.fit,
         )?;
         programs.parts.pin(&self.pins)?;
         self.has_former_parts = true;
         self.programs = programs;
-        self.left_out = left_out;
+        self.fit = fit;
         self.config = *config;
         Ok(())
     }
@@ -295,7 +306,7 @@ impl Datapath {
     }
 }
 
-type Fates = BTreeMap<&'static str, MapFate>;
+pub(super) type Fates = BTreeMap<&'static str, MapFate>;
 
 /// Compares what is pinned with what is wanted.
 fn decide(
@@ -397,81 +408,6 @@ fn open_old(pins: &Pins, fates: &Fates) -> Result<BTreeMap<&'static str, OwnedFd
         }
     }
     Ok(old)
-}
-
-type Staged = (BTreeMap<&'static str, MapData>, Programs);
-
-/// [`stage_with`] without the features `left_out`; and without any that is
-/// optional if the kernel's verifier cannot follow the programs otherwise.
-/// Returns which were left out.
-fn stage(
-    pins: &Pins,
-    fates: &Fates,
-    config: &Config,
-    capacities: &Capacities,
-    object: &[u8],
-    left_out: u32,
-) -> Result<(BTreeMap<&'static str, MapData>, Programs, u32), LoadError> {
-    let optional = config.features & Feature::OPTIONAL;
-    let with = |left_out: u32| {
-        let features = config.features & !left_out;
-        let config = Config {
-            features,
-            ..*config
-        };
-        stage_with(pins, fates, &config, capacities, object)
-    };
-    match with(left_out) {
-        Err(LoadError::Program(e)) if e.is_too_large() && optional & !left_out != 0 => {
-            with(Feature::OPTIONAL).map(|(maps, programs)| (maps, programs, Feature::OPTIONAL))
-        }
-        staged => staged.map(|(maps, programs)| (maps, programs, left_out)),
-    }
-}
-
-/// Opens or makes the maps and loads the programs. Maps that replace others
-/// are pinned beside them.
-fn stage_with(
-    pins: &Pins,
-    fates: &Fates,
-    config: &Config,
-    capacities: &Capacities,
-    object: &[u8],
-) -> Result<Staged, LoadError> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global("CONFIG", config, true);
-    for (name, fate) in fates {
-        if let Some(entries) = capacities.entries(name) {
-            loader.map_max_entries(name, entries);
-        }
-        let path = match fate {
-            MapFate::Adopted | MapFate::Created => pins.map(name),
-            MapFate::Resized { .. } | MapFate::Rebuilt => pins.next(name),
-        };
-        loader.map_pin_path(name, path);
-    }
-    let mut ebpf = loader
-        .load(object)
-        .map_err(|e| LoadError::Maps(Box::new(e)))?;
-    let programs = Programs::load(&mut ebpf, config.features)?;
-    let mut by_name = BTreeMap::new();
-    for name in fates.keys() {
-        let data = ebpf
-            .map(name)
-            .ok_or(ObjectError::Lacks { what: "map", name })
-            .and_then(|map| super::programs::map_data(map, name))?;
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let again = fd
-            .map_err(Into::into)
-            .and_then(MapData::from_fd)
-            .map_err(|e| TableError::Kernel {
-                map: name,
-                what: "open it".into(),
-                source: io_of(e),
-            })?;
-        by_name.insert(*name, again);
-    }
-    Ok((by_name, programs))
 }
 
 type Retired = Vec<(&'static str, OwnedFd)>;

@@ -31,6 +31,7 @@ mod scan;
 pub mod segments;
 pub mod shape;
 pub mod sock_diag;
+mod stage;
 mod sys;
 pub mod usage;
 pub mod xdp;

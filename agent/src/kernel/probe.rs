@@ -97,6 +97,9 @@ pub struct Kernel {
     /// Whether IPv6 can be taken out of IPv4 in place
     /// ([`datapath_common::Feature::DECAP_6_IN_4`]).
     pub decap_6_in_4: bool,
+    /// Whether the programs call functions to spare the verifier
+    /// ([`datapath_common::Feature::CALLS`]).
+    pub calls: bool,
     /// All choices, for people.
     pub features: Vec<FeatureChoice>,
     /// Sentences for the log, at level warning.
@@ -111,6 +114,9 @@ pub const OLDEST: (u32, u32) = if cfg!(target_arch = "aarch64") {
 };
 const TCX_SINCE: (u32, u32) = (6, 6);
 const DECAP_SINCE: (u32, u32) = (6, 3);
+/// Since then the verifier knows which values matter behind the call of a function, and need not
+/// tell apart all others.
+const INLINE_SINCE: (u32, u32) = (6, 5);
 
 /// Checks only the rights of this process.
 pub fn check_rights(sources: &Sources) -> Result<(), Refusal> {
@@ -138,11 +144,13 @@ pub fn probe(sources: &Sources, pin_dir: &Path) -> Result<Kernel, Refusal> {
     }
     let (attach, tcx) = choose_attach(version, sys::tcx_links(LOOPBACK, attach_type::TCX_INGRESS));
     let (decap_6_in_4, decap) = choose_decap(version, try_decap());
+    let (calls, functions) = choose_calls(version);
     Ok(Kernel {
         version,
         attach,
         decap_6_in_4,
-        features: vec![tcx, decap],
+        calls,
+        features: vec![tcx, decap, functions],
         warnings,
     })
 }
@@ -282,6 +290,19 @@ fn choose_decap(version: (u32, u32), tried: io::Result<bool>) -> (bool, FeatureC
             why,
         },
     )
+}
+
+fn choose_calls(version: (u32, u32)) -> (bool, FeatureChoice) {
+    let calls = version < INLINE_SINCE;
+    let (major, minor) = INLINE_SINCE;
+    let (chosen, why) = if calls {
+        ("called", "before")
+    } else {
+        ("inline", "since")
+    };
+    let why = format!("{why} Linux {major}.{minor}: how much the verifier can follow");
+    let name = "parsing and translating";
+    (calls, FeatureChoice { name, chosen, why })
 }
 
 /// Takes an IPv4 header off an IPv6 packet, with a program of five instructions.

@@ -90,3 +90,11 @@ fn decap_choice() {
     assert!(choose_decap((6, 3), unknown()).0);
     assert!(!choose_decap((6, 2), unknown()).0);
 }
+
+#[test]
+fn calls_choice() {
+    let (calls, said) = choose_calls((6, 1));
+    assert_eq!((calls, said.chosen), (true, "called"));
+    let (calls, said) = choose_calls((6, 5));
+    assert_eq!((calls, said.chosen), (false, "inline"));
+}

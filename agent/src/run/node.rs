@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::here::addresses;
 use crate::args::{OverlayArgs, RunArgs, per_tick};
 use crate::kernel::LOOPBACK;
+use crate::kernel::probe::Kernel;
 use crate::model::Node;
 use crate::net::{self, Interest, NextHop, OVERHEAD, Overlay, Uplink, device_name};
 use crate::plan::{self, NodeFacts, Peer, derived_vtep_mac, underlay, vtep_mac};
@@ -101,7 +102,7 @@ impl NodeView {
     /// The programs' read-only data. `vtep` is the index of the VTEP device, 0
     /// while there is none. The bridge, the sender that `tulle_xdp` leaves, and what the
     /// objects of the cluster switch on besides, are left out.
-    pub fn config(&self, uplink: &Uplink, args: &RunArgs, vtep: u32, decap_6_in_4: bool) -> Config {
+    pub fn config(&self, uplink: &Uplink, args: &RunArgs, vtep: u32, kernel: &Kernel) -> Config {
         let RunArgs {
             overlay,
             services,
@@ -110,7 +111,8 @@ impl NodeView {
         } = args;
         let features = [
             (true, Feature::OVERLAY),
-            (decap_6_in_4, Feature::DECAP_6_IN_4),
+            (kernel.decap_6_in_4, Feature::DECAP_6_IN_4),
+            (kernel.calls, Feature::CALLS),
             (true, Feature::ICMP_ERRORS),
             (true, Feature::HOLD_FRAGMENTS),
             (services.uplink_services, Feature::UPLINK_SERVICES),

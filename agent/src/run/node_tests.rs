@@ -2,6 +2,7 @@ use clap::Parser;
 
 use super::*;
 use crate::args::{Args, RunArgs, Verb};
+use crate::kernel::AttachKind;
 
 fn args(more: &[&str]) -> RunArgs {
     let base = ["tulle-agent", "run", "--state", "/s", "--node", "node-1"];
@@ -24,6 +25,17 @@ fn uplink() -> Uplink {
         addresses6: vec!["fe80::1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         carrier: true,
         kind: String::new(),
+    }
+}
+
+fn kernel(decap_6_in_4: bool) -> Kernel {
+    Kernel {
+        version: (6, 12),
+        attach: AttachKind::Tcx,
+        decap_6_in_4,
+        calls: false,
+        features: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
@@ -56,7 +68,7 @@ fn the_config_follows_node_and_uplink() {
     ]);
     let view = NodeView::new(&node(), &uplink(), &args.overlay);
     assert_eq!(view.notes, [""; 0]);
-    let config = view.config(&uplink(), &args, 9, true);
+    let config = view.config(&uplink(), &args, 9, &kernel(true));
     let wanted = Config {
         node_ip4: Ipv4Addr::new(198, 51, 100, 1).into(),
         pod_net4: Ipv4Addr::new(10, 244, 1, 0).into(),
@@ -98,7 +110,7 @@ fn the_config_follows_node_and_uplink() {
         "--count-services=false",
         "--service-cidr=10.96.0.0/12",
     ]);
-    let old = view.config(&uplink(), &plain, 0, false);
+    let old = view.config(&uplink(), &plain, 0, &kernel(false));
     let features = Feature::OVERLAY
         | Feature::ICMP_ERRORS
         | Feature::HOLD_FRAGMENTS
@@ -113,7 +125,7 @@ fn a_node_without_pod_networks_owns_no_address() {
     let view = view(&node, &uplink(), &[]);
     assert!(view.notes[0].contains("spec.podCIDRs"), "{:?}", view.notes);
     let args = args(&[]);
-    let config = view.config(&uplink(), &args, 9, true);
+    let config = view.config(&uplink(), &args, 9, &kernel(true));
     let none = Config::EMPTY;
     assert_eq!(
         (config.pod_net4, config.pod_mask4),
@@ -132,7 +144,7 @@ fn icmpv6_errors_have_a_source_without_ipv6_on_the_underlay() {
     let args = args(&[]);
     let view = NodeView::new(&node(), &uplink, &args.overlay);
     assert_eq!(view.ip6, None);
-    let config = view.config(&uplink, &args, 9, true);
+    let config = view.config(&uplink, &args, 9, &kernel(true));
     assert_eq!(
         config.router_ip6,
         "fd00:1::".parse::<Ipv6Addr>().unwrap().into()

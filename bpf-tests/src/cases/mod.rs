@@ -162,6 +162,13 @@ impl Case {
         self
     }
 
+    /// The case where the agent has functions called to spare the verifier (before Linux 6.5).
+    #[must_use]
+    pub fn with_calls(mut self) -> Self {
+        self.world.config.features |= Feature::CALLS;
+        self
+    }
+
     fn observe(&self, engine: &mut dyn Engine) -> anyhow::Result<Observed> {
         engine.load(&self.world)?;
         engine.run(self.hook, &self.frame, &self.ctx)

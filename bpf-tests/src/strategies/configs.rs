@@ -68,7 +68,10 @@ pub fn config(number: u8) -> Config {
             vni: 0x00ab_cdef,
             vxlan_port: 4789,
             overlay_mtu: 600,
-            features: Feature::OVERLAY | Feature::COUNT_SERVICES | Feature::SERVICE_NETWORKS,
+            features: Feature::OVERLAY
+                | Feature::COUNT_SERVICES
+                | Feature::SERVICE_NETWORKS
+                | Feature::CALLS,
             flows_per_tick: 4,
             errors_per_tick: 3,
             ..usual
@@ -111,7 +114,8 @@ pub fn config(number: u8) -> Config {
                 | Feature::UPLINK_SERVICES
                 | Feature::MASQUERADE
                 | Feature::COUNT_SERVICES
-                | Feature::SERVICE_NETWORKS,
+                | Feature::SERVICE_NETWORKS
+                | Feature::CALLS,
             vtep: 0,
             snat_ports: 1,
             flows_per_tick: 4,
@@ -129,7 +133,8 @@ pub fn config(number: u8) -> Config {
         8 => Config {
             features: (usual.features & !Feature::DECAP_6_IN_4)
                 | Feature::UPLINK_SERVICES
-                | Feature::MASQUERADE,
+                | Feature::MASQUERADE
+                | Feature::CALLS,
             vtep: 1,
             ..usual
         },

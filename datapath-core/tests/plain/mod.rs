@@ -9,6 +9,7 @@ use datapath_common::{
 };
 use datapath_core::{
     ETH_LEN, FlowRow, Grant, Headers, Packet, Put, Tables, below, claim, claim_port, holds, pick,
+    states::Progress,
 };
 
 /// A frame in plain memory.
@@ -320,6 +321,9 @@ impl<A: Address + std::hash::Hash + 'static> Tables<A> for Plain<A> {
     }
     fn claim_port(&self, hash: u32, facts: u32) -> u32 {
         claim_port(self, hash, facts)
+    }
+    fn progress(&self, met: u32, seen: u32) -> Progress {
+        Progress::of(&self.config().idle, met, seen, self.now())
     }
     fn claim(&self, how: u32) -> u32 {
         claim(self, how)

@@ -1,6 +1,8 @@
 //! `tulle_errors4`, `tulle_errors6`: ICMP errors about translated packets,
 //! rewritten in place.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_UNSPEC},
     helpers::generated::bpf_l4_csum_replace,
@@ -9,7 +11,7 @@ use aya_ebpf::{
 };
 use datapath_common::{Hook, Reason, proto};
 use datapath_core::{
-    Client, ETH_LEN, Entry, Headers, Packet as _, Rewrite, Tables, V4, V6,
+    Client, Entry, Headers, Packet as _, Rewrite, Tables, V4, V6,
     checksum::Sum,
     error_on_its_way, is_own_source,
     overlay::OVERHEAD,
@@ -22,6 +24,7 @@ use crate::{
     ctx::Skb,
     exit::{Origin, TcExit},
     loaded::Loaded,
+    parsed::parse_rare,
     parts::{Note, go_on_from},
     prog::nic_in::entry,
     shape::Shape,
@@ -59,24 +62,25 @@ where
         origin.len = origin.len.wrapping_add(OVERHEAD as u32);
     }
     let maps = &Maps::new(origin);
-    let mut headers = Headers::EMPTY;
-    if F::parse(skb, ETH_LEN, &mut headers).is_err() || !headers.icmp_error || !headers.plain {
-        return go_on_from(raw, hook, v6);
-    }
+    let mut room = MaybeUninit::uninit();
+    let headers = match parse_rare::<F>(skb, &mut room) {
+        Ok(headers) if headers.icmp_error && headers.plain => headers,
+        _ => return go_on_from(raw, hook, v6),
+    };
     let forged = hook == Hook::NicIn
         && entry(skb, note.tunneled()) == Entry::Wire
         && is_own_source::<F>(maps.config(), headers.src);
-    let told = translate_error::<F>(raw, maps, &mut headers);
+    let told = translate_error::<F>(raw, maps, headers);
     match told & 0xff {
         NO_FLOW => return go_on_from(raw, hook, v6),
         TRANSLATED if forged => {
-            return origin.leave(TcExit::DROP, Reason::MartianSource, Some(&headers));
+            return origin.leave(TcExit::DROP, Reason::MartianSource, Some(headers));
         }
         TRANSLATED => {}
-        _ => return origin.leave(TcExit::DROP, Reason::RewriteFailed, Some(&headers)),
+        _ => return origin.leave(TcExit::DROP, Reason::RewriteFailed, Some(headers)),
     }
     if hook == Hook::PodTo {
-        return origin.leave(TcExit::NEXT, Reason::ErrorTranslated, Some(&headers));
+        return origin.leave(TcExit::NEXT, Reason::ErrorTranslated, Some(headers));
     }
     skb.look();
     let (side, from) = match hook {
@@ -85,9 +89,9 @@ where
         _ => (Side::Ingress, Client::Outside),
     };
     let node = (told >> NODE_SHIFT) as u8;
-    let decision = error_on_its_way::<F, _, _>(skb, maps, &headers, from, node);
-    let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, side);
-    origin.leave(exit, reason, Some(&headers))
+    let decision = error_on_its_way::<F, _, _>(skb, maps, headers, from, node);
+    let (exit, reason) = carry_out::<F>(skb, maps, headers, &decision, side);
+    origin.leave(exit, reason, Some(headers))
 }
 
 // What [`translate_error`] did, in a register.
@@ -117,7 +121,7 @@ where
     if rewrite::<F>(raw, packet, headers, &q, &new).is_err() {
         return FAILED;
     }
-    (headers.src, headers.dst) = (new.src, new.dst);
+    (headers.src, headers.dst) = (new.src, new.quoted_src);
     TRANSLATED | (new.node as u32) << NODE_SHIFT
 }
 
@@ -139,8 +143,7 @@ fn rewrite<F: Shape>(
             .add(id.raw() as u32);
     } else {
         let (src, dst) = (Be16::new(new.quoted_sport), Be16::new(new.quoted_dport));
-        packet.write(q.l4, src)?;
-        packet.write(q.l4 + 2, dst)?;
+        packet.write(q.l4, [src, dst])?;
         change = change
             .sub(Be16::new(q.sport).raw() as u32)
             .sub(Be16::new(q.dport).raw() as u32)
@@ -156,7 +159,7 @@ fn rewrite<F: Shape>(
         any: true,
         src: new.src,
         sport: 0,
-        dst: new.dst,
+        dst: new.quoted_src,
         dport: 0,
     };
     let skb = Skb::open(raw);

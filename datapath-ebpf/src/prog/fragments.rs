@@ -2,7 +2,7 @@
 //! were sent in. A later one says nothing of ports, so a copy is held until the
 //! first one comes, and is then put behind it.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST, TC_ACT_UNSPEC},
@@ -24,6 +24,7 @@ use crate::{
     ctx::Skb,
     exit::{Origin, TcExit},
     maps,
+    parsed::parse_rare,
     parts::{Note, go_on_from},
     shape::Shape,
     tables::{Maps, config, grant, now},
@@ -97,13 +98,11 @@ where
     let skb = &mut Skb::open(raw);
     let origin = Origin::of(hook, skb);
     let maps = &Maps::new(origin);
-    let mut headers = Headers::EMPTY;
-    let headers = &mut headers;
-    if F::parse(skb, ETH_LEN, headers).is_err()
-        || !matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP)
-    {
-        return go_on_from(raw, hook, v6);
-    }
+    let mut room = MaybeUninit::uninit();
+    let headers = match parse_rare::<F>(skb, &mut room) {
+        Ok(headers) if matches!(headers.proto, proto::TCP | proto::UDP | proto::SCTP) => headers,
+        _ => return go_on_from(raw, hook, v6),
+    };
     if headers.fragment == Fragment::First {
         // From here on nothing of this datagram is held any more: what is put back
         // below does not come to be held again.

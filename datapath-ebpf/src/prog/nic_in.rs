@@ -1,10 +1,12 @@
 //! `tulle_nic_in`: packets that arrive at the uplink, after XDP; and those that the
 //! VTEP device takes out of the overlay, where the agent attaches it there too.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_common::{Address as _, Feature, Hook, Ip4, Mac, Reason};
 use datapath_core::{
-    ETH_LEN, Entry, Frame, Headers, Packet as _, Tables, V4, V6, frame, nic_in,
+    ETH_LEN, Entry, Frame, Packet as _, Tables, V4, V6, frame, nic_in,
     overlay::{Arrival, OVERHEAD, arrival},
     to_bridge, to_pod,
 };
@@ -13,6 +15,7 @@ use crate::{
     apply::{Side, carry_out, decapsulate},
     ctx::Skb,
     exit::{Origin, TcExit, leave_unparsed},
+    parsed::parse,
     parts::{Note, dispatch, go_on_to_uplink},
     shape::Shape,
     tables::{Maps, config},
@@ -72,15 +75,18 @@ where
     let skb = &mut Skb::open(Skb::new(ctx).raw());
     let (origin, tunneled) = arrived(skb);
     let maps = &Maps::new(origin);
-    let mut headers = Headers::EMPTY;
-    if let Err(reason) = F::parse(skb, ETH_LEN, &mut headers) {
-        // What is for no pod is not stopped here: the kernel may know it.
-        return if tunneled || is_for_pod::<F>(skb, maps) {
-            leave_unparsed::<F::Addr>(origin, reason)
-        } else {
-            origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
-        };
-    }
+    let mut room = MaybeUninit::uninit();
+    let headers = match parse::<F>(skb, &mut room) {
+        Ok(headers) => headers,
+        Err(reason) => {
+            // What is for no pod is not stopped here: the kernel may know it.
+            return if tunneled || is_for_pod::<F>(skb, maps) {
+                leave_unparsed::<F::Addr>(origin, reason)
+            } else {
+                origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
+            };
+        }
+    };
     let via = if F::is_own_pod(maps.config(), headers.dst) {
         maps.pod(&headers.dst)
     } else {
@@ -92,7 +98,7 @@ where
             return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
         }
         if straight {
-            to_bridge::<F, _>(maps, &mut headers);
+            to_bridge::<F, _>(maps, headers);
         }
         return go_on_to_uplink(skb.raw(), F::Addr::VERSION == 6);
     };
@@ -101,9 +107,9 @@ where
     } else {
         Reason::DeliveredLocal
     };
-    let decision = to_pod::<F, _>(maps, &mut headers, via, reason, straight);
-    let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
-    origin.leave(exit, reason, Some(&headers))
+    let decision = to_pod::<F, _>(maps, headers, via, reason, straight);
+    let (exit, reason) = carry_out::<F>(skb, maps, headers, &decision, Side::Ingress);
+    origin.leave(exit, reason, Some(headers))
 }
 
 /// By what way the packet came; `tunneled`: it came out of the overlay in this program.
@@ -153,18 +159,21 @@ where
     let skb = &mut Skb::open(Skb::new(ctx).raw());
     let (origin, tunneled) = arrived(skb);
     let maps = &Maps::new(origin);
-    let mut headers = Headers::EMPTY;
-    if let Err(reason) = F::parse(skb, ETH_LEN, &mut headers) {
-        return if tunneled {
-            leave_unparsed::<F::Addr>(origin, reason)
-        } else {
-            origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
-        };
-    }
+    let mut room = MaybeUninit::uninit();
+    let headers = match parse::<F>(skb, &mut room) {
+        Ok(headers) => headers,
+        Err(reason) => {
+            return if tunneled {
+                leave_unparsed::<F::Addr>(origin, reason)
+            } else {
+                origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None)
+            };
+        }
+    };
     let entry = entry(skb, tunneled);
-    let decision = nic_in::<F, _, _>(skb, maps, &mut headers, entry);
-    let (exit, reason) = carry_out::<F>(skb, maps, &headers, &decision, Side::Ingress);
-    origin.leave(exit, reason, Some(&headers))
+    let decision = nic_in::<F, _, _>(skb, maps, headers, entry);
+    let (exit, reason) = carry_out::<F>(skb, maps, headers, &decision, Side::Ingress);
+    origin.leave(exit, reason, Some(headers))
 }
 
 /// Where the packet is, as it arrived, and whether it came out of the overlay here.

@@ -1,15 +1,16 @@
 //! `tulle_nic_out`: packets that leave by the uplink or the loopback device.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4, Reason};
-use datapath_core::{
-    Client, ETH_LEN, Headers, Packet as _, Tables, V4, V6, frame, nic_out, sender,
-};
+use datapath_core::{Client, Packet as _, Tables, V4, V6, frame, nic_out, sender};
 
 use crate::{
     apply::{Side, carry_out},
     ctx::Skb,
     exit::{Origin, TcExit},
+    parsed::parse,
     parts::{dispatch, go_on_to_loopback},
     shape::Shape,
     tables::{Maps, config},
@@ -111,12 +112,12 @@ where
     let skb = &mut Skb::open(raw);
     let origin = Origin::of(Hook::NicOut, skb);
     let maps = Maps::new(origin);
-    let mut headers = Headers::EMPTY;
+    let mut room = MaybeUninit::uninit();
     // What the parser does not take is not stopped here: it is leaving.
-    if F::parse(skb, ETH_LEN, &mut headers).is_err() {
+    let Ok(headers) = parse::<F>(skb, &mut room) else {
         return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
-    }
-    let decision = nic_out::<F, _, _>(skb, &maps, &mut headers, sender);
-    let (exit, reason) = carry_out::<F>(skb, &maps, &headers, &decision, Side::Egress);
-    origin.leave(exit, reason, Some(&headers))
+    };
+    let decision = nic_out::<F, _, _>(skb, &maps, headers, sender);
+    let (exit, reason) = carry_out::<F>(skb, &maps, headers, &decision, Side::Egress);
+    origin.leave(exit, reason, Some(headers))
 }

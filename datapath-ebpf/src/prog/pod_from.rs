@@ -1,13 +1,16 @@
 //! `tulle_pod_from`: packets that come from a pod.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4};
-use datapath_core::{ETH_LEN, Headers, Tables, V4, V6, frame, pod_from};
+use datapath_core::{Tables, V4, V6, frame, pod_from};
 
 use crate::{
     apply::{Side, carry_out},
     ctx::Skb,
     exit::{Origin, leave_unparsed},
+    parsed::parse,
     parts::dispatch,
     shape::Shape,
     tables::Maps,
@@ -43,11 +46,12 @@ where
     let skb = &mut Skb::open(Skb::new(ctx).raw());
     let origin = Origin::of(Hook::PodFrom, skb);
     let maps = Maps::new(origin);
-    let mut headers = Headers::EMPTY;
-    if let Err(reason) = F::parse(skb, ETH_LEN, &mut headers) {
-        return leave_unparsed::<F::Addr>(origin, reason);
-    }
-    let decision = pod_from::<F, _, _>(skb, &maps, &mut headers);
-    let (exit, reason) = carry_out::<F>(skb, &maps, &headers, &decision, Side::Ingress);
-    origin.leave(exit, reason, Some(&headers))
+    let mut room = MaybeUninit::uninit();
+    let headers = match parse::<F>(skb, &mut room) {
+        Ok(headers) => headers,
+        Err(reason) => return leave_unparsed::<F::Addr>(origin, reason),
+    };
+    let decision = pod_from::<F, _, _>(skb, &maps, headers);
+    let (exit, reason) = carry_out::<F>(skb, &maps, headers, &decision, Side::Ingress);
+    origin.leave(exit, reason, Some(headers))
 }

@@ -1,16 +1,19 @@
 //! `tulle_pod_to`: packets that the kernel delivers to a pod.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use datapath_common::{Hook, Ip4, Reason};
-use datapath_core::{ETH_LEN, Headers, Tables, V4, V6, frame, pod_to};
+use datapath_core::{Tables, V4, V6, frame, pod_to};
 
 use crate::{
-    apply::translate,
     ctx::Skb,
     exit::{Origin, TcExit},
+    parsed::parse,
     parts::dispatch,
     shape::Shape,
     tables::Maps,
+    translate::translate,
 };
 
 /// TC egress of the host side of a pod's veth. Never drops what it does not translate.
@@ -43,16 +46,16 @@ where
     let skb = &mut Skb::open(Skb::new(ctx).raw());
     let origin = Origin::of(Hook::PodTo, skb);
     let maps = Maps::new(origin);
-    let mut headers = Headers::EMPTY;
-    if F::parse(skb, ETH_LEN, &mut headers).is_err() {
+    let mut room = MaybeUninit::uninit();
+    let Ok(headers) = parse::<F>(skb, &mut room) else {
         return origin.leave::<F::Addr>(TcExit::NEXT, Reason::NotOurs, None);
-    }
-    let reason = match pod_to::<F, _>(&maps, &mut headers) {
+    };
+    let reason = match pod_to::<F, _>(&maps, headers) {
         None => Reason::NotOurs,
-        Some(rewrite) => match translate::<F>(skb, &headers, &rewrite, 0) {
+        Some(rewrite) => match translate::<F>(skb, headers, &rewrite, 0) {
             Ok(()) => Reason::ReplyTranslated,
-            Err(reason) => return origin.leave(TcExit::DROP, reason, Some(&headers)),
+            Err(reason) => return origin.leave(TcExit::DROP, reason, Some(headers)),
         },
     };
-    origin.leave(TcExit::NEXT, reason, Some(&headers))
+    origin.leave(TcExit::NEXT, reason, Some(headers))
 }

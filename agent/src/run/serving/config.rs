@@ -85,8 +85,7 @@ pub(super) fn config(
     shared: &Shared,
     service_networks: bool,
 ) -> Config {
-    let decap_6_in_4 = shared.kernel.decap_6_in_4;
-    let mut config = view.config(&shared.uplink, &shared.args, vtep, decap_6_in_4);
+    let mut config = view.config(&shared.uplink, &shared.args, vtep, &shared.kernel);
     config.bridge = bridge;
     config.stripped_mac = shared.stripped_mac;
     let node = shared.args.services.uplink_services;

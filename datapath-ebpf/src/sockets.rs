@@ -17,7 +17,8 @@ use datapath_core::socket::{Peer, Socket, Sockets};
 use crate::{
     keys::FrontendWords,
     maps,
-    tables::{config, now, tulle_holds, tulle_pick4, tulle_pick6},
+    once::{tulle_holds, tulle_pick4, tulle_pick6},
+    tables::{config, now},
 };
 
 /// `AF_INET` and `AF_INET6` of the kernel.

@@ -9,19 +9,21 @@ use aya_ebpf::{
 };
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, Config, Direction, EventKind, Feature, Flow, FlowKey,
-    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendFlags, FrontendKey, Hook, Ip4, Ip6,
-    Node, Reason, SourceNet, TICK_SHIFT, Traffic, Via,
+    FragmentKey, FragmentPorts, Frontend, FrontendFlags, FrontendKey, Hook, Ip4, Ip6, Node, Reason,
+    SourceNet, TICK_SHIFT, Traffic, Via,
     maps::{LIMIT_ERRORS, LIMIT_FLOWS},
 };
-use datapath_core::{
-    FlowRow, Grant, Headers, Put, Tables, below, claim, claim_port, holds, overlay::OverlayTables,
-    pick, states::Progress,
-};
+use datapath_core::{Grant, Headers, Put, Tables, overlay::OverlayTables, states::Progress};
 
 use crate::{
     exit::Origin,
     keys::{FrontendWords, write_flow_key},
     lock, maps,
+    once::{
+        tulle_below, tulle_claim_port4, tulle_claim_port6, tulle_claim4, tulle_claim6, tulle_holds,
+        tulle_live4, tulle_live6, tulle_pick4, tulle_pick6, tulle_progress,
+    },
+    row::Row,
 };
 
 /// The word of a frontend's row that has its flags, by number, and the bit of
@@ -62,7 +64,7 @@ impl Maps {
 
     /// For what asks nothing of a packet.
     #[inline(always)]
-    fn nowhere() -> Self {
+    pub fn nowhere() -> Self {
         Self::new(Origin {
             hook: Hook::PodFrom,
             ifindex: 0,
@@ -80,57 +82,6 @@ impl Maps {
     #[inline(always)]
     pub fn hook(&self) -> Hook {
         self.origin.hook
-    }
-}
-
-/// A row of the flow table, in the kernel's memory.
-pub struct Row<A>(*mut Flow<A>);
-
-impl<A> Clone for Row<A> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<A> Copy for Row<A> {}
-
-impl<A: Address> FlowRow<A> for Row<A> {
-    #[inline(always)]
-    fn get(&self) -> Flow<A> {
-        // SAFETY: the map's look-up returned the pointer; rows of a hash map
-        // stay readable until the program ends.
-        unsafe { *self.0 }
-    }
-    #[inline(always)]
-    fn touch(&self, state: FlowState, seen: u32) {
-        // SAFETY: as above; each store is a whole aligned field.
-        unsafe {
-            ptr::write_volatile(&raw mut (*self.0).state, state as u8);
-            ptr::write_volatile(&raw mut (*self.0).seen, seen);
-        }
-    }
-    #[inline(always)]
-    fn uncount(&self, state: FlowState) -> u32 {
-        const {
-            assert!(core::mem::offset_of!(Flow<A>, counted) % 4 == 3);
-            assert!(FlowState::Opening as u32 == 1);
-            assert!(FlowState::Established as u32 == 2);
-            assert!(FlowState::Closing as u32 == 3);
-        };
-        // Without a branch: a verifier would follow both sides to the program's end. Rows are
-        // written seldom, so that an atomic operation more does not matter.
-        let state = core::hint::black_box(state as u32);
-        let closing = state & (state >> 1) & 1;
-        let keep = u32::from_ne_bytes([0xff, 0xff, 0xff, (closing as u8).wrapping_sub(1)]);
-        // SAFETY: as above; the octet and the three before it are an aligned word of the row,
-        // of which nothing else changes by this.
-        let was = unsafe {
-            let counted = &raw mut (*self.0).counted;
-            lock::fetch_and(counted.sub(3).cast(), keep)
-        };
-        let counted = was.to_ne_bytes()[3] as u32 & closing;
-        // SAFETY: as above.
-        unsafe { (*self.0).backend & counted.wrapping_neg() }
     }
 }
 
@@ -196,103 +147,6 @@ pub fn is_watched(kind: EventKind) -> bool {
         EventKind::Trace => control.traces_until,
     };
     until != 0 && until.wrapping_sub(now()).cast_signed() >= 0
-}
-
-// Global functions, so that the verifier follows their loops once and not for
-// each state that leads there.
-
-/// [`Progress::of`].
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_progress(met: u32, seen: u32) -> u32 {
-    Progress::of(&config().idle, met, seen, now()).0
-}
-
-/// [`holds`]: whether a segment holds a backend's id.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_holds(start: u32, len: u32, id: u32) -> u32 {
-    holds::<Ip4, _>(&Maps::nowhere(), start, len, id) as u32
-}
-
-/// [`below`]: how many slots of a table have lower ids.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_below(first: u32, slots: u32, id: u32) -> u32 {
-    below::<Ip4, _>(&Maps::nowhere(), first, slots, id)
-}
-
-/// [`pick`] for IPv4.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_pick4(list: u64, how: u64, hash: u32) -> u32 {
-    pick::<Ip4, _>(&Maps::nowhere(), list, how, hash)
-}
-
-/// [`pick`] for IPv6.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_pick6(list: u64, how: u64, hash: u32) -> u32 {
-    pick::<Ip6, _>(&Maps::nowhere(), list, how, hash)
-}
-
-/// Counts one flow more, or less, of an IPv4 backend.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_live4(id: u32, opened: u32) -> u32 {
-    if id == 0 {
-        return 0;
-    }
-    add_live(maps::LIVE_V4.get_ptr_mut(id), opened)
-}
-
-/// The same for IPv6.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_live6(id: u32, opened: u32) -> u32 {
-    if id == 0 {
-        return 0;
-    }
-    add_live(maps::LIVE_V6.get_ptr_mut(id), opened)
-}
-
-#[inline(always)]
-fn add_live(row: Option<*mut u64>, opened: u32) -> u32 {
-    let Some(row) = row else {
-        return 0;
-    };
-    let step = if opened == 0 { u64::MAX } else { 1 };
-    // SAFETY: rows of an array stay; programs and agent change them by atomic operations only.
-    unsafe { lock::fetch_add(row, step) };
-    1
-}
-
-/// [`claim`] for IPv4.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_claim4(how: u32) -> u32 {
-    claim::<Ip4, _>(&Maps::nowhere(), how)
-}
-
-/// [`claim`] for IPv6.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_claim6(how: u32) -> u32 {
-    claim::<Ip6, _>(&Maps::nowhere(), how)
-}
-
-/// [`claim_port`] for IPv4.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_claim_port4(hash: u32, facts: u32) -> u32 {
-    claim_port::<Ip4, _>(&Maps::nowhere(), hash, facts)
-}
-
-/// [`claim_port`] for IPv6.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tulle_claim_port6(hash: u32, facts: u32) -> u32 {
-    claim_port::<Ip6, _>(&Maps::nowhere(), hash, facts)
 }
 
 macro_rules! tables {

@@ -18,7 +18,7 @@ use tulle_agent::source::Change;
 /// Four tables of so many slots fill the map.
 const SLOTS: u16 = 1009;
 
-fn maglev(i: u8, scheduler: Scheduler) -> Object {
+fn chosen(i: u8, scheduler: Scheduler) -> Object {
     let choice = Choice {
         scheduler: Some(scheduler),
         ..Choice::default()
@@ -41,7 +41,7 @@ fn row(world: &World, i: u8) -> Frontend {
 
 /// Services that fill the map with their tables.
 fn full() -> World {
-    let maglev = |i| [maglev(i, Scheduler::Maglev), endpoints(i, &[1, 2])];
+    let maglev = |i| [chosen(i, Scheduler::Maglev), endpoints(i, &[1, 2])];
     let mut world = World::new([]);
     world.planner.set_here(Here {
         maglev_slots: SLOTS,
@@ -62,7 +62,7 @@ fn without_room_for_its_table_a_frontend_is_served_all_the_same() {
     let outcome = run(&mut world.planner, &mut world.sim, &world.clock);
     assert_eq!((outcome.failed, outcome.pending), (1, 1));
     let told = outcome.errors[0].to_string();
-    assert!(told.contains("without weights and Maglev"), "{told}");
+    assert!(told.contains("not served as its scheduler"), "{told}");
     assert!(told.contains("--max-segments"), "{told}");
     let without = row(&world, 1);
     assert_eq!((without.len, without.table), (2, 0));
@@ -88,6 +88,40 @@ fn without_room_for_its_table_a_frontend_is_served_all_the_same() {
 }
 
 #[test]
+fn a_number_without_turns_is_served_by_hash_and_told() {
+    let mut world = World::new([]);
+    world.planner.set_here(here());
+    let in_turn = [1, 2].into_iter();
+    let in_turn = in_turn.flat_map(|i| [chosen(i, Scheduler::RoundRobin), endpoints(i, &[1, 2])]);
+    world.feed(in_turn.clone());
+    assert_ne!(world.run(), []);
+    // Numbers as a former agent may have given them out: the last that has turns, and the next.
+    let last = 2 * CAPACITIES.frontends;
+    for (i, number) in [(1, last), (2, last + 1)] {
+        let key = (format!("10.96.0.{i}").parse().unwrap(), 80, 6);
+        world.sim.fronts.get_mut(&key).unwrap().service = number;
+    }
+    world.restart();
+    world.planner.set_here(here());
+    world.feed(in_turn);
+    let outcome = run(&mut world.planner, &mut world.sim, &world.clock);
+    assert_eq!((outcome.failed, outcome.pending), (1, 1));
+    let told = outcome.errors[0].to_string();
+    assert!(told.contains("10.96.0.2"), "{told}");
+    assert!(told.contains("tulle_turns"), "{told}");
+    assert!(told.contains("--max-frontends"), "{told}");
+    let in_turn = |i| {
+        let row = row(&world, i);
+        assert_eq!(row.len, 2);
+        assert_ne!(row.flags & FrontendFlags::FLOWS_DECIDE, 0);
+        (row.service, row.flags & FrontendFlags::ROUND_ROBIN != 0)
+    };
+    assert_eq!(in_turn(1), (last, true));
+    assert_eq!(in_turn(2), (last + 1, false));
+    world.sim.check();
+}
+
+#[test]
 fn tables_are_taken_over_and_follow_the_scheduler() {
     let mut world = full();
     let before = world.sim.fronts.clone();
@@ -96,7 +130,7 @@ fn tables_are_taken_over_and_follow_the_scheduler() {
         maglev_slots: SLOTS,
         ..here()
     });
-    let all = |scheduler| (1..=4).flat_map(move |i| [maglev(i, scheduler), endpoints(i, &[1, 2])]);
+    let all = |scheduler| (1..=4).flat_map(move |i| [chosen(i, scheduler), endpoints(i, &[1, 2])]);
     world.feed(all(Scheduler::Maglev));
     assert_eq!(world.run(), [], "nothing has changed");
     assert_eq!(world.sim.fronts, before);

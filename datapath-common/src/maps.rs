@@ -77,7 +77,7 @@ maps! {
     SVC_STATS = "tulle_svc_stats", 8_192, Programs, "traffic of each service port, for each CPU";
     BK_STATS4 = "tulle_bk_stats4", 8_192, Programs, "traffic of each IPv4 backend, for each CPU";
     BK_STATS6 = "tulle_bk_stats6", 8_192, Programs, "traffic of each IPv6 backend, for each CPU";
-    TURNS = "tulle_turns", 131_072, Programs, "turns that new flows of round-robin services took: two counters for each service number, the second for the list of endpoints on this node";
+    TURNS = "tulle_turns", turn_rows(65_536), Programs, "turns that new flows of round-robin services took: two counters for each service number, the second for the list of endpoints on this node";
     LIVE_V4 = "tulle_live_v4", 65_536, Programs, "living flows of each IPv4 backend, as far as services by least connections opened them";
     LIVE_V6 = "tulle_live_v6", 65_536, Programs, "living flows of each IPv6 backend, as far as services by least connections opened them";
     WORK_V4 = "tulle_work_v4", 1, Programs, "IPv4 keys under construction, for each CPU";
@@ -87,6 +87,13 @@ maps! {
     LIMITS = "tulle_limits", 3, Programs, "new flows, ICMP errors and held fragments granted in this tick, for each CPU";
     EVENTS = "tulle_events", 262_144, Programs, "events for `tulle monitor` (a ring; its size is in bytes)";
     MONITOR = "tulle_monitor", 1, Cli, "what watchers want to see";
+}
+
+/// Entries of `tulle_turns` for so many frontends of each family. Every number that
+/// services have at once has its two rows, and 0, which none has: numbers are one sequence
+/// over both families.
+pub const fn turn_rows(frontends: u32) -> u32 {
+    frontends.saturating_mul(4).saturating_add(2)
 }
 
 /// Words of `tulle_locks`, a power of two. Keys of flow rows share them.

@@ -81,7 +81,7 @@ impl Capacities {
     pub fn entries(&self, map: &str) -> Option<u32> {
         Some(match map {
             maps::FRONT_V4 | maps::FRONT_V6 => self.frontends,
-            maps::TURNS => self.frontends.saturating_mul(2),
+            maps::TURNS => maps::turn_rows(self.frontends),
             maps::SEGMENTS => self.slots,
             maps::BACK_V4 | maps::BACK_V6 | maps::LIVE_V4 | maps::LIVE_V6 => self.backends,
             maps::FLOW_V4 | maps::FLOW_V6 => self.flows,
@@ -127,6 +127,8 @@ pub fn flag(map: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use datapath_common::{Frontend, FrontendFlags};
+
     use super::*;
 
     #[test]
@@ -139,6 +141,25 @@ mod tests {
             if let Some(entries) = Capacities::DEFAULT.entries(info.name) {
                 assert_eq!(entries, info.default_entries, "{}", info.name);
             }
+        }
+    }
+
+    #[test]
+    fn as_many_services_as_there_are_frontends_have_their_turns() {
+        let local = FrontendFlags::LOCAL_INSIDE | FrontendFlags::LOCAL_OUTSIDE;
+        for frontends in [1, 64, Capacities::DEFAULT.frontends] {
+            let sizes = Capacities {
+                frontends,
+                ..Capacities::DEFAULT
+            };
+            // Numbers begin with 1 and are one sequence over both families.
+            let last = Frontend {
+                service: 2 * frontends,
+                flags: local,
+                ..Frontend::default()
+            };
+            let rows = sizes.entries(maps::TURNS);
+            assert_eq!(rows, Some(last.turns(true) + 1), "{frontends} frontends");
         }
     }
 }

@@ -225,6 +225,21 @@ impl Applied {
         })
     }
 
+    /// Whether `tulle_turns` has rows for this service number. Ports that are there at once
+    /// have room; numbers above those are given out while others' ports are gone, and
+    /// nobody has yet seen that nothing is left of them.
+    pub(super) fn room_for_turns(&self, service: u32) -> Result<(), CapacityError> {
+        let limit = maps::turn_rows(self.capacities.frontends);
+        if service < limit / 2 {
+            return Ok(());
+        }
+        Err(CapacityError {
+            map: maps::TURNS,
+            flag: "--max-frontends",
+            limit,
+        })
+    }
+
     /// Takes note of a write that the kernel took.
     pub(super) fn advance(&mut self, op: &MapOp, now: Instant) {
         match op {

@@ -27,7 +27,7 @@ pub(super) struct Draft {
     region: Option<Region>,
     /// Family, id and generation.
     ids: Vec<(Family, u32, u32)>,
-    /// Why a segment is to be written without its table.
+    /// Why a frontend is to be written without its table or its turns.
     pub(super) shortage: Option<CapacityError>,
 }
 
@@ -62,10 +62,18 @@ pub(super) fn frontend(
         .and_then(|segment| allow(applied, &mut draft, key, service, claim).map(|()| segment))
     {
         Ok(segment) => {
+            let mut flags = flags(applied, key, claim, &segment);
+            if flags & FrontendFlags::ROUND_ROBIN != 0
+                && let Err(error) = applied.room_for_turns(service)
+            {
+                // By hash then, which the row says too.
+                flags &= !FrontendFlags::ROUND_ROBIN;
+                draft.shortage.get_or_insert(error);
+            }
             let row = Frontend {
                 service,
                 affinity_secs: claim.affinity_secs,
-                flags: flags(applied, key, claim, &segment),
+                flags,
                 ..segment.row()
             };
             if old != Some(row) {

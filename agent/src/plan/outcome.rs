@@ -55,8 +55,8 @@ pub enum PlanError {
     /// A table has no room for it.
     #[error(transparent)]
     Capacity(#[from] CapacityError),
-    /// A frontend is there, but new flows are given a backend without its table.
-    #[error("served without weights and Maglev: {0}")]
+    /// A frontend is there, but new flows are given a backend without its table or its turns.
+    #[error("not served as its scheduler and weights have it: {0}")]
     Table(#[source] CapacityError),
     /// The kernel refused a write.
     #[error(transparent)]

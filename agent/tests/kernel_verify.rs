@@ -34,9 +34,8 @@ use tulle_agent::kernel::{AttachKind, Datapath};
 const SHOWN_LINES: usize = 30;
 
 /// The sets of features, by name.
-const FEATURES: [(&str, u32); 4] = [
+const FEATURES: [(&str, u32); 3] = [
     ("none", 0),
-    ("overlay", Feature::OVERLAY),
     ("pods", Feature::OVERLAY | Feature::DECAP_6_IN_4),
     (
         "all",

@@ -33,8 +33,8 @@ impl Feature {
     /// Services are served at the sockets of the node's own processes.
     pub const NODE_SOCKETS: u32 = 512;
     /// Parsing and translating are functions that the verifier follows once, not for each state
-    /// that leads there: for kernels that would not take the programs otherwise. A call costs
-    /// about 10 ns.
+    /// that leads there: for kernels that would not take the programs otherwise. A call and
+    /// its return cost 7 ns where returns are guarded.
     pub const CALLS: u32 = 1024;
     /// What a node can do without, where the kernel's verifier cannot follow the
     /// programs with all of it: services for pods and the overlay stay.

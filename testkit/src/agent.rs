@@ -104,6 +104,8 @@ impl Agent {
         command.arg("--state").arg(&self.options.state);
         if let Some(cgroup) = &self.cgroup {
             command.arg("--cgroup").arg(cgroup);
+            // Options of a test may say otherwise.
+            command.env("TULLE_SOCKET_SERVICES", "auto");
         }
         command.args(&self.options.args);
         let what = format!("agent of {}", self.node);

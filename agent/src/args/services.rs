@@ -35,7 +35,7 @@ pub struct ServiceArgs {
         value_enum,
         value_name = "WHOSE",
         env = "TULLE_SOCKET_SERVICES",
-        default_value = "auto"
+        default_value = "off"
     )]
     pub socket_services: SocketServices,
     /// Cgroup (version 2) of the processes whose sockets are served [default: where its file system

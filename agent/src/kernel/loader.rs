@@ -198,16 +198,6 @@ impl Datapath {
                 ));
             }
         }
-        if fit == Fit::Least {
-            warnings.push(
-                "this kernel's verifier cannot follow the programs with all they can do: services for \
-                 clients outside, for processes of the node and for pods behind a bridge, masquerade, \
-                 translation of ICMP errors, counts of services and the holding of fragments that \
-                 come before the first of their datagram are off; ClusterIPs for pods and the \
-                 overlay work; a newer kernel (Debian's 6.12, for example) does all of it"
-                    .into(),
-            );
-        }
         Ok(Self {
             fit,
             attach: options.attach,
@@ -243,6 +233,17 @@ impl Datapath {
         self.fit.of(&self.config)
     }
 
+    /// What they lack, if that is less than they are to have.
+    pub(crate) fn shortfall(&self) -> Option<&'static str> {
+        (self.fit == Fit::Least).then_some(
+            "this kernel's verifier cannot follow the programs with all they can do: services for \
+             clients outside, for processes of the node and for pods behind a bridge, masquerade, \
+             translation of ICMP errors, counts of services and the holding of fragments that \
+             come before the first of their datagram are off; ClusterIPs for other pods and the \
+             overlay work; a newer kernel (Debian's 6.12, for example) does all of it",
+        )
+    }
+
     /// The pin directory.
     pub fn pin_dir(&self) -> &Path {
         self.pins.dir()
@@ -264,13 +265,17 @@ impl Datapath {
             .keys()
             .map(|name| (*name, MapFate::Adopted))
             .collect();
+        // What was too much is not tried again with every address that changes.
+        let alike = (config.features, config.bridge == 0)
+            == (self.config.features, self.config.bridge == 0);
+        let fit = if alike { self.fit } else { Fit::Whole };
         let Staged { programs, fit, .. } = stage(
             &self.pins,
             &adopted,
             config,
             &self.capacities,
             &self.object,
-            self.fit,
+            fit,
         )?;
         programs.parts.pin(&self.pins)?;
         self.has_former_parts = true;

@@ -38,15 +38,17 @@ impl ProgramError {
         }
     }
 
-    /// Whether the verifier gave up because there was too much to follow (`E2BIG`).
+    /// Whether the verifier gave up because there was too much to follow: instructions (`E2BIG`)
+    /// or branches that wait (a sentence in its log).
     pub(crate) fn is_too_large(&self) -> bool {
         let Self::Refused { source, .. } = self else {
             return false;
         };
         matches!(
             source.as_ref(),
-            aya::programs::ProgramError::LoadError { io_error, .. }
+            aya::programs::ProgramError::LoadError { io_error, verifier_log }
                 if io_error.raw_os_error() == Some(libc::E2BIG)
+                    || verifier_log.to_string().contains("jumps is too complex")
         )
     }
 }

@@ -23,7 +23,7 @@ pub(super) enum Fit {
     Whole,
     /// With [`Feature::CALLS`].
     Calls,
-    /// With that, but without bridge and [`Feature::OPTIONAL`].
+    /// With that, but without bridge, [`Feature::OPTIONAL`] and what needs that.
     Least,
 }
 
@@ -37,7 +37,8 @@ impl Fit {
                 ..*config
             },
             Self::Least => Config {
-                features: config.features & !Feature::OPTIONAL | Feature::CALLS,
+                features: config.features & !(Feature::OPTIONAL | Feature::NODE_SOCKETS)
+                    | Feature::CALLS,
                 bridge: 0,
                 ..*config
             },
@@ -145,7 +146,7 @@ mod tests {
     #[test]
     fn less_and_less_until_nothing_can_be_left_out() {
         let all = Config {
-            features: Feature::OVERLAY | Feature::MASQUERADE,
+            features: Feature::OVERLAY | Feature::MASQUERADE | Feature::NODE_SOCKETS,
             bridge: 3,
             ..Config::EMPTY
         };

@@ -167,7 +167,10 @@ impl Agent {
                 let made = self.make_device(&node).await;
                 let bridge = self.bridge(&node).await;
                 match Serving::open(&self.shared, node, objects, bridge).map(Box::new) {
-                    Ok(serving) => self.begin(serving).await,
+                    Ok(serving) => {
+                        serving.tell_shortfall(&mut self.shared, Vec::new());
+                        self.begin(serving).await;
+                    }
                     Err(error) => {
                         if let Some(index) = made {
                             self.slow.delete_device(index).await;

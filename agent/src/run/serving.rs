@@ -353,7 +353,7 @@ impl Serving {
     }
 
     fn sync_pods(&mut self, shared: &mut Shared) {
-        let ends = self.found.host_ends(self.datapath.config().bridge);
+        let ends = self.found.host_ends(self.datapath.effective().bridge);
         let report = self.datapath.sync_pods(&ends);
         self.note(shared, &report);
         shared.faults.set(Part::PodLinks, sentences(&report));

@@ -36,13 +36,19 @@ impl Serving {
                 tracing::info!(
                     "programs replaced: node, uplink, VTEP device, bridge or networks of services changed"
                 );
-                shared.faults.set(Part::Programs, sentences(&report));
+                self.tell_shortfall(shared, sentences(&report));
             }
             Err(error) => {
                 shared.faults.set(Part::Programs, vec![error.to_string()]);
             }
         }
         true
+    }
+
+    /// Says what the programs lack, beside what `failed`.
+    pub fn tell_shortfall(&self, shared: &mut Shared, mut failed: Vec<String>) {
+        failed.extend(self.datapath.shortfall().map(str::to_owned));
+        shared.faults.set(Part::Programs, failed);
     }
 
     /// Whether the programs have what this node is now.

@@ -80,6 +80,8 @@ fn a_removed_endpoint_is_left_within_a_second_by_everybody() {
                         if town.serves_sockets()
                             && matches!(e.kind, FailureKind::Reset | FailureKind::Local) =>
                     {
+                        let took = began.elapsed();
+                        assert!(took < MOVED, "{client:?} {at:?}: closed after {took:?}");
                         let at = town.address(&service, at, By { udp: true, v6 });
                         socket = udp_connect(town.ns(client), at).unwrap();
                         continue;

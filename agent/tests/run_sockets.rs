@@ -129,11 +129,16 @@ fn sockets_meet_backends_and_are_told_services() {
         for (client, fronts) in [(POD, &FRONTS[..1]), (NODE, &FRONTS[..])] {
             for front in fronts {
                 let to = town.address(&service, *front, by);
+                let wanted: BTreeSet<String> = pods_of(1).iter().map(|p| (*p).into()).collect();
                 let mut pods = BTreeSet::new();
-                for _ in 0..6 {
+                // By chance: twice as often as it takes for one to be missed once in a
+                // thousand million runs.
+                for round in 0..30 {
+                    if round > 2 && pods.is_superset(&wanted) {
+                        break;
+                    }
                     pods.extend(ask_all(town.ns(client), to, by.udp));
                 }
-                let wanted: BTreeSet<String> = pods_of(1).iter().map(|p| (*p).into()).collect();
                 assert_eq!(pods, wanted, "{client:?} {front:?} {by:?}");
                 assert_eq!(flow_rows(&town), before, "{client:?} {front:?} {by:?}");
             }
@@ -417,6 +422,10 @@ fn closed_after(socket: &UdpSocket, limit: Duration) -> Option<Duration> {
     None
 }
 
+/// For the manifest to be read, the tables to be written and many sockets to be read in turn,
+/// on a machine that is busy. The agent itself has one second from the last table on.
+const CLOSED: Duration = Duration::from_secs(3);
+
 #[test]
 fn kp_117_connected_sockets_notice_that_their_backend_is_gone() {
     let town = Town::with_sockets("gone", &[]);
@@ -475,7 +484,7 @@ fn kp_117_connected_sockets_notice_that_their_backend_is_gone() {
             "round {round}: {} sockets closed after {took:?}",
             sockets.len()
         );
-        assert!(took < Duration::from_secs(1), "{took:?} in round {round}");
+        assert!(took < CLOSED, "{took:?} in round {round}");
         if round == 0 {
             assert_eq!(who(&loose, to), (pods_of(1)[1].to_owned(), to));
         }

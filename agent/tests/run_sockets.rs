@@ -495,6 +495,18 @@ fn kp_117_connected_sockets_notice_that_their_backend_is_gone() {
             socket.recv(&mut [0; 512]).unwrap();
         }
     }
+    // Who closed them is in no pod any more.
+    let process = format!("/proc/{}", town.world.agents[0].pid().unwrap());
+    let namespace = |of: &Path| std::fs::read_link(of.join("ns/net")).unwrap();
+    let threads = std::fs::read_dir(format!("{process}/task")).unwrap();
+    let mut threads = threads.map(|thread| thread.unwrap().path());
+    let thread = threads
+        .find(|thread| std::fs::read_to_string(thread.join("comm")).unwrap() == "departed\n")
+        .unwrap();
+    testkit::wait::until("the thread at home", LIMIT, || {
+        Ok((namespace(&thread) == namespace(Path::new(&process))).then_some(()))
+    })
+    .unwrap();
 }
 
 /// The service's own address.

@@ -37,18 +37,18 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// There can be no thread.
+    /// There can be no thread, or its network namespace cannot be opened.
     pub fn start(tables: SocketTables) -> io::Result<Self> {
         let (changed, news) = sync_channel(1);
+        let watcher = Watcher {
+            tables,
+            home: File::open("/proc/thread-self/ns/net")?,
+            done: HashSet::new(),
+            warned: HashSet::new(),
+        };
         std::thread::Builder::new()
             .name("departed".to_owned())
-            .spawn(move || {
-                Watcher {
-                    tables,
-                    done: HashSet::new(),
-                }
-                .run(&news);
-            })?;
+            .spawn(move || watcher.run(&news))?;
         Ok(Self { changed })
     }
 
@@ -61,9 +61,41 @@ impl Watch {
 
 struct Watcher {
     tables: SocketTables,
+    /// The network namespace that the thread is in between two passes.
+    home: File,
     /// Those that were dealt with, as long as they have a row.
     done: HashSet<Departed>,
+    /// What was warned of already: what failed, and the kernel's number for it.
+    warned: HashSet<(&'static str, Option<i32>)>,
 }
+
+/// What a pass met.
+#[derive(Default)]
+struct Pass {
+    /// Sockets that are closed now.
+    closed: usize,
+    /// Those that were connected to their backend still.
+    met: HashSet<([u32; 2], SocketAddr)>,
+    /// What did not work. The rest was done all the same.
+    failures: Vec<Failure>,
+}
+
+/// A step of a pass did not work.
+struct Failure {
+    what: &'static str,
+    namespace: PathBuf,
+    source: io::Error,
+}
+
+impl Failure {
+    /// Whether the namespace's process has ended, or its mount is gone.
+    fn is_gone(&self) -> bool {
+        self.what == OPEN && matches!(self.source.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+    }
+}
+
+/// What fails where a namespace is gone.
+const OPEN: &str = "open it";
 
 impl Watcher {
     fn run(mut self, news: &Receiver<()>) {
@@ -99,36 +131,70 @@ impl Watcher {
         if due.is_empty() {
             return;
         }
-        let closed = close(&due);
-        if closed > 0 {
+        let pass = close(&due);
+        // A pod's network namespace would stay as long as the thread is in it.
+        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
+            tracing::warn!("cannot go back to the node's network namespace: {error}");
+        }
+        if pass.closed > 0 {
+            let closed = pass.closed;
             tracing::info!("closed {closed} sockets of datagrams whose backend is gone");
         }
+        for failure in &pass.failures {
+            self.tell(failure);
+        }
+        if !pass.failures.is_empty() {
+            return; // one of them may be where nobody looked
+        }
         let now = now_ticks();
-        let settled = |row: &Departed| now.wrapping_sub(row.seen) >= SETTLED;
+        let settled = |row: &Departed| {
+            now.wrapping_sub(row.seen) >= SETTLED && !pass.met.contains(&(row.cookie, row.backend))
+        };
         self.done.extend(due.into_iter().filter(settled));
+    }
+
+    /// A warning for each kind of failure, once; processes that end are none.
+    fn tell(&mut self, failure: &Failure) {
+        let Failure {
+            what,
+            namespace,
+            source,
+        } = failure;
+        let path = namespace.display();
+        let is_news =
+            !failure.is_gone() && self.warned.insert((failure.what, source.raw_os_error()));
+        if is_news {
+            tracing::warn!(
+                "sockets whose backend is gone may stay connected to it: \
+                 in the network namespace {path}: cannot {what}: {source}"
+            );
+        } else {
+            tracing::debug!("in the network namespace {path}: cannot {what}: {source}");
+        }
     }
 }
 
-/// Closes those of these sockets that are connected still. Says how many.
-fn close(due: &[Departed]) -> usize {
+/// Closes those of these sockets that are connected still. The thread is in another network
+/// namespace then.
+fn close(due: &[Departed]) -> Pass {
     let mut left: HashMap<[u32; 2], Vec<SocketAddr>> = HashMap::new();
     for row in due {
         left.entry(row.cookie).or_default().push(row.backend);
     }
-    let mut closed = 0;
+    let mut pass = Pass::default();
     for (inode, path) in namespaces() {
         if left.is_empty() {
             break;
         }
-        match close_in(&path, inode, &mut left) {
-            Ok(number) => closed += number,
-            Err(error) => {
-                let path = path.display();
-                tracing::debug!("sockets in the network namespace {path} are not found: {error}");
-            }
+        if let Err((what, source)) = close_in(&path, inode, &mut left, &mut pass) {
+            pass.failures.push(Failure {
+                what,
+                namespace: path,
+                source,
+            });
         }
     }
-    closed
+    pass
 }
 
 /// The same in one network namespace, unless its path stands for another one by now.
@@ -136,29 +202,38 @@ fn close_in(
     path: &std::path::Path,
     inode: u64,
     left: &mut HashMap<[u32; 2], Vec<SocketAddr>>,
-) -> io::Result<usize> {
-    let namespace = File::open(path)?;
-    if namespace.metadata()?.ino() != inode {
-        return Ok(0);
+    pass: &mut Pass,
+) -> Result<(), (&'static str, io::Error)> {
+    let namespace = File::open(path).map_err(|e| (OPEN, e))?;
+    if namespace.metadata().map_err(|e| (OPEN, e))?.ino() != inode {
+        return Ok(());
     }
-    setns(&namespace, CloneFlags::CLONE_NEWNET)?;
-    let mut diag = SockDiag::open()?;
-    let mut closed = 0;
+    setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|e| ("enter it", e.into()))?;
+    let mut diag = SockDiag::open().map_err(|e| ("ask for its sockets", e))?;
     for v6 in [false, true] {
         if left.is_empty() {
             break;
         }
-        for socket in diag.connected(v6)? {
-            let Some(backends) = left.get(&socket.cookie()) else {
+        let sockets = diag.connected(v6).map_err(|e| ("list its sockets", e))?;
+        for socket in sockets {
+            let Some(backends) = left.remove(&socket.cookie()) else {
                 continue;
             };
-            if backends.contains(&socket.peer()) {
-                closed += usize::from(diag.destroy(&socket)?);
+            if !backends.contains(&socket.peer()) {
+                continue;
             }
-            left.remove(&socket.cookie());
+            pass.met.insert((socket.cookie(), socket.peer()));
+            match diag.destroy(&socket) {
+                Ok(was_there) => pass.closed += usize::from(was_there),
+                Err(source) => pass.failures.push(Failure {
+                    what: "close a socket",
+                    namespace: path.to_owned(),
+                    source,
+                }),
+            }
         }
     }
-    Ok(closed)
+    Ok(())
 }
 
 /// The network namespaces that processes are in, or that are mounted somewhere (a pod's

@@ -294,6 +294,31 @@ fn kp_62_a_socket_stays_with_a_backend_and_services_with_one_backend_are_told_ap
 }
 
 #[test]
+fn a_connected_socket_may_name_its_service_again() {
+    let town = Town::with_sockets("by-name", &[]);
+    let service = town.service(83, &EVERY_POD);
+    town.world.write(&service);
+    for client in [POD, NODE] {
+        for v6 in [false, true] {
+            let to = town.address(&service, Front::ClusterIp, By { udp: true, v6 });
+            for to in [to, mapped(to)] {
+                let socket = unconnected(town.ns(client), to);
+                socket.connect(to).unwrap();
+                socket.send(WHO_AM_I).unwrap();
+                let mut buffer = [0; 512];
+                let len = socket.recv(&mut buffer).unwrap();
+                let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+                let pod = text.split(' ').next().unwrap().to_owned();
+                for _ in 0..8 {
+                    assert_eq!(who(&socket, to), (pod.clone(), to), "{client:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(flow_rows(&town), 0);
+}
+
+#[test]
 fn kp_94_a_network_namespace_is_remembered() {
     let town = Town::with_sockets("remembered", &[]);
     let mut service = town.service(77, &EVERY_POD);

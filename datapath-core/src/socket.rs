@@ -160,6 +160,28 @@ pub fn connect<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut 
     true
 }
 
+/// Sends a datagram by a socket that is connected to `peer` to an address all the same: one
+/// that names the service which it was connected to means the peer, and the kernel gives
+/// it the peer's answers alone. False leaves it as it is.
+#[inline(always)]
+pub fn again<A: Address, T: Sockets<A>>(
+    tables: &T,
+    socket: &Socket,
+    peer: &Peer<A>,
+    to: &mut Peer<A>,
+) -> bool {
+    let key = socket.key(peer.addr, peer.port, Direction::Reply);
+    let Some(row) = tables.peer(&key) else {
+        return false;
+    };
+    if row.addr != to.addr || row.port != to.port {
+        return false;
+    }
+    to.addr = peer.addr;
+    to.port = peer.port;
+    true
+}
+
 /// Sends a datagram from a socket that need not be connected: as [`connect`], but what
 /// goes to one service goes to one backend, as long as that serves (KP-62, KP-117).
 #[inline(always)]

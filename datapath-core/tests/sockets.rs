@@ -9,7 +9,7 @@ use datapath_common::{
     Address, Affinity, Backend, BackendState, Config, Direction, Feature, Frontend, FrontendFlags,
     FrontendKey, Ip4, SocketClient, SocketKey, SocketPeer, Via, proto,
 };
-use datapath_core::socket::{Peer, Socket, Sockets, close, connect, name, send};
+use datapath_core::socket::{Peer, Socket, Sockets, again, close, connect, name, send};
 use proptest::prelude::*;
 
 const NODE: [u32; 2] = [7, 0];
@@ -323,6 +323,30 @@ fn datagrams_of_a_socket_stay_with_a_backend_while_it_serves() {
     plain.backends[usize::from(second.addr.octets()[3])].addr = ip(244, 99);
     let third = sent(&plain, &s, vip(1)).unwrap();
     assert_ne!(third, second);
+}
+
+#[test]
+fn a_connected_socket_sends_to_its_peer_by_the_services_name() {
+    let mut plain = Plain::new();
+    plain.service(2, &[1, 2, 3, 4]);
+    let mut s = socket(1, proto::UDP);
+    let peer = connected(&plain, &s, vip(1)).unwrap();
+    // It has an address now.
+    s.is_bound = true;
+    let meant = |s: &Socket, peer: Peer<Ip4>, to: Peer<Ip4>| {
+        let mut at = to;
+        let is_again = again(&plain, s, &peer, &mut at);
+        assert_eq!(is_again, at != to, "what is left is left as it is");
+        at
+    };
+    assert_eq!(meant(&s, peer, vip(1)), peer);
+    let port = Peer { port: 54, ..vip(1) };
+    for other in [vip(2), port, pod(1)] {
+        assert_eq!(meant(&s, peer, other), other, "another one's");
+    }
+    assert_eq!(meant(&socket(2, proto::UDP), peer, vip(1)), vip(1));
+    let elsewhere = Peer { port: 1, ..peer };
+    assert_eq!(meant(&s, elsewhere, vip(1)), vip(1), "connected elsewhere");
 }
 
 #[test]

@@ -160,6 +160,41 @@ impl Ctx {
         source != 0
     }
 
+    /// The IPv4 address that the socket is connected to; without a port if it is not.
+    #[inline(always)]
+    pub fn connected4(self) -> Peer<Ip4> {
+        let sk = field!(self.0, __bindgen_anon_1.sk);
+        if sk.is_null() {
+            let addr = Ip4::UNSPECIFIED;
+            return Peer { addr, port: 0 };
+        }
+        Peer {
+            // A mapped one is here too.
+            addr: Ip4::new(field!(sk, dst_ip4).to_ne_bytes()),
+            port: u16::from_be(field!(sk, dst_port)),
+        }
+    }
+
+    /// The same of IPv6.
+    #[inline(always)]
+    pub fn connected6(self) -> Peer<Ip6> {
+        let sk = field!(self.0, __bindgen_anon_1.sk);
+        if sk.is_null() {
+            let addr = Ip6::UNSPECIFIED;
+            return Peer { addr, port: 0 };
+        }
+        let words = [
+            field!(sk, dst_ip6[0]),
+            field!(sk, dst_ip6[1]),
+            field!(sk, dst_ip6[2]),
+            field!(sk, dst_ip6[3]),
+        ];
+        Peer {
+            addr: bytemuck::cast(words),
+            port: u16::from_be(field!(sk, dst_port)),
+        }
+    }
+
     /// The IPv4 peer: of a program for IPv4, or mapped.
     #[inline(always)]
     pub fn peer4(self, mapped: bool) -> Peer<Ip4> {

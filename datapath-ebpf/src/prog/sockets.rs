@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use datapath_core::socket::{close, connect, name, send};
+use datapath_core::socket::{again, close, connect, name, send};
 
 use crate::sockets::{Closed, Ctx, SocketMaps};
 
@@ -34,7 +34,7 @@ pub fn tulle_connect6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg4)]
 pub fn tulle_sendmsg4(ctx: SockAddrContext) -> i32 {
     let ctx = Ctx::from(ctx);
-    if ctx.is_of(false) {
+    if ctx.is_of(false) && !again_v4(ctx) {
         let mut peer = ctx.peer4(false);
         if send(&SocketMaps, &ctx.sender4(), &mut peer) {
             ctx.set_peer4(false, &peer);
@@ -47,7 +47,7 @@ pub fn tulle_sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 pub fn tulle_sendmsg6(ctx: SockAddrContext) -> i32 {
     let ctx = Ctx::from(ctx);
-    if ctx.is_of(true) {
+    if ctx.is_of(true) && !again_v6(ctx) {
         let mut peer = ctx.peer6();
         if send(&SocketMaps, &ctx.sender6(), &mut peer) {
             ctx.set_peer6(&peer);
@@ -135,6 +135,35 @@ fn connect_v6(ctx: Ctx) {
     if connect(&SocketMaps, &ctx.socket(), &mut peer) {
         ctx.set_peer6(&peer);
     }
+}
+
+/// Whether a datagram goes to whom the socket is connected to.
+#[inline(never)]
+fn again_v4(ctx: Ctx) -> bool {
+    let connected = ctx.connected4();
+    if connected.port == 0 {
+        return false;
+    }
+    let mut peer = ctx.peer4(false);
+    let is_again = again(&SocketMaps, &ctx.reader(), &connected, &mut peer);
+    if is_again {
+        ctx.set_peer4(false, &peer);
+    }
+    is_again
+}
+
+#[inline(never)]
+fn again_v6(ctx: Ctx) -> bool {
+    let connected = ctx.connected6();
+    if connected.port == 0 {
+        return false;
+    }
+    let mut peer = ctx.peer6();
+    let is_again = again(&SocketMaps, &ctx.reader(), &connected, &mut peer);
+    if is_again {
+        ctx.set_peer6(&peer);
+    }
+    is_again
 }
 
 #[inline(never)]

@@ -319,6 +319,59 @@ fn a_connected_socket_may_name_its_service_again() {
 }
 
 #[test]
+fn nothing_goes_elsewhere_if_answers_cannot_be_named() {
+    let mut town = Town::with_sockets("names", &[]);
+    let service = town.service(84, &SECOND_NODE);
+    town.world.write(&service);
+    let to = |by| town_address(&service, by);
+    let state = |town: &mut Town| {
+        let status = town.world.agents[0].status().unwrap();
+        let of = |feature: &&admin_api::Feature| feature.name == "services at sockets";
+        let chosen = status.features.iter().find(of).unwrap().chosen.clone();
+        (chosen, status.faults)
+    };
+    assert_eq!(state(&mut town), ("for all processes".to_owned(), vec![]));
+    // A pin that cannot be made.
+    let pin = town.node(0).bpffs().join("links/tulle_recvmsg4");
+    std::fs::remove_file(&pin).unwrap();
+    std::fs::create_dir(&pin).unwrap();
+    let elsewhere = |town: &Town| {
+        let is_one = |name: &String| name.contains("connect") || name.contains("sendmsg");
+        programs(town, 0).into_iter().filter(is_one).count()
+    };
+    testkit::wait::until("nothing sends elsewhere", LIMIT, || {
+        Ok((elsewhere(&town) == 0).then_some(()))
+    })
+    .unwrap();
+    for by in EVERY_WAY {
+        for client in [POD, NODE] {
+            let before = flow_rows(&town);
+            ask_all(town.ns(client), to(by), by.udp);
+            assert!(flow_rows(&town) > before, "{client:?} {by:?}");
+        }
+    }
+    testkit::wait::until("the agent says so", LIMIT, || {
+        let (chosen, faults) = state(&mut town);
+        let said = faults.iter().any(|f| f.contains("tulle_recvmsg4"))
+            && faults.iter().any(|f| f.contains("packets are translated"));
+        Ok((chosen == "off" && said).then_some(()))
+    })
+    .unwrap();
+    std::fs::remove_dir(&pin).unwrap();
+    testkit::wait::until("all programs again", LIMIT, || {
+        let all = programs(&town, 0).len() == SocketHook::ALL.len();
+        let well = state(&mut town) == ("for all processes".to_owned(), vec![]);
+        Ok((all && well).then_some(()))
+    })
+    .unwrap();
+    let before = flow_rows(&town);
+    for by in EVERY_WAY {
+        ask_all(town.ns(POD), to(by), by.udp);
+    }
+    assert_eq!(flow_rows(&town), before);
+}
+
+#[test]
 fn kp_94_a_network_namespace_is_remembered() {
     let town = Town::with_sockets("remembered", &[]);
     let mut service = town.service(77, &EVERY_POD);

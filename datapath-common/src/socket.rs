@@ -95,6 +95,14 @@ impl SocketHook {
         Self::SendMsg6,
     ];
 
+    /// Whether its program sends a socket elsewhere: the others name what it was given.
+    pub const fn sends_elsewhere(self) -> bool {
+        matches!(
+            self,
+            Self::Connect4 | Self::Connect6 | Self::SendMsg4 | Self::SendMsg6
+        )
+    }
+
     /// The program's name.
     pub const fn program(self) -> &'static str {
         match self {

@@ -200,7 +200,8 @@ pub struct SocketReport {
     pub repaired: u32,
     /// Detached.
     pub removed: u32,
-    /// What did not work. The rest was done all the same.
+    /// What did not work. Then nothing sends sockets elsewhere; those that name what sockets
+    /// were given before are attached as far as they can be.
     pub failed: Vec<SocketAttachError>,
 }
 
@@ -227,29 +228,50 @@ pub enum SocketAttachError {
 
 impl Datapath {
     /// Attaches the programs at sockets to the cgroup, or detaches them if there is none
-    /// or they are not loaded.
+    /// or they are not loaded. Those that send sockets elsewhere are attached all or not
+    /// at all, and only with all that name what sockets were given: an answer without its
+    /// name is lost.
     pub fn sync_sockets(&mut self, cgroup: Option<&Cgroup>) -> SocketReport {
         let mut report = SocketReport::default();
         let cgroup = cgroup.filter(|_| self.has_socket_programs());
-        // Those that send sockets elsewhere go first and come last.
-        let hooks: Vec<SocketHook> = match cgroup {
-            Some(_) => SocketHook::ALL.to_vec(),
-            None => SocketHook::ALL.into_iter().rev().collect(),
+        let Some(cgroup) = cgroup else {
+            self.detach_sockets(|_| true, &mut report);
+            if report.failed.is_empty() {
+                self.at_cgroup = None;
+            }
+            return report;
         };
-        let known = self.at_cgroup == cgroup.map(|cgroup| cgroup.id);
-        for hook in hooks {
-            let done = match cgroup {
-                Some(cgroup) => self.ensure_socket(hook, cgroup, known, &mut report),
-                None => remove_link(&self.entry(Entry::Socket(hook)))
-                    .map(|gone| report.removed += u32::from(gone))
-                    .map_err(SocketAttachError::from),
-            };
+        let known = self.at_cgroup == Some(cgroup.id);
+        // Those that send sockets elsewhere come last.
+        for hook in SocketHook::ALL {
+            if hook.sends_elsewhere() && !report.failed.is_empty() {
+                break;
+            }
+            let done = self.ensure_socket(hook, cgroup, known, &mut report);
             report.failed.extend(done.err());
         }
         if report.failed.is_empty() {
-            self.at_cgroup = cgroup.map(|cgroup| cgroup.id);
+            self.at_cgroup = Some(cgroup.id);
+        } else {
+            self.detach_sockets(SocketHook::sends_elsewhere, &mut report);
+            // What is attached after that is no repair of somebody else's doing.
+            self.at_cgroup = None;
         }
         report
+    }
+
+    /// Detaches some, those first that send sockets elsewhere.
+    fn detach_sockets(&self, which: fn(SocketHook) -> bool, report: &mut SocketReport) {
+        for hook in SocketHook::ALL
+            .into_iter()
+            .rev()
+            .filter(|hook| which(*hook))
+        {
+            match remove_link(&self.entry(Entry::Socket(hook))) {
+                Ok(gone) => report.removed += u32::from(gone),
+                Err(error) => report.failed.push(error.into()),
+            }
+        }
     }
 
     /// Gives the programs' links the programs that were loaded last.

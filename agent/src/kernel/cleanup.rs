@@ -1,6 +1,7 @@
 //! Removing every trace: attachments first, so that no packet meets a program
 //! whose maps are going, then maps, then the directory.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
 use super::attach::{AttachError, drop_filter};
@@ -57,9 +58,9 @@ pub fn cleanup(pin_dir: &Path) -> Cleaned {
 fn try_cleanup(pins: &Pins, done: &mut Cleaned) -> Result<(), PinError> {
     let links = pins.links();
     let mut qdiscs = Vec::new();
-    for file in list(&links)? {
+    for (entry, file) in in_turn(list(&links)?) {
         let path = links.join(&file);
-        match Entry::parse(&file) {
+        match entry {
             Some(Entry::Link(_) | Entry::Socket(_)) => done.links += u32::from(remove_link(&path)?),
             Some(Entry::Filter(place)) => match drop_filter(place) {
                 Ok(was_there) => {
@@ -106,6 +107,20 @@ fn try_cleanup(pins: &Pins, done: &mut Cleaned) -> Result<(), PinError> {
     Ok(())
 }
 
+/// What is in the directory of links: at sockets those first that send elsewhere, so that
+/// no answer comes without its name.
+fn in_turn(files: Vec<String>) -> Vec<(Option<Entry>, String)> {
+    let parsed = files.into_iter().map(|file| (Entry::parse(&file), file));
+    let mut found: Vec<_> = parsed.collect();
+    found.sort_by_key(|(entry, _)| {
+        Reverse(match entry {
+            Some(Entry::Socket(hook)) => Some(*hook),
+            _ => None,
+        })
+    });
+    found
+}
+
 /// Removes the directory; one that is the root of a bpffs stays, as it is not ours.
 fn remove_unless_mounted(dir: &Path) -> Result<bool, PinError> {
     match remove(dir) {
@@ -128,4 +143,26 @@ fn drop_qdisc(ifindex: u32) -> std::io::Result<bool> {
         }
     }
     clsact::remove_qdisc(&mut rtnl, ifindex)
+}
+
+#[cfg(test)]
+mod tests {
+    use datapath_common::SocketHook;
+
+    use super::*;
+
+    #[test]
+    fn programs_at_sockets_go_in_the_reverse_of_their_order() {
+        let mut files = vec!["other".to_owned(), "clsact-3".to_owned()];
+        files.extend(SocketHook::ALL.map(|hook| hook.program().to_owned()));
+        let found: Vec<String> = in_turn(files).into_iter().map(|(_, file)| file).collect();
+        let mut wanted = SocketHook::ALL.map(SocketHook::program);
+        wanted.reverse();
+        assert_eq!(found[..wanted.len()], wanted);
+        assert_eq!(found[wanted.len()..], ["other", "clsact-3"]);
+        let mut hooks = SocketHook::ALL.into_iter();
+        let names = hooks.by_ref().take_while(|hook| !hook.sends_elsewhere());
+        assert_eq!(names.count(), 5);
+        assert!(hooks.all(SocketHook::sends_elsewhere));
+    }
 }

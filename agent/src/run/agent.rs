@@ -399,10 +399,11 @@ impl Agent {
             faults: shared.faults.sentences(),
             ..admin_api::Status::default()
         };
+        let node = shared.args.services.uplink_services;
         match &self.state {
             State::Waiting(waiting) => {
                 status.waiting_for = Some(waiting.reason(&shared.args.node));
-                status.features = status::features(&shared.kernel, &shared.sockets, None);
+                status.features = status::features(&shared.kernel, &shared.sockets, node, None);
                 status.objects = status::objects(waiting.model(), 0);
                 status.warnings = waiting.warnings().iter().map(status::warning).collect();
             }
@@ -412,7 +413,7 @@ impl Agent {
                 status.ready = serving.attached && self.slow_passes > 0;
                 status.overlay = Some(status::overlay(&serving.view, &shared.args.overlay));
                 status.features =
-                    status::features(&shared.kernel, &shared.sockets, serving.xdp.as_ref());
+                    status::features(&shared.kernel, &shared.sockets, node, serving.xdp.as_ref());
                 status.objects = status::objects(serving.planner.model(), serving.local_pods());
                 status.warnings = serving
                     .planner

@@ -24,6 +24,10 @@ pub struct SocketChoice {
     netns: [u32; 2],
     /// What is wrong, if the operator asked for it and cannot have it.
     pub fault: Option<String>,
+    /// Whether the programs are attached, all of them.
+    pub attached: bool,
+    /// Why they are not.
+    pub failed: Option<String>,
 }
 
 /// What the choice depends on beside the flags.
@@ -55,7 +59,8 @@ impl Surroundings {
         let found = || {
             let path = mounted(&self.mountinfo);
             path.ok_or_else(|| {
-                "no cgroup file system of version 2 is mounted (mount -t cgroup2 none /sys/fs/cgroup)"
+                "no cgroup file system of version 2 is mounted (mount -t cgroup2 none \
+                 /sys/fs/cgroup/unified)"
                     .to_owned()
             })
         };
@@ -97,6 +102,8 @@ impl SocketChoice {
                 cgroup: Some(cgroup),
                 netns,
                 fault: None,
+                attached: false,
+                failed: None,
             },
             Err(why) => Self::off(asked, why),
         }
@@ -110,18 +117,50 @@ impl SocketChoice {
             why,
             cgroup: None,
             netns: [0; 2],
+            attached: false,
+            failed: None,
         }
     }
 
     /// Switches on in the programs what it says. `node`: processes of the node have services.
     pub fn configure(&self, config: &mut Config, node: bool) {
         config.netns = self.netns;
+        config.features |= self.features(node);
+    }
+
+    fn features(&self, node: bool) -> u32 {
+        let mut features = 0;
         if self.mode == SocketServices::All {
-            config.features |= Feature::POD_SOCKETS;
+            features |= Feature::POD_SOCKETS;
         }
         if self.mode != SocketServices::Off && node {
-            config.features |= Feature::NODE_SOCKETS;
+            features |= Feature::NODE_SOCKETS;
         }
+        features
+    }
+
+    /// Whose sockets are served now, and why. `node`: processes of the node have services.
+    pub fn served(&self, node: bool) -> (&'static str, String) {
+        if self.mode == SocketServices::Off {
+            return ("off", self.why.clone());
+        }
+        let features = self.features(node);
+        if features == 0 {
+            let why = "the node's processes have no services (--uplink-services false)";
+            return ("off", why.to_owned());
+        }
+        if !self.attached {
+            let why = self.failed.as_deref();
+            return ("off", why.unwrap_or("not attached yet").to_owned());
+        }
+        let whose = match (
+            features & Feature::POD_SOCKETS != 0,
+            features & Feature::NODE_SOCKETS != 0,
+        ) {
+            (true, false) => "for pods' processes",
+            _ => self.chosen(),
+        };
+        (whose, self.why.clone())
     }
 
     /// The mode in a word.
@@ -166,8 +205,13 @@ impl Serving {
                 report.repaired
             );
         }
-        let failed = report.failed.iter().map(ToString::to_string);
-        let faults = choice.fault.iter().cloned().chain(failed).collect();
+        let mut faults: Vec<String> = choice.fault.iter().cloned().collect();
+        faults.extend(report.failed.iter().map(ToString::to_string));
+        if !report.failed.is_empty() {
+            faults.push("no socket is served, packets are translated".to_owned());
+        }
+        shared.sockets.attached = choice.cgroup.is_some() && report.failed.is_empty();
+        shared.sockets.failed = report.failed.first().map(ToString::to_string);
         shared.faults.set(Part::Sockets, faults);
     }
 }
@@ -208,7 +252,7 @@ mod tests {
             assert_eq!(named, Ok((All, "/mine".into())));
         }
         let why = decide(All, None, Some(true), "").unwrap_err();
-        assert!(why.contains("mount -t cgroup2"), "{why}");
+        assert!(why.contains("cgroup2 none /sys/fs/cgroup/unified"), "{why}");
         assert!(decide(Off, Some("/mine"), Some(true), MOUNTED).is_err());
     }
 
@@ -233,6 +277,8 @@ mod tests {
             cgroup: None,
             netns: [3, 0],
             fault: None,
+            attached: true,
+            failed: None,
         };
         let features = |mode, node| {
             let mut config = Config::EMPTY;
@@ -245,5 +291,18 @@ mod tests {
         assert_eq!(features(SocketServices::Host, true), node);
         assert_eq!(features(SocketServices::Host, false), 0);
         assert_eq!(features(SocketServices::Off, true), 0);
+        let served = |mode, node| choice(mode).served(node).0;
+        assert_eq!(served(SocketServices::All, true), "for all processes");
+        assert_eq!(served(SocketServices::All, false), "for pods' processes");
+        assert_eq!(
+            served(SocketServices::Host, true),
+            "for the node's processes"
+        );
+        assert_eq!(served(SocketServices::Host, false), "off");
+        assert_eq!(served(SocketServices::Off, true), "off");
+        let mut failing = choice(SocketServices::All);
+        failing.attached = false;
+        failing.failed = Some("refused".to_owned());
+        assert_eq!(failing.served(true), ("off", "refused".to_owned()));
     }
 }

@@ -49,7 +49,13 @@ pub fn warning(warning: &model::Warning) -> Warning {
 }
 
 /// What was chosen, and why.
-pub fn features(kernel: &Kernel, sockets: &SocketChoice, xdp: Option<&XdpChoice>) -> Vec<Feature> {
+/// `node`: processes of the node have services.
+pub fn features(
+    kernel: &Kernel,
+    sockets: &SocketChoice,
+    node: bool,
+    xdp: Option<&XdpChoice>,
+) -> Vec<Feature> {
     let mut features: Vec<Feature> = kernel
         .features
         .iter()
@@ -59,10 +65,11 @@ pub fn features(kernel: &Kernel, sockets: &SocketChoice, xdp: Option<&XdpChoice>
             why: choice.why.clone(),
         })
         .collect();
+    let (chosen, why) = sockets.served(node);
     features.push(Feature {
         name: "services at sockets".to_owned(),
-        chosen: sockets.chosen().to_owned(),
-        why: sockets.why.clone(),
+        chosen: chosen.to_owned(),
+        why,
     });
     features.extend(xdp.map(|choice| Feature {
         name: "XDP at the uplink".to_owned(),

@@ -7,25 +7,24 @@ mod run_support;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData, MapError};
-use datapath_common::{Flow, FlowKey, Ip4, Ip6, SocketHook, SocketKey, SocketPeer, maps};
+use datapath_common::SocketHook;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
-use run_services_support::{
-    ANYWHERE, By, Client, EVERY_POD, EVERY_WAY, Front, SECOND_NODE, SOON, Town, ask, pods_of,
+use run_services_support::sockets::{
+    NODE, POD, ask_all, flow_rows, mapped, programs, socket_rows, unconnected, who,
 };
-use run_support::{LIMIT, START};
-use testkit::NetNs;
-use testkit::echo::{LongConnection, WHO_AM_I};
-use testkit::manifests::{Protocol, Service};
+use run_services_support::{
+    ANYWHERE, By, Client, EVERY_POD, EVERY_WAY, Front, SECOND_NODE, SOON, Town, pods_of,
+};
+use run_support::LIMIT;
+use testkit::echo::WHO_AM_I;
+use testkit::manifests::Service;
 use testkit::server::ECHO_PORT;
 
-const POD: Client = Client::Pod(0, 0);
-const NODE: Client = Client::Node(0);
 /// Every kind of frontend, at the first node.
 const FRONTS: [Front; 4] = [
     Front::ClusterIp,
@@ -33,90 +32,6 @@ const FRONTS: [Front; 4] = [
     Front::ExternalIp,
     Front::NodePort(0),
 ];
-
-fn rows<K: aya::Pod + 'static, V: aya::Pod + 'static>(pin: &Path) -> usize {
-    let map = Map::LruHashMap(MapData::from_pin(pin).unwrap());
-    let map: HashMap<_, K, V> = map.try_into().unwrap();
-    let keys: Result<Vec<K>, MapError> = map.keys().collect();
-    keys.unwrap().len()
-}
-
-/// Rows of the first node's flow tables: two for each flow whose packets were translated.
-fn flow_rows(town: &Town) -> usize {
-    let pin = |map| town.node(0).bpffs().join(map);
-    rows::<FlowKey<Ip4>, Flow<Ip4>>(&pin(maps::FLOW_V4))
-        + rows::<FlowKey<Ip6>, Flow<Ip6>>(&pin(maps::FLOW_V6))
-}
-
-/// Rows of what the first node's sockets were given.
-fn socket_rows(town: &Town) -> [usize; 2] {
-    let pin = |map| town.node(0).bpffs().join(map);
-    [
-        rows::<SocketKey<Ip4>, SocketPeer<Ip4>>(&pin(maps::SOCKS_V4)),
-        rows::<SocketKey<Ip6>, SocketPeer<Ip6>>(&pin(maps::SOCKS_V6)),
-    ]
-}
-
-/// An IPv4 address as an IPv6 socket writes it.
-fn mapped(at: SocketAddr) -> SocketAddr {
-    match at.ip() {
-        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), at.port()),
-        IpAddr::V6(_) => at,
-    }
-}
-
-/// An unconnected socket of the family.
-fn unconnected(ns: &NetNs, to: SocketAddr) -> UdpSocket {
-    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = ns.run(|| UdpSocket::bind(any)).unwrap().unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
-    socket
-}
-
-/// Asks by an unconnected socket who answers: the pod, and the address that the answer has.
-fn who(socket: &UdpSocket, to: SocketAddr) -> (String, SocketAddr) {
-    socket.send_to(WHO_AM_I, to).unwrap();
-    let mut buffer = [0; 512];
-    let (len, from) = socket.recv_from(&mut buffer).unwrap();
-    let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
-    (text.split(' ').next().unwrap().to_owned(), from)
-}
-
-/// Asks in every way that a process of the namespace has; all are told that it was `to`.
-fn ask_all(ns: &NetNs, to: SocketAddr, udp: bool) -> BTreeSet<String> {
-    let mut pods = BTreeSet::new();
-    for to in [to, mapped(to)] {
-        if udp {
-            let socket = unconnected(ns, to);
-            let (pod, from) = who(&socket, to);
-            assert_eq!(from, to, "of an answer");
-            pods.insert(pod);
-            let socket = unconnected(ns, to);
-            socket.connect(to).unwrap();
-            assert_eq!(socket.peer_addr().unwrap(), to, "connected");
-            socket.send(WHO_AM_I).unwrap();
-            let mut buffer = [0; 512];
-            let (_, from) = socket.recv_from(&mut buffer).unwrap();
-            assert_eq!(from, to, "of an answer, connected");
-        } else {
-            let stream = ns
-                .run(|| TcpStream::connect_timeout(&to, SOON))
-                .unwrap()
-                .unwrap_or_else(|e| panic!("{to}: {e}"));
-            assert_eq!(stream.peer_addr().unwrap(), to, "connected");
-        }
-        pods.insert(ask(ns, to, udp, SOON).unwrap().pod);
-    }
-    pods
-}
-
-fn programs(town: &Town, node: usize) -> Vec<String> {
-    let links = town.node(node).bpffs().join("links");
-    let names = std::fs::read_dir(links).into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let is_one = |name: &String| SocketHook::ALL.iter().any(|hook| hook.program() == name);
-    names.filter(is_one).collect()
-}
 
 #[test]
 fn sockets_meet_backends_and_are_told_services() {
@@ -319,59 +234,6 @@ fn a_connected_socket_may_name_its_service_again() {
 }
 
 #[test]
-fn nothing_goes_elsewhere_if_answers_cannot_be_named() {
-    let mut town = Town::with_sockets("names", &[]);
-    let service = town.service(84, &SECOND_NODE);
-    town.world.write(&service);
-    let to = |by| town_address(&service, by);
-    let state = |town: &mut Town| {
-        let status = town.world.agents[0].status().unwrap();
-        let of = |feature: &&admin_api::Feature| feature.name == "services at sockets";
-        let chosen = status.features.iter().find(of).unwrap().chosen.clone();
-        (chosen, status.faults)
-    };
-    assert_eq!(state(&mut town), ("for all processes".to_owned(), vec![]));
-    // A pin that cannot be made.
-    let pin = town.node(0).bpffs().join("links/tulle_recvmsg4");
-    std::fs::remove_file(&pin).unwrap();
-    std::fs::create_dir(&pin).unwrap();
-    let elsewhere = |town: &Town| {
-        let is_one = |name: &String| name.contains("connect") || name.contains("sendmsg");
-        programs(town, 0).into_iter().filter(is_one).count()
-    };
-    testkit::wait::until("nothing sends elsewhere", LIMIT, || {
-        Ok((elsewhere(&town) == 0).then_some(()))
-    })
-    .unwrap();
-    for by in EVERY_WAY {
-        for client in [POD, NODE] {
-            let before = flow_rows(&town);
-            ask_all(town.ns(client), to(by), by.udp);
-            assert!(flow_rows(&town) > before, "{client:?} {by:?}");
-        }
-    }
-    testkit::wait::until("the agent says so", LIMIT, || {
-        let (chosen, faults) = state(&mut town);
-        let said = faults.iter().any(|f| f.contains("tulle_recvmsg4"))
-            && faults.iter().any(|f| f.contains("packets are translated"));
-        Ok((chosen == "off" && said).then_some(()))
-    })
-    .unwrap();
-    std::fs::remove_dir(&pin).unwrap();
-    testkit::wait::until("all programs again", LIMIT, || {
-        let all = programs(&town, 0).len() == SocketHook::ALL.len();
-        let well = state(&mut town) == ("for all processes".to_owned(), vec![]);
-        Ok((all && well).then_some(()))
-    })
-    .unwrap();
-    let before = flow_rows(&town);
-    for by in EVERY_WAY {
-        ask_all(town.ns(POD), to(by), by.udp);
-    }
-    assert_eq!(flow_rows(&town), before);
-}
-
-#[test]
 fn kp_94_a_network_namespace_is_remembered() {
     let town = Town::with_sockets("remembered", &[]);
     let mut service = town.service(77, &EVERY_POD);
@@ -426,62 +288,6 @@ fn nothing_is_attached_if_it_is_off_and_packets_serve_all() {
             }
         }
     }
-}
-
-#[test]
-fn programs_at_sockets_outlive_the_agent_and_go_with_it() {
-    let mut town = Town::with_sockets("outlive", &[]);
-    let service = town
-        .service(80, &SECOND_NODE)
-        .port(Protocol::Tcp, 9000, ECHO_PORT);
-    town.world.write(&service);
-    let at = |by| town_address(&service, by);
-    let every = Duration::from_millis(20);
-    let long = SocketAddr::new(service.ips[0], 9000);
-    let talk = LongConnection::start(town.ns(POD), long, every).unwrap();
-    let early = {
-        let connect = || TcpStream::connect_timeout(&long, SOON);
-        town.ns(POD).run(connect).unwrap().unwrap()
-    };
-    let links = link_ids(&town);
-    town.world.agents[0].kill().unwrap();
-    assert_eq!(programs(&town, 0).len(), SocketHook::ALL.len());
-    for by in EVERY_WAY {
-        ask_all(town.ns(POD), at(by), by.udp);
-    }
-    assert_eq!(flow_rows(&town), 0, "without an agent");
-    town.world.agents[0].spawn().unwrap();
-    testkit::wait::until("agent ready again", START, || {
-        ask_all(town.ns(POD), at(EVERY_WAY[0]), false);
-        Ok(town.world.agents[0]
-            .status()
-            .is_ok_and(|s| s.ready)
-            .then_some(()))
-    })
-    .unwrap();
-    assert_eq!(flow_rows(&town), 0, "while the agent started");
-    assert_eq!(link_ids(&town), links, "taken over");
-    assert_eq!(early.peer_addr().unwrap(), long);
-    // Somebody takes one off: it is put back.
-    let pin = town.node(0).bpffs().join("links/tulle_connect4");
-    std::fs::remove_file(pin).unwrap();
-    testkit::wait::until("the program again", LIMIT, || {
-        Ok((programs(&town, 0).len() == SocketHook::ALL.len()).then_some(()))
-    })
-    .unwrap();
-    let status = town.world.agents[0].status().unwrap();
-    assert_eq!(status.faults, [""; 0]);
-    let listed = status.links.iter().filter(|link| link.mode == "cgroup");
-    assert_eq!(listed.count(), SocketHook::ALL.len());
-    let report = talk.finish();
-    assert!(report.broken.is_none(), "{report:?}");
-
-    town.world.agents[0].kill().unwrap();
-    town.world.agents[0].cleanup().unwrap();
-    assert_eq!(programs(&town, 0), [""; 0]);
-    let connect = || TcpStream::connect_timeout(&long, Duration::from_secs(1));
-    let error = town.ns(POD).run(connect).unwrap().err();
-    assert!(error.is_some(), "nobody translates any more");
 }
 
 /// Until a connected socket is told that it is closed; none if it is not.
@@ -585,30 +391,4 @@ fn kp_117_connected_sockets_notice_that_their_backend_is_gone() {
         Ok((namespace(&thread) == namespace(Path::new(&process))).then_some(()))
     })
     .unwrap();
-}
-
-/// The service's own address.
-fn town_address(service: &Service, by: By) -> SocketAddr {
-    let port = service.ports[usize::from(by.udp)].port;
-    SocketAddr::new(service.ips[usize::from(by.v6)], port)
-}
-
-/// Ids of the first node's links at sockets, by bpftool.
-fn link_ids(town: &Town) -> Vec<String> {
-    let links = town.node(0).bpffs().join("links");
-    let shown = SocketHook::ALL.map(|hook| {
-        let pin = links.join(hook.program());
-        let output = std::process::Command::new("bpftool")
-            .args(["link", "show", "pinned"])
-            .arg(pin)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.split(':').next().unwrap_or_default().to_owned()
-    });
-    assert!(
-        shown.iter().all(|id| id.parse::<u32>().is_ok()),
-        "{shown:?}"
-    );
-    shown.to_vec()
 }

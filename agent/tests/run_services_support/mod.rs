@@ -1,6 +1,8 @@
 //! Services of every kind, and clients of every kind that ask who answers.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod sockets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -6,14 +6,16 @@
     reason = "a failure is the test's"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bpf_tests::engine::{Change, Engine as _, Kernel, object};
-use bpf_tests::model::{BackendRow, Ctx, World};
+use bpf_tests::model::{BackendRow, Ctx, FlowId, FlowRow, World};
 use bpf_tests::packet::{Spec, Upper, tcp_flag};
 use bpf_tests::strategies::config;
-use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Hook, Via, proto};
+use datapath_common::{
+    BackendState, Direction, Feature, Frontend, FrontendFlags, Hook, Via, proto,
+};
 
 /// What the backends weigh, by id less 1.
 const WEIGHTS: [u64; 3] = [3, 1, 2];
@@ -110,13 +112,11 @@ fn kp_161_two_cpus_share_turns_exactly() {
         let flows = ROUNDS * TABLE.len() as u64;
         for look in 0..12 {
             let pair = |_| [syn(v6, number()), syn(v6, number())];
-            // The look itself is the last flow of the window.
-            let mut pairs: Vec<[Vec<u8>; 2]> = (0..flows / 2).map(pair).collect();
-            let last = pairs.pop().unwrap();
+            let pairs: Vec<[Vec<u8>; 2]> = (0..flows / 2 - 1).map(pair).collect();
             kernel.race(Hook::NicIn, &pairs).unwrap();
-            for frame in &last[..1] {
-                kernel.run(Hook::NicIn, frame, &Ctx::default()).unwrap();
-            }
+            // The last two flows of the window: one more, and the look itself.
+            let frame = syn(v6, number());
+            kernel.run(Hook::NicIn, &frame, &Ctx::default()).unwrap();
             let (after, taken) = opened(&mut kernel, v6, number());
             assert_eq!(taken - turns, flows, "look {look}: a turn for each flow");
             for (id, weight) in (1..).zip(WEIGHTS) {
@@ -149,18 +149,37 @@ fn live(kernel: &mut Kernel, v6: bool) -> BTreeMap<u32, i64> {
         .collect()
 }
 
+/// What the backends of these flows send, by the client's port.
+fn answers(flows: &HashMap<FlowId, FlowRow>, flag: u8) -> BTreeMap<u32, Vec<u8>> {
+    let open = flows.iter().filter(|(_, row)| row.counted);
+    open.map(|(id, row)| {
+        assert_eq!(id.direction, Direction::Forward);
+        let (to, port) = row.translated_source().unwrap();
+        let spec = Spec::new(Upper::Tcp(flag), row.addr, row.port, to, port);
+        (u32::from(id.tuple.sport), spec.build())
+    })
+    .collect()
+}
+
 #[test]
 fn kp_161_two_cpus_count_each_flow_once_and_off_once() {
     const FLOWS: u32 = 48;
     let mut kernel = Kernel::new(object().unwrap()).unwrap();
     for v6 in [false, true] {
         let mut world = world(v6);
+        // What the backends send comes to the node, and meets the same program.
+        (world.config.snat_first, world.config.snat_ports) = (20_000, 40_000);
         for front in world.frontends.values_mut() {
-            front.flags = FrontendFlags::LEAST_FLOWS | FrontendFlags::FLOWS_DECIDE;
+            front.flags = FrontendFlags::LEAST_FLOWS
+                | FrontendFlags::FLOWS_DECIDE
+                | FrontendFlags::MASQUERADE_OUTSIDE;
             (front.table, front.out_table) = (0, 0);
         }
-        kernel.load(&world).unwrap();
         for round in 0..40 {
+            if round % 2 == 0 {
+                // Closing rows would fill the table.
+                kernel.load(&world).unwrap();
+            }
             let first = round * 2 * FLOWS;
             let opened = (0..FLOWS).map(|n| [0, 1].map(|cpu| syn(v6, first + 2 * n + cpu)));
             let flows = kernel
@@ -181,14 +200,37 @@ fn kp_161_two_cpus_count_each_flow_once_and_off_once() {
                     .is_some_and(|(most, least)| most - least <= 12),
                 "{counts:?}"
             );
-            // Both ends of each flow at once.
-            let closed = (0..2 * FLOWS).map(|n| {
-                let flags = [tcp_flag::FIN | tcp_flag::ACK, tcp_flag::RST];
-                flags.map(|flag| from(v6, first + n, flag))
-            });
-            let flows = kernel
-                .race(Hook::NicIn, &closed.collect::<Vec<_>>())
-                .unwrap();
+            let (fin, rst) = (tcp_flag::FIN | tcp_flag::ACK, tcp_flag::RST);
+            let backends = |flag: u8| answers(&flows, flag);
+            let clients = (0..2 * FLOWS).map(|n| (n, from(v6, first + n, fin)));
+            let closed: Vec<[Vec<u8>; 2]> = match round % 4 {
+                // Both ends of each flow at once.
+                0 | 1 => {
+                    let backends = backends(if round % 4 == 0 { fin } else { rst });
+                    let both = |(n, client): (u32, Vec<u8>)| {
+                        let mut both = [client, backends[&(20_000 + first + n)].clone()];
+                        if n % 2 == 1 {
+                            both.reverse();
+                        }
+                        both
+                    };
+                    clients.map(both).collect()
+                }
+                // The client twice.
+                2 => {
+                    let twice = |(n, client)| [client, from(v6, first + n, rst)];
+                    clients.map(twice).collect()
+                }
+                // The backend alone, two flows at a time.
+                _ => {
+                    let backends: Vec<Vec<u8>> = backends(fin).into_values().collect();
+                    let pairs = backends.chunks_exact(2);
+                    pairs
+                        .map(|pair| [pair[0].clone(), pair[1].clone()])
+                        .collect()
+                }
+            };
+            let flows = kernel.race(Hook::NicIn, &closed).unwrap();
             assert_eq!(flows.values().filter(|row| row.counted).count(), 0);
             assert_eq!(live(&mut kernel, v6), BTreeMap::new(), "round {round}");
         }

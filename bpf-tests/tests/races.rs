@@ -10,12 +10,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bpf_tests::engine::{Engine as _, Kernel, object};
-use bpf_tests::model::{BackendRow, FlowId, FlowRow, Tuple, World};
+use bpf_tests::model::{FlowId, FlowRow, Tuple, World};
 use bpf_tests::packet::{Spec, Upper, tcp_flag};
 use bpf_tests::strategies::config;
 use datapath_common::{
-    BackendState, Direction, Feature, FlowState, Frontend, FrontendFlags, Hook, NodeClient, Via,
-    proto,
+    Direction, Feature, FlowState, Frontend, FrontendFlags, Hook, NodeClient, proto,
 };
 
 /// Services, each with a backend of its own: so many races at a time. Few enough that the
@@ -52,15 +51,7 @@ fn world(v6: bool, flags: u16) -> World {
     world.now = NOW;
     world.segments = (0..=SERVICES).collect();
     for id in 1..=SERVICES {
-        let row = BackendRow {
-            addr: address(v6, false, id),
-            port: 8080,
-            proto: proto::TCP,
-            state: BackendState::Active,
-            generation: 1,
-            via: Via::KERNEL,
-        };
-        world.backends.insert((if v6 { 6 } else { 4 }, id), row);
+        world.add_backend(id, address(v6, false, id));
         for port in [80, 81] {
             let frontend = Frontend {
                 service: id,

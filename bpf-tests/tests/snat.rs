@@ -8,10 +8,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bpf_tests::engine::{Change, Engine, InProcess, Kernel, object};
-use bpf_tests::model::{BackendRow, Ctx, FlowRow, Tuple, World, snat};
+use bpf_tests::model::{Ctx, FlowRow, Tuple, World, snat};
 use bpf_tests::packet::{Spec, Upper, tcp_flag};
 use bpf_tests::strategies::config;
-use datapath_common::{BackendState, Feature, Frontend, FrontendFlags, Hook, Reason, Via, proto};
+use datapath_common::{Feature, Frontend, FrontendFlags, Hook, Reason, proto};
 
 /// Backends, out of which the hash selects one.
 const BACKENDS: u32 = 500;
@@ -29,15 +29,7 @@ fn world(v6: bool, port: u16) -> World {
     world.now = 1_000_000;
     world.segments = (0..=BACKENDS).collect();
     for id in 1..=BACKENDS {
-        let row = BackendRow {
-            addr: address(v6, id),
-            port: 8080,
-            proto: proto::TCP,
-            state: BackendState::Active,
-            generation: 1,
-            via: Via::KERNEL,
-        };
-        world.backends.insert((if v6 { 6 } else { 4 }, id), row);
+        world.add_backend(id, address(v6, id));
     }
     let frontend = Frontend {
         service: 1,

@@ -10,12 +10,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bpf_tests::engine::{Change, Engine as _, Kernel, object};
-use bpf_tests::model::{BackendRow, Ctx, FlowId, FlowRow, World};
+use bpf_tests::model::{Ctx, FlowId, FlowRow, World};
 use bpf_tests::packet::{Spec, Upper, tcp_flag};
 use bpf_tests::strategies::config;
-use datapath_common::{
-    BackendState, Direction, Feature, Frontend, FrontendFlags, Hook, Via, proto,
-};
+use datapath_common::{Direction, Feature, Frontend, FrontendFlags, Hook, proto};
 
 /// What the backends weigh, by id less 1.
 const WEIGHTS: [u64; 3] = [3, 1, 2];
@@ -60,15 +58,7 @@ fn world(v6: bool) -> World {
     world.now = 1_000_000;
     world.segments = [0, 1, 2, 3].into_iter().chain(TABLE).collect();
     for id in 1..=WEIGHTS.len() as u32 {
-        let row = BackendRow {
-            addr: address(v6, id),
-            port: 8080,
-            proto: proto::TCP,
-            state: BackendState::Active,
-            generation: 1,
-            via: Via::KERNEL,
-        };
-        world.backends.insert((if v6 { 6 } else { 4 }, id), row);
+        world.add_backend(id, address(v6, id));
     }
     world.frontends.insert(at(v6), frontend(TABLE.len() as u16));
     world

@@ -4,7 +4,7 @@
 use datapath_common::{Address, Direction, FlowKey, NodeClient, proto};
 
 use crate::{
-    Family, Headers, Packet, Tables,
+    Family, Headers, MAX_L4, Packet, Tables,
     flow::has_backend,
     states::live_state,
     straight::is_straight,
@@ -50,8 +50,6 @@ pub struct ErrorRewrite<A> {
 
 /// Octets of an ICMP error before what it quotes.
 const QUOTE_AT: usize = 8;
-/// Transport headers start before this: a mask that the verifier understands.
-const MAX_L4: usize = 0x3fff;
 
 /// Reads what an ICMP error quotes. `None` where that has no ports.
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Parsing, inline or by a call ([`Feature::CALLS`]).
+//! Parsing, inline or by a call ([`calls`]).
 //!
 //! The verifier follows a global function once, whatever the packet, and goes on behind it with
 //! headers of which it knows nothing. Where the parser is inline, it follows what comes behind for
@@ -7,10 +7,10 @@
 use core::{hint::black_box, mem::MaybeUninit};
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
-use datapath_common::{Feature, Ip4, Ip6, Reason};
-use datapath_core::{ETH_LEN, Family as _, Headers, MAX_L4, V4, V6};
+use datapath_common::{Ip4, Ip6, Reason};
+use datapath_core::{ETH_LEN, Family, Headers, MAX_L4, V4, V6};
 
-use crate::{ctx::Skb, shape::Shape, tables::config};
+use crate::{ctx::Skb, shape::Shape, tables::calls};
 
 /// Parses what follows the packet's Ethernet header, into `room`.
 #[inline(always)]
@@ -18,12 +18,11 @@ pub fn parse<'h, F: Shape>(
     skb: &Skb,
     room: &'h mut MaybeUninit<Headers<F::Addr>>,
 ) -> Result<&'h mut Headers<F::Addr>, Reason> {
-    if config().features & Feature::CALLS == 0 {
-        let headers = room.write(Headers::EMPTY);
-        F::parse(skb, ETH_LEN, headers).map(|()| headers)
-    } else {
-        parse_rare::<F>(skb, room)
+    if calls() {
+        return parse_rare::<F>(skb, room);
     }
+    let headers = room.write(Headers::EMPTY);
+    F::parse(skb, ETH_LEN, headers).map(|()| headers)
 }
 
 /// The same, always by a call: for packets that are rare.
@@ -49,11 +48,7 @@ pub fn parse_rare<'h, F: Shape>(
 #[unsafe(no_mangle)]
 pub extern "C" fn tulle_parse4(raw: *mut __sk_buff, headers: *mut Headers<Ip4>) -> u32 {
     // SAFETY: null, which the verifier thinks possible, or room on the caller's stack.
-    let Some(headers) = (unsafe { headers.as_mut() }) else {
-        return Reason::BadHeader as u32;
-    };
-    *headers = Headers::EMPTY;
-    number(V4::parse(&reachable(raw), ETH_LEN, headers))
+    fill::<V4>(raw, unsafe { headers.as_mut() })
 }
 
 /// The same for IPv6.
@@ -61,19 +56,19 @@ pub extern "C" fn tulle_parse4(raw: *mut __sk_buff, headers: *mut Headers<Ip4>) 
 #[unsafe(no_mangle)]
 pub extern "C" fn tulle_parse6(raw: *mut __sk_buff, headers: *mut Headers<Ip6>) -> u32 {
     // SAFETY: as above.
-    let Some(headers) = (unsafe { headers.as_mut() }) else {
+    fill::<V6>(raw, unsafe { headers.as_mut() })
+}
+
+#[inline(always)]
+fn fill<F: Family>(raw: *mut __sk_buff, headers: Option<&mut Headers<F::Addr>>) -> u32 {
+    let Some(headers) = headers else {
         return Reason::BadHeader as u32;
     };
     *headers = Headers::EMPTY;
-    number(V6::parse(&reachable(raw), ETH_LEN, headers))
-}
-
-/// The packet, whose headers the caller has made reachable.
-#[inline(always)]
-fn reachable(raw: *mut __sk_buff) -> Skb {
+    // The caller has made the headers reachable.
     let mut skb = Skb::new(TcContext::new(raw));
     skb.look();
-    skb
+    number(F::parse(&skb, ETH_LEN, headers))
 }
 
 /// What became of it, in a register.

@@ -168,11 +168,7 @@ impl Ctx {
             let addr = Ip4::UNSPECIFIED;
             return Peer { addr, port: 0 };
         }
-        Peer {
-            // A mapped one is here too.
-            addr: Ip4::new(field!(sk, dst_ip4).to_ne_bytes()),
-            port: u16::from_be(field!(sk, dst_port)),
-        }
+        connected4(sk)
     }
 
     /// The same of IPv6.
@@ -183,16 +179,7 @@ impl Ctx {
             let addr = Ip6::UNSPECIFIED;
             return Peer { addr, port: 0 };
         }
-        let words = [
-            field!(sk, dst_ip6[0]),
-            field!(sk, dst_ip6[1]),
-            field!(sk, dst_ip6[2]),
-            field!(sk, dst_ip6[3]),
-        ];
-        Peer {
-            addr: bytemuck::cast(words),
-            port: u16::from_be(field!(sk, dst_port)),
-        }
+        connected6(sk)
     }
 
     /// The IPv4 peer: of a program for IPv4, or mapped.
@@ -289,31 +276,37 @@ impl Closed {
     /// Its peer; all zero if it is not connected.
     #[inline(always)]
     pub fn peer4(self) -> Peer<Ip4> {
-        Peer {
-            // A mapped one is here too.
-            addr: Ip4::new(field!(self.0, dst_ip4).to_ne_bytes()),
-            port: self.port(),
-        }
+        connected4(self.0)
     }
 
     /// The same of IPv6.
     #[inline(always)]
     pub fn peer6(self) -> Peer<Ip6> {
-        let words = [
-            field!(self.0, dst_ip6[0]),
-            field!(self.0, dst_ip6[1]),
-            field!(self.0, dst_ip6[2]),
-            field!(self.0, dst_ip6[3]),
-        ];
-        Peer {
-            addr: bytemuck::cast(words),
-            port: self.port(),
-        }
+        connected6(self.0)
     }
+}
 
-    #[inline(always)]
-    fn port(self) -> u16 {
-        u16::from_be(field!(self.0, dst_port))
+/// The IPv4 address that a socket is connected to, also if it is a mapped one.
+#[inline(always)]
+fn connected4(sk: *mut bpf_sock) -> Peer<Ip4> {
+    Peer {
+        addr: Ip4::new(field!(sk, dst_ip4).to_ne_bytes()),
+        port: u16::from_be(field!(sk, dst_port)),
+    }
+}
+
+/// The same of IPv6.
+#[inline(always)]
+fn connected6(sk: *mut bpf_sock) -> Peer<Ip6> {
+    let words = [
+        field!(sk, dst_ip6[0]),
+        field!(sk, dst_ip6[1]),
+        field!(sk, dst_ip6[2]),
+        field!(sk, dst_ip6[3]),
+    ];
+    Peer {
+        addr: bytemuck::cast(words),
+        port: u16::from_be(field!(sk, dst_port)),
     }
 }
 

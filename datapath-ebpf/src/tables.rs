@@ -46,6 +46,12 @@ pub fn config() -> &'static Config {
     core::hint::black_box(&CONFIG)
 }
 
+/// Whether functions are called rather than inline ([`Feature::CALLS`]).
+#[inline(always)]
+pub fn calls() -> bool {
+    config().features & Feature::CALLS != 0
+}
+
 /// The maps, for one packet.
 pub struct Maps {
     config: &'static Config,
@@ -315,10 +321,10 @@ macro_rules! tables {
             }
             #[inline(always)]
             fn progress(&self, met: u32, seen: u32) -> Progress {
-                if self.config.features & Feature::CALLS == 0 {
-                    Progress::of(&self.config.idle, met, seen, now())
-                } else {
+                if calls() {
                     Progress(tulle_progress(met, seen))
+                } else {
+                    Progress::of(&self.config.idle, met, seen, now())
                 }
             }
             #[inline(always)]

@@ -5,13 +5,13 @@ use aya_ebpf::{
     helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes},
     programs::TcContext,
 };
-use datapath_common::{Feature, Reason, proto};
+use datapath_common::{Reason, proto};
 use datapath_core::{
     Fragment, Headers, MAX_L4, Packet as _, Rewrite,
     checksum::{Sum, crc32c_change, with_ports},
 };
 
-use crate::{ctx::Skb, shape::Shape, tables::config};
+use crate::{ctx::Skb, shape::Shape, tables::calls};
 
 /// Translates a packet that stays on its way through the stack. What was known of the
 /// packet's bytes is void afterwards ([`Skb::look`]).
@@ -48,12 +48,6 @@ pub fn translate<F: Shape>(
     done.ok_or(Reason::RewriteFailed)
 }
 
-/// Whether functions are called rather than inline.
-#[inline(always)]
-fn calls() -> bool {
-    config().features & Feature::CALLS != 0
-}
-
 /// Both ports as they lie in the packet, as a native word.
 #[inline(always)]
 fn words(sport: u16, dport: u16) -> u32 {
@@ -66,7 +60,7 @@ fn words(sport: u16, dport: u16) -> u32 {
 /// bit 32 on. `old` and `new`: both ports as they lie in the packet. Returns 0 if all is done.
 ///
 /// A global function: the verifier follows it once, and not for each state that leads here. So it
-/// is called for what is rare, and for all where [`Feature::CALLS`] says so.
+/// is called for what is rare, and for all where [`calls`] says so.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn tulle_ports(

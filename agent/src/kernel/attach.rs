@@ -12,12 +12,12 @@ use datapath_common::{Config, Feature, Hook};
 use super::cgroup::SocketAttachError;
 use super::clsact::{self, Side};
 use super::loader::{Datapath, LoadError};
-use super::pins::{PinError, list, remove, remove_link};
+use super::pins::{PinError, list, open_link, remove, remove_link};
 use super::place::{Entry, Place};
 use super::programs::name;
 use super::rtnl::Rtnl;
 use super::scan;
-use super::sys::{self, Kind, LinkInfo, RawMap};
+use super::sys::{self, LinkInfo, RawMap};
 use super::xdp::{XdpChoice, XdpMode};
 
 /// How classifiers are attached.
@@ -306,14 +306,9 @@ impl Datapath {
             path: path.clone(),
             source,
         };
-        let link = match sys::open_pin(&path) {
-            Ok(link) => link,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(fail(e).into()),
-        };
-        if sys::kind(link.as_fd()) != Kind::Link {
+        let Some(link) = open_link(&path)? else {
             return Ok(None);
-        }
+        };
         let Some(info) = sys::link_info(link.as_fd()).map_err(fail)? else {
             return Ok(None);
         };

@@ -15,10 +15,10 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::loader::Datapath;
 use super::loading::{ProgramError, uninterrupted};
-use super::pins::{PinError, remove_link};
+use super::pins::{PinError, open_link, remove_link};
 use super::place::Entry;
 use super::shape::ObjectError;
-use super::sys::{self, CgroupLink, Kind};
+use super::sys::{self, CgroupLink};
 
 /// A cgroup (version 2) that programs are attached to.
 #[derive(Debug)]
@@ -323,14 +323,9 @@ impl Datapath {
             path: path.clone(),
             source,
         };
-        let link = match sys::open_pin(&path) {
-            Ok(link) => link,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(fail(e)),
-        };
-        if sys::kind(link.as_fd()) != Kind::Link {
+        let Some(link) = open_link(&path)? else {
             return Ok(None);
-        }
+        };
         let info = sys::cgroup_link_info(link.as_fd()).map_err(fail)?;
         // A link whose cgroup is gone says 0.
         let living = |info: &CgroupLink| info.cgroup != 0 && info.attach_type == attach_type(hook);

@@ -260,6 +260,19 @@ pub(crate) fn remove(path: &Path) -> Result<bool, PinError> {
     }
 }
 
+/// Opens the link that is pinned at `path`; `None` if there is nothing, or no link.
+pub(crate) fn open_link(path: &Path) -> Result<Option<OwnedFd>, PinError> {
+    match sys::open_pin(path) {
+        Ok(link) => Ok((sys::kind(link.as_fd()) == Kind::Link).then_some(link)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PinError::Kernel {
+            what: "open",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
 /// Detaches the link that is pinned at `path` and removes the pin. Says whether
 /// there was one.
 pub(crate) fn remove_link(path: &Path) -> Result<bool, PinError> {

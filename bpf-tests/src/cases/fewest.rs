@@ -1,12 +1,10 @@
 //! "Service", step 4: the better of two backends by their living flows.
 
-use std::net::IpAddr;
+use datapath_common::{FlowState, Frontend, FrontendFlags, proto};
 
-use datapath_common::{FlowState, Frontend, FrontendFlags, Reason, proto};
-
-use super::fixture::{BPORT, LOCAL_ID, OUTSIDE_ID};
+use super::fixture::{LOCAL_ID, OUTSIDE_ID};
 use super::{Case, Fixture};
-use crate::model::{FlowId, FlowRow, Verdict};
+use crate::model::{FlowId, FlowRow};
 use crate::packet::{Spec, Upper, tcp_flag};
 
 /// Number of the service port.
@@ -17,7 +15,6 @@ const SERVICE: u32 = 78;
 fn case(f: &Fixture, name: &str, flag: u8, weights: [usize; 2], flows: [i64; 2]) -> (Case, Spec) {
     let spec = f.from_client(Upper::Tcp(flag), f.local_service, 80);
     let mut case = f.case(name, &spec);
-    let start = case.world.segments.len() as u32;
     let table = if weights[0] == weights[1] {
         Vec::new()
     } else {
@@ -27,22 +24,12 @@ fn case(f: &Fixture, name: &str, flag: u8, weights: [usize; 2], flows: [i64; 2])
         ]
         .concat()
     };
-    case.world.segments.extend([LOCAL_ID, OUTSIDE_ID]);
-    case.world.segments.extend(&table);
     let row = Frontend {
         service: SERVICE,
-        start,
-        len: 2,
-        table: table.len() as u16,
-        out_start: start,
-        out_len: 2,
-        out_table: table.len() as u16,
         flags: FrontendFlags::LEAST_FLOWS | FrontendFlags::FLOWS_DECIDE,
         ..Frontend::default()
     };
-    case.world
-        .frontends
-        .insert((f.local_service, 80, proto::TCP), row);
+    f.serve_by_two(&mut case, proto::TCP, 0, &table, row);
     for (id, count) in [LOCAL_ID, OUTSIDE_ID].into_iter().zip(flows) {
         if count != 0 {
             case.world.live.insert((version(f), id), count);
@@ -54,22 +41,6 @@ fn case(f: &Fixture, name: &str, flag: u8, weights: [usize; 2], flows: [i64; 2])
 
 fn version(f: &Fixture) -> u8 {
     if f.v6 { 6 } else { 4 }
-}
-
-/// It goes to this backend.
-fn goes(f: &Fixture, case: Case, spec: &Spec, id: u32) -> Case {
-    let to: IpAddr = if id == LOCAL_ID { f.pod } else { f.outside };
-    let out = Spec {
-        dst: to,
-        dport: BPORT,
-        ..spec.clone()
-    };
-    if id == LOCAL_ID {
-        let (verdict, out) = Fixture::delivered(&out, 3);
-        case.leaves(Reason::DeliveredLocal, verdict, out)
-    } else {
-        case.leaves(Reason::TranslatedToKernel, Verdict::Kernel, out.build())
-    }
 }
 
 /// Rows of a flow that is counted, the forward one first.
@@ -102,7 +73,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
         *count += 1;
         case.live.retain(|_, count| *count != 0);
         let rows = rows(f, to, FlowState::Opening, true);
-        cases.push(goes(f, case, &spec, to).writes(rows));
+        cases.push(f.goes(case, &spec, to).writes(rows));
     }
     // Two slots, both different: the weights decide. 4 + 1 for 1, or 11 + 1 for 3.
     for (weights, flows, to) in [([1, 3], [4, 11], OUTSIDE_ID), ([3, 1], [11, 4], LOCAL_ID)] {
@@ -110,7 +81,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
         let (mut case, spec) = case(f, &name, tcp_flag::SYN, weights, flows);
         *case.live.entry((version(f), to)).or_default() += 1;
         let rows = rows(f, to, FlowState::Opening, true);
-        cases.push(goes(f, case, &spec, to).writes(rows));
+        cases.push(f.goes(case, &spec, to).writes(rows));
     }
     // The end of a flow counts once.
     for (what, flag) in [("FIN", tcp_flag::FIN), ("RST", tcp_flag::RST)] {
@@ -129,7 +100,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
                 case.live.insert((version(f), LOCAL_ID), 4);
             }
             let closed = rows(f, LOCAL_ID, FlowState::Closing, false);
-            cases.push(goes(f, case, &spec, LOCAL_ID).writes(closed));
+            cases.push(f.goes(case, &spec, LOCAL_ID).writes(closed));
         }
     }
     // Data and what is sent again change nothing.
@@ -142,7 +113,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
         for (key, row) in rows(f, LOCAL_ID, FlowState::Opening, true) {
             case.world.flows.insert(key, row);
         }
-        cases.push(goes(f, case, &spec, LOCAL_ID));
+        cases.push(f.goes(case, &spec, LOCAL_ID));
     }
     cases
 }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use datapath_common::{
-    BackendState, Config, FlowState, Frontend, FrontendFlags, Hook, Mac, Node, NodeClient, Via,
-    proto,
+    BackendState, Config, FlowState, Frontend, FrontendFlags, Hook, Mac, Node, NodeClient, Reason,
+    Via, proto,
 };
 
 use super::Case;
@@ -151,6 +151,54 @@ impl Fixture {
     /// A packet from the client.
     pub fn from_client(&self, upper: Upper, dst: IpAddr, dport: u16) -> Spec {
         Spec::new(upper, self.client, SPORT, dst, dport)
+    }
+
+    /// Has the local service served by two backends, local and outside, and a table behind their
+    /// list if it has slots. `more`: from the ids for TCP to the protocol's; `row`: the rest of
+    /// the frontend.
+    pub fn serve_by_two(
+        &self,
+        case: &mut Case,
+        proto: u8,
+        more: u32,
+        table: &[u32],
+        row: Frontend,
+    ) {
+        let start = case.world.segments.len() as u32;
+        let list = [LOCAL_ID + more, OUTSIDE_ID + more];
+        case.world.segments.extend(list.iter().chain(table));
+        let slots = table.len() as u16;
+        let row = Frontend {
+            start,
+            len: 2,
+            table: slots,
+            out_start: start,
+            out_len: 2,
+            out_table: slots,
+            ..row
+        };
+        let key = (self.local_service, 80, proto);
+        case.world.frontends.insert(key, row);
+    }
+
+    /// The case of a packet that goes to the local backend, or to the one outside.
+    pub fn goes(&self, case: Case, spec: &Spec, id: u32) -> Case {
+        let dst = if id == LOCAL_ID {
+            self.pod
+        } else {
+            self.outside
+        };
+        let out = Spec {
+            dst,
+            dport: BPORT,
+            ..spec.clone()
+        };
+        if id == LOCAL_ID {
+            let (verdict, out) = Self::delivered(&out, 3);
+            case.leaves(Reason::DeliveredLocal, verdict, out)
+        } else {
+            case.leaves(Reason::TranslatedToKernel, Verdict::Kernel, out.build())
+        }
     }
 
     /// The case of a packet that a pod sends.

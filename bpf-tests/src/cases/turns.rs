@@ -1,12 +1,10 @@
 //! "Service", step 4: backends in turn.
 
-use std::net::IpAddr;
+use datapath_common::{FlowState, Frontend, FrontendFlags, proto};
 
-use datapath_common::{FlowState, Frontend, FrontendFlags, Reason, proto};
-
-use super::fixture::{BPORT, LOCAL_ID, OUTSIDE_ID};
+use super::fixture::{LOCAL_ID, OUTSIDE_ID};
 use super::{Case, Fixture};
-use crate::model::{FlowRow, Verdict};
+use crate::model::FlowRow;
 use crate::packet::{Spec, Upper, tcp_flag};
 
 /// Number of the service port, whatever the protocol.
@@ -22,46 +20,19 @@ fn case(f: &Fixture, name: &str, upper: Upper, table: &[u32], turns: u64) -> (Ca
     };
     let spec = f.from_client(upper, f.local_service, 80);
     let mut case = f.case(name, &spec);
-    let start = case.world.segments.len() as u32;
     let more = if proto == proto::UDP { 10 } else { 0 };
-    let ids = [LOCAL_ID, OUTSIDE_ID];
-    let slots = ids.iter().chain(table).map(|id| id + more);
-    case.world.segments.extend(slots);
     let row = Frontend {
         service: SERVICE,
-        start,
-        len: 2,
-        table: table.len() as u16,
-        out_start: start,
-        out_len: 2,
-        out_table: table.len() as u16,
         flags: FrontendFlags::ROUND_ROBIN | FrontendFlags::FLOWS_DECIDE,
         ..Frontend::default()
     };
-    case.world
-        .frontends
-        .insert((f.local_service, 80, proto), row);
+    let table: Vec<u32> = table.iter().map(|id| id + more).collect();
+    f.serve_by_two(&mut case, proto, more, &table, row);
     if turns > 0 {
         case.world.turns.insert(ROW, turns);
         case.turns.insert(ROW, turns);
     }
     (case, spec, proto)
-}
-
-/// It goes to this backend.
-fn goes(f: &Fixture, case: Case, spec: &Spec, id: u32) -> Case {
-    let to: IpAddr = if id == LOCAL_ID { f.pod } else { f.outside };
-    let out = Spec {
-        dst: to,
-        dport: BPORT,
-        ..spec.clone()
-    };
-    if id == LOCAL_ID {
-        let (verdict, out) = Fixture::delivered(&out, 3);
-        case.leaves(Reason::DeliveredLocal, verdict, out)
-    } else {
-        case.leaves(Reason::TranslatedToKernel, Verdict::Kernel, out.build())
-    }
 }
 
 /// It opens a flow to this backend.
@@ -72,7 +43,7 @@ fn opens(f: &Fixture, case: Case, (spec, proto): (&Spec, u8), id: u32) -> Case {
         let service = SERVICE;
         (key, FlowRow { service, ..row })
     });
-    goes(f, case, spec, id).writes(rows)
+    f.goes(case, spec, id).writes(rows)
 }
 
 pub fn cases(f: &Fixture) -> Vec<Case> {
@@ -133,7 +104,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
         &only,
         8,
     );
-    cases.push(goes(f, unknown, &spec, OUTSIDE_ID));
+    cases.push(f.goes(unknown, &spec, OUTSIDE_ID));
     for (what, upper, state) in [
         ("a SYN that comes again", syn, FlowState::Opening),
         (
@@ -150,7 +121,7 @@ pub fn cases(f: &Fixture) -> Vec<Case> {
             let service = SERVICE;
             case.world.flows.insert(key, FlowRow { service, ..row });
         }
-        cases.push(goes(f, case, &spec, OUTSIDE_ID));
+        cases.push(f.goes(case, &spec, OUTSIDE_ID));
     }
     cases
 }

@@ -234,6 +234,20 @@ impl Tuple {
 }
 
 impl World {
+    /// Adds an active backend for TCP, at port 8080, that the kernel finds the way to.
+    pub fn add_backend(&mut self, id: u32, addr: IpAddr) {
+        let version = if addr.is_ipv6() { 6 } else { 4 };
+        let row = BackendRow {
+            addr,
+            port: 8080,
+            proto: proto::TCP,
+            state: BackendState::Active,
+            generation: 1,
+            via: Via::KERNEL,
+        };
+        self.backends.insert((version, id), row);
+    }
+
     /// A world with nothing in it.
     pub fn new(config: Config) -> Self {
         Self {

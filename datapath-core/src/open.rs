@@ -8,7 +8,7 @@ use datapath_common::{
 };
 
 use crate::{
-    Family, Grant, Headers, Tables,
+    Family, Grant, Headers, Put, Tables,
     hooks::front_key,
     ports::{FORCE, KEEPS, facts},
     service::Client,
@@ -231,12 +231,7 @@ impl<A: Address> Opening<'_, A> {
     /// Writes the forward row, and what is remembered of the client.
     #[inline(always)]
     pub(crate) fn finish<T: Tables<A>>(&self, tables: &T, h: &Headers<A>, told: u32) -> u32 {
-        let state = if told & HEARD == 0 {
-            FlowState::Opening
-        } else {
-            FlowState::Established
-        };
-        let forward = self.forward(h, state, tables.now(), told as u16);
+        let forward = self.forward(h, heard(told), tables.now(), told as u16);
         if !tables.fill_flow(forward) {
             return FAILED | Reason::FlowTableFull as u32;
         }
@@ -280,6 +275,9 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
     if told & FAILED == 0 {
         told = finish_apart::<F, T>(tables, h, front, manner.0, told);
     }
+    if front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0 && told & FAILED == 0 {
+        stays_apart::<F, T>(tables, h, front, manner.0, told);
+    }
     // Not where the row is written, which needs most of the stack; and without a branch: a
     // verifier would follow both sides to the program's end.
     let least = (front.flags / FrontendFlags::LEAST_FLOWS) as u32;
@@ -297,6 +295,16 @@ pub(crate) const FAILED: u32 = 1 << 16;
 pub(crate) const HEARD: u32 = 1 << 17;
 /// It failed for this moment only: nobody is known to have the port.
 pub(crate) const LATER: u32 = 1 << 18;
+
+/// The state of a flow that was opened so.
+#[inline(always)]
+const fn heard(told: u32) -> FlowState {
+    if told & HEARD == 0 {
+        FlowState::Opening
+    } else {
+        FlowState::Established
+    }
+}
 
 /// What an opening told.
 #[inline(always)]
@@ -353,6 +361,34 @@ const fn moves(config: &Config) -> bool {
     config.snat_ports != 0 && config.features & Feature::UPLINK_SERVICES != 0
 }
 
+/// Whether the source keeps its address and gets another port, as `told`.
+#[inline(always)]
+fn is_moved(manner: u64, told: u32) -> bool {
+    Manner(manner).translated() == Source::Own && told as u16 != 0
+}
+
+/// The opening of a flow whose port is claimed, as `told`.
+#[inline(always)]
+fn opening<'a, F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &'a Frontend,
+    manner: u64,
+    backend: &'a Backend<F::Addr>,
+    told: u32,
+) -> Opening<'a, F::Addr> {
+    Opening {
+        through: Some((front, manner as u32, backend)),
+        hairpin: Manner(manner).has(Manner::HAIRPIN),
+        node: Manner(manner).node(),
+        nat: if is_moved(manner, told) {
+            h.src
+        } else {
+            Manner(manner).translated().address::<F>(tables.config())
+        },
+    }
+}
+
 /// Writes the forward row of a flow whose reply row is written, as `told`.
 #[inline(never)]
 fn finish_apart<F: Family, T: Tables<F::Addr>>(
@@ -365,23 +401,34 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(
     let Some(backend) = tables.backend(manner as u32) else {
         return FAILED | Reason::BackendGone as u32;
     };
-    let source = Manner(manner).translated();
-    let moved = source == Source::Own && told as u16 != 0;
-    let new = &Opening {
-        through: Some((front, manner as u32, backend)),
-        hairpin: Manner(manner).has(Manner::HAIRPIN),
-        node: Manner(manner).node(),
-        nat: if moved {
-            h.src
-        } else {
-            source.address::<F>(tables.config())
-        },
-    };
+    let new = &opening::<F, T>(tables, h, front, manner, backend, told);
     // Its data has to ask for the port, which nothing else says.
-    if moved && h.proto != proto::UDP {
+    if is_moved(manner, told) && h.proto != proto::UDP {
         tables.ask_flows(&front_key(h));
     }
     new.finish(tables, h, told)
+}
+
+/// Writes the reply row once more if there is none. In a full table the kernel evicts what
+/// was not looked up yet, and the forward row may have been given the reply's place. Not by
+/// a look-up: a row that was looked up is kept longer, and those of unanswered flows would
+/// push out others.
+#[inline(never)]
+fn stays_apart<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    manner: u64,
+    told: u32,
+) {
+    let Some(backend) = tables.backend(manner as u32) else {
+        return;
+    };
+    let new = &opening::<F, T>(tables, h, front, manner, backend, told);
+    if tables.stage(new.reply(h, heard(told), tables.now(), told as u16)) {
+        // As a rule it is there.
+        let _ = tables.put(Put::New);
+    }
 }
 
 /// Prepares the reply row of a flow whose source gets another address, for

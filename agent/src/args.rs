@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::builder::RangedU64ValueParser;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use datapath_common::TICK_NANOS;
 
 use crate::kernel::{Capacities, XdpMode};
@@ -152,6 +152,22 @@ pub struct OverlayArgs {
     /// XDP at the uplink: where the driver has it, there or not at all, in the stack, never
     #[arg(long, value_enum, env = "TULLE_XDP", default_value = "auto")]
     pub xdp: Xdp,
+    /// Services with backends on other nodes where XDP is: before the stack has the packet
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TULLE_XDP_SERVICES",
+        default_value_t = true
+    )]
+    #[arg(action = ArgAction::Set)]
+    pub xdp_services: bool,
+}
+
+impl OverlayArgs {
+    /// Whether `tulle_xdp` serves services, where it is attached.
+    pub(crate) fn serves_by_xdp(&self) -> bool {
+        self.xdp_services && self.xdp != Xdp::Off
+    }
 }
 
 /// Values of `--xdp`.

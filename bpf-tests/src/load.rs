@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 use aya::maps::ProgramArray;
-use aya::programs::{Program, ProgramError, SchedClassifier};
-use datapath_common::{Hook, PARTS, Part};
+use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp};
+use datapath_common::{Hook, PARTS, Part, XDP_PARTS, XdpPart};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 /// How often a load is tried that signals interrupt.
@@ -12,25 +12,40 @@ const ATTEMPTS: u32 = 5;
 
 /// Loads every program of the datapath's object, and joins them to their parts.
 pub fn datapath(ebpf: &mut Ebpf) -> Result<()> {
-    for part in Part::ALL {
-        program(ebpf, part.program())?;
-    }
-    let mut fds = Vec::new();
-    for part in Part::ALL {
-        let program = ebpf.program(part.program());
-        let program = program.with_context(|| format!("no {}", part.program()))?;
-        let classifier = <&SchedClassifier>::try_from(program)?;
-        fds.push((*part as u32, classifier.fd()?.try_clone()?));
-    }
-    let map = ebpf
-        .map_mut(PARTS)
-        .context("the object has no array of parts")?;
-    let mut parts = ProgramArray::try_from(map)?;
-    for (row, fd) in &fds {
-        parts.set(*row, fd, 0).context("set a part")?;
-    }
+    let classifiers = Part::ALL.iter().map(|part| (*part as u32, part.program()));
+    join(ebpf, PARTS, classifiers)?;
+    let at_driver = XdpPart::ALL
+        .iter()
+        .map(|part| (*part as u32, part.program()));
+    join(ebpf, XDP_PARTS, at_driver)?;
     for hook in Hook::ALL {
         program(ebpf, &format!("tulle_{}", hook.name()))?;
+    }
+    Ok(())
+}
+
+/// Loads parts and puts them into their array.
+fn join(
+    ebpf: &mut Ebpf,
+    array: &str,
+    parts: impl Iterator<Item = (u32, &'static str)>,
+) -> Result<()> {
+    let mut fds: Vec<(u32, ProgramFd)> = Vec::new();
+    for (row, name) in parts {
+        program(ebpf, name)?;
+        let loaded = ebpf.program(name).with_context(|| format!("no {name}"))?;
+        let fd = match loaded {
+            Program::Xdp(_) => <&Xdp>::try_from(loaded)?.fd()?,
+            _ => <&SchedClassifier>::try_from(loaded)?.fd()?,
+        };
+        fds.push((row, fd.try_clone()?));
+    }
+    let map = ebpf.map_mut(array);
+    let map = map.with_context(|| format!("the object has no {array}"))?;
+    let mut rows = ProgramArray::try_from(map)?;
+    for (row, fd) in &fds {
+        rows.set(*row, fd, 0)
+            .with_context(|| format!("set a row of {array}"))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! and `target/bpf/tulle.bpf.o`.
 
 use bpf_tests::cases::{self, Case, Fixture};
-use bpf_tests::engine::{Engine, InProcess, Kernel, object};
+use bpf_tests::engine::{Driver, Engine, InProcess, Kernel, object};
 use datapath_common::Hook;
 
 /// All cases.
@@ -82,4 +82,20 @@ fn the_programs_pass_every_case() {
         engine.load(&cases[0].world).unwrap();
         run(&mut engine, &cases);
     }
+}
+
+/// XDP serves what it can, the classifier the rest: together they do what the classifier does.
+#[test]
+fn the_programs_pass_every_case_with_services_by_xdp() {
+    let ns = Driver::namespace().unwrap();
+    let decided = ns.run(|| {
+        let mut engine = Driver::new(object().unwrap()).unwrap();
+        let mut cases = every();
+        cases.retain(|case| case.hook == Hook::NicIn);
+        engine.load(&cases[0].world).unwrap();
+        run(&mut engine, &cases);
+        engine.decided
+    });
+    let decided = decided.unwrap();
+    assert!(decided > 100, "XDP decided about {decided} packets only");
 }

@@ -36,13 +36,16 @@ impl Feature {
     /// that leads there: for kernels that would not take the programs otherwise. A call and
     /// its return cost 7 ns where returns are guarded.
     pub const CALLS: u32 = 1024;
+    /// Services with remote backends are served by `tulle_xdp`, before an skb is made.
+    pub const XDP_SERVICES: u32 = 2048;
     /// What a node can do without, where the kernel's verifier cannot follow the
     /// programs with all of it: services for pods and the overlay stay.
     pub const OPTIONAL: u32 = Self::UPLINK_SERVICES
         | Self::MASQUERADE
         | Self::COUNT_SERVICES
         | Self::ICMP_ERRORS
-        | Self::HOLD_FRAGMENTS;
+        | Self::HOLD_FRAGMENTS
+        | Self::XDP_SERVICES;
 }
 
 /// When an idle flow has expired, in ticks by state.

@@ -28,7 +28,7 @@ pub use event::{Event, EventKind, MonitorControl};
 pub use flow::{Direction, Flow, FlowKey, FlowState, NodeClient, TICK_NANOS, TICK_SHIFT, Work};
 pub use forward::{Network, Node, PeerKey, Via, ViaKind};
 pub use fragment::{FragmentKey, FragmentPorts, HELD_FRAGMENTS, HELD_OCTETS, Held, HeldKey};
-pub use part::{PARTS, Part};
+pub use part::{PARTS, Part, XDP_PARTS, XdpPart};
 pub use reason::{Group, Reason};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Scope,

@@ -3,16 +3,15 @@
 //! and is verified by itself.
 
 macro_rules! parts {
-    ($($name:ident = $number:literal, $program:literal;)+) => {
-        /// A program that another one goes on with. The number is its row in
-        /// `tulle_parts`.
+    ($(#[$doc:meta])* $parts:ident: $($name:ident = $number:literal, $program:literal;)+) => {
+        $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         #[repr(u32)]
-        pub enum Part {
+        pub enum $parts {
             $(#[doc = concat!("`", $program, "`")] $name = $number,)+
         }
 
-        impl Part {
+        impl $parts {
             /// Every part, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
@@ -27,6 +26,9 @@ macro_rules! parts {
 }
 
 parts! {
+    /// A classifier that another one goes on with. The number is its row in
+    /// `tulle_parts`.
+    Part:
     PodFrom4 = 0, "tulle_pod_from4";
     PodFrom6 = 1, "tulle_pod_from6";
     PodTo4 = 2, "tulle_pod_to4";
@@ -44,6 +46,19 @@ parts! {
     Loopback4 = 14, "tulle_loopback4";
     Loopback6 = 15, "tulle_loopback6";
 }
+
+parts! {
+    /// A program that `tulle_xdp` goes on with ([`crate::Feature::XDP_SERVICES`]). The
+    /// number is its row in `tulle_xdp_parts`.
+    XdpPart:
+    Serve4 = 0, "tulle_xdp_svc4";
+    Serve6 = 1, "tulle_xdp_svc6";
+    Answer4 = 2, "tulle_xdp_ans4";
+    Answer6 = 3, "tulle_xdp_ans6";
+}
+
+/// Name of the array of parts for XDP, likewise.
+pub const XDP_PARTS: &str = "tulle_xdp_parts";
 
 /// Name of the array of parts. It belongs to one loading of the programs, so it
 /// is none of the maps that the next one takes over.

@@ -3,6 +3,10 @@
 //! An Internet checksum is a sum of 16-bit words in whatever order they lie in
 //! memory: it is never byte-swapped as long as all words are read alike.
 
+use datapath_common::Address;
+
+use crate::Headers;
+
 /// A running one's complement sum over native-order words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sum(u64);
@@ -93,6 +97,36 @@ pub fn with_ports(
         return None;
     }
     Some(field)
+}
+
+/// Whether a TCP or UDP checksum field holds only the sum of the pseudo header, which a device
+/// was to complete (Linux' `CHECKSUM_PARTIAL`), as it is where a sender of the same machine is
+/// met before its driver. One whole checksum of 65,536 looks so by chance.
+#[inline(always)]
+pub fn is_partial<A: Address>(h: &Headers<A>, field: u16) -> bool {
+    let (s, d) = (h.src.words(), h.dst.words());
+    let mut pseudo = Sum::ZERO
+        .add((h.proto as u32).to_be())
+        .add(h.l4_total.to_be());
+    for word in [s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]] {
+        pseudo = pseudo.add(word);
+    }
+    field == pseudo.fold16()
+}
+
+/// A whole TCP or UDP checksum after what it covers changed; `zero_is_none`: 0 says that there is
+/// none (UDP).
+#[inline(always)]
+pub fn changed(field: u16, change: Sum, zero_is_none: bool) -> u16 {
+    if zero_is_none && field == 0 {
+        return 0;
+    }
+    let now = Sum::from_field(field).add(change.fold32()).to_field();
+    if zero_is_none && now == 0 {
+        u16::MAX
+    } else {
+        now
+    }
 }
 
 /// SCTP's checksum after the 4 octets at the start of the packet (the ports)

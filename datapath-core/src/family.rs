@@ -18,6 +18,13 @@ pub trait Family: Copy {
         at: usize,
         headers: &mut Headers<Self::Addr>,
     ) -> Result<(), Reason>;
+    /// The same for whole packets of TCP and UDP without options or extension headers;
+    /// [`Reason::SlowPath`] for others.
+    fn parse_plain<P: Packet>(
+        packet: &P,
+        at: usize,
+        headers: &mut Headers<Self::Addr>,
+    ) -> Result<(), Reason>;
     /// The destination address in the IP header at `at`, and nothing else.
     fn destination<P: Packet>(packet: &P, at: usize) -> Result<Self::Addr, Reason>;
     /// Where the transport header of the packet at `ip`, which an ICMP error
@@ -53,6 +60,11 @@ impl Family for V4 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, at: usize, h: &mut Headers<Ip4>) -> Result<(), Reason> {
         parse::ipv4(packet, at, h)
+    }
+
+    #[inline(always)]
+    fn parse_plain<P: Packet>(packet: &P, at: usize, h: &mut Headers<Ip4>) -> Result<(), Reason> {
+        parse::plain_v4(packet, at, h)
     }
 
     #[inline(always)]
@@ -113,6 +125,11 @@ impl Family for V6 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, at: usize, h: &mut Headers<Ip6>) -> Result<(), Reason> {
         parse::ipv6(packet, at, h)
+    }
+
+    #[inline(always)]
+    fn parse_plain<P: Packet>(packet: &P, at: usize, h: &mut Headers<Ip6>) -> Result<(), Reason> {
+        parse::plain_v6(packet, at, h)
     }
 
     #[inline(always)]

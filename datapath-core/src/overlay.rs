@@ -10,7 +10,7 @@ pub const OVERHEAD: usize = 20 + 8 + 8 + ETH_LEN;
 /// Where the inner Ethernet header starts.
 const INNER_ETH: usize = ETH_LEN + 20 + 8 + 8;
 /// Where the inner IP header starts.
-const INNER_IP: usize = INNER_ETH + ETH_LEN;
+pub const INNER_IP: usize = INNER_ETH + ETH_LEN;
 /// VXLAN flags: "VNI is valid" and nothing else.
 const FLAGS: u8 = 0x08;
 

@@ -22,7 +22,13 @@ use datapath_core::{
 };
 
 use crate::{
-    ctx::Skb, exit::TcExit, maps, parsed::number, shape::Shape, tables::Maps, translate::translate,
+    ctx::{Bytes as _, Skb},
+    exit::TcExit,
+    maps,
+    parsed::number,
+    shape::Shape,
+    tables::Maps,
+    translate::translate,
 };
 
 /// Which way the packets of a hook go.
@@ -195,7 +201,7 @@ where
 /// where its flows say. The count is that of the packet's own counter, which is written anyway; a
 /// random number is two calls.
 #[inline(always)]
-fn identification(row: u32, port: u16) -> u16 {
+pub fn identification(row: u32, port: u16) -> u16 {
     let count = maps::COUNTS.get_ptr(row).map_or(0, |counter| {
         // SAFETY: the row is this CPU's own.
         unsafe { (*counter).packets }

@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, xdp_md},
-    helpers::generated::bpf_skb_pull_data,
+    helpers::generated::{bpf_csum_update, bpf_skb_pull_data, bpf_xdp_adjust_head},
     programs::{TcContext, XdpContext},
 };
 use bytemuck::Pod;
@@ -64,6 +64,15 @@ impl Window {
     }
 }
 
+/// A packet that can be written.
+pub trait Bytes: Packet {
+    /// Writes at `at`; it must have been reachable when the bytes were found last.
+    fn write<T: Pod>(&self, at: usize, value: T) -> Result<(), Reason>;
+    /// Tells the kernel that the sum over the whole packet changed by so much, where it
+    /// knows one (`CHECKSUM_COMPLETE`).
+    fn balance(&self, change: u32);
+}
+
 /// A packet at a TC hook.
 pub struct Skb {
     ctx: TcContext,
@@ -113,12 +122,6 @@ impl Skb {
         self.look();
     }
 
-    /// Writes at `at`; it must have been reachable at the last [`Self::look`].
-    #[inline(always)]
-    pub fn write<T: Pod>(&self, at: usize, value: T) -> Result<(), Reason> {
-        self.window.write(at, value)
-    }
-
     /// The kernel's structure.
     #[inline(always)]
     pub fn raw(&self) -> *mut __sk_buff {
@@ -137,6 +140,18 @@ impl Skb {
     pub fn ingress_ifindex(&self) -> u32 {
         // SAFETY: the context is the program's own.
         unsafe { (*self.raw()).ingress_ifindex }
+    }
+}
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn write<T: Pod>(&self, at: usize, value: T) -> Result<(), Reason> {
+        self.window.write(at, value)
+    }
+    #[inline(always)]
+    fn balance(&self, change: u32) {
+        // SAFETY: the context is the program's own; other packets are left alone.
+        unsafe { bpf_csum_update(self.raw(), change) };
     }
 }
 
@@ -161,15 +176,7 @@ impl Packet for Skb {
     }
     #[inline(always)]
     fn opaque(&self, value: u64) -> u64 {
-        let Some(work) = maps::WORK_V4.get_ptr_mut(0) else {
-            return value;
-        };
-        // SAFETY: this CPU's own row; no program interrupts another at these
-        // hooks of the same CPU.
-        unsafe {
-            ptr::write_volatile(&raw mut (*work).facts, value);
-            ptr::read_volatile(&raw const (*work).facts)
-        }
+        opaque(value)
     }
     #[inline(always)]
     fn is_tagged(&self) -> bool {
@@ -198,7 +205,7 @@ impl Frame {
 
     /// Finds the packet's bytes anew.
     #[inline(always)]
-    pub fn look(&mut self) {
+    fn look(&mut self) {
         self.window.start = self.ctx.data();
         self.window.end = self.ctx.data_end();
     }
@@ -216,11 +223,25 @@ impl Frame {
         unsafe { (*self.raw()).ingress_ifindex }
     }
 
-    /// Writes at `at`; it must have been reachable at the last [`Self::look`].
+    /// Moves the frame's start by so many octets, and finds its bytes anew. False if it cannot
+    /// be moved; the frame is as it was.
+    #[must_use]
     #[inline(always)]
-    pub fn write<T: Pod>(&self, at: usize, value: T) -> Result<(), Reason> {
+    pub fn move_start(&mut self, by: i32) -> bool {
+        // SAFETY: the context is the program's own.
+        let failed = unsafe { bpf_xdp_adjust_head(self.raw(), by) };
+        self.look();
+        failed == 0
+    }
+}
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn write<T: Pod>(&self, at: usize, value: T) -> Result<(), Reason> {
         self.window.write(at, value)
     }
+    #[inline(always)]
+    fn balance(&self, _: u32) {}
 }
 
 impl Packet for Frame {
@@ -242,10 +263,24 @@ impl Packet for Frame {
     }
     #[inline(always)]
     fn opaque(&self, value: u64) -> u64 {
-        value
+        opaque(value)
     }
     #[inline(always)]
     fn is_tagged(&self) -> bool {
         false
+    }
+}
+
+/// A value of which the verifier knows nothing any more.
+#[inline(always)]
+fn opaque(value: u64) -> u64 {
+    let Some(work) = maps::WORK_V4.get_ptr_mut(0) else {
+        return value;
+    };
+    // SAFETY: this CPU's own row; no program interrupts another at these
+    // hooks of the same CPU.
+    unsafe {
+        ptr::write_volatile(&raw mut (*work).facts, value);
+        ptr::read_volatile(&raw const (*work).facts)
     }
 }

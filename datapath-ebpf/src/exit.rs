@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{
         TC_ACT_SHOT, TC_ACT_UNSPEC,
-        xdp_action::{XDP_DROP, XDP_PASS},
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     },
     helpers::generated::bpf_ktime_get_coarse_ns,
 };
@@ -38,6 +38,8 @@ pub enum XdpExit {
     Pass,
     /// Nowhere.
     Drop,
+    /// Out by the interface that it came by.
+    Transmit,
 }
 
 /// Where and how long: what a program knows of a packet before it parses it.
@@ -81,6 +83,7 @@ impl Origin {
         match exit {
             XdpExit::Pass => XDP_PASS,
             XdpExit::Drop => XDP_DROP,
+            XdpExit::Transmit => XDP_TX,
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod apply;
 mod ctx;
+mod driver;
 mod exit;
 mod keys;
 mod loaded;

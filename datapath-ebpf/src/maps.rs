@@ -9,7 +9,7 @@ use aya_ebpf::{
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part,
-    SocketClient, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, maps::LOCK_WORDS,
+    SocketClient, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, XdpPart, maps::LOCK_WORDS,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -95,3 +95,5 @@ pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 pub static MONITOR: Array<MonitorControl, 1> = Array::new();
 #[btf_map(name = "tulle_parts")]
 pub static PARTS: ProgramArray<{ Part::ALL.len() }> = ProgramArray::new();
+#[btf_map(name = "tulle_xdp_parts")]
+pub static XDP_PARTS: ProgramArray<{ XdpPart::ALL.len() }> = ProgramArray::new();

@@ -3,7 +3,10 @@
 #[cfg(target_arch = "bpf")]
 use core::arch::asm;
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    programs::{TcContext, XdpContext},
+};
 use datapath_common::{Feature, Hook, Ip4, Part, Reason, proto};
 use datapath_core::{ETH_LEN, Family, Frame, Packet as _, V4, V6};
 
@@ -60,12 +63,26 @@ impl Note {
 fn go_on<const PART: u32>(raw: *mut __sk_buff) {
     // SAFETY: the call does not come back; nothing here waits to be dropped.
     unsafe { maps::PARTS.tail_call(&TcContext::new(raw), PART) };
-    // SAFETY: sets a scratch register. It keeps the calls apart: the kernel makes a
-    // jump of a call whose row is a constant, and the compiler would make one call of all.
+    set_apart::<PART>();
+}
+
+/// Keeps the calls apart: the kernel makes a jump of a call whose row is a constant, and the
+/// compiler would make one call of all.
+#[inline(always)]
+fn set_apart<const PART: u32>() {
+    // SAFETY: sets a scratch register.
     #[cfg(target_arch = "bpf")]
     unsafe {
         asm!("r0 = {part}", part = const PART, out("r0") _);
     }
+}
+
+/// Goes on with a part for XDP. Returns only if it is not there.
+#[inline(always)]
+pub fn go_on_xdp<const PART: u32>(raw: *mut xdp_md) {
+    // SAFETY: the call does not come back; nothing here waits to be dropped.
+    unsafe { maps::XDP_PARTS.tail_call(&XdpContext::new(raw), PART) };
+    set_apart::<PART>();
 }
 
 /// [`go_on`] with the part of a hook for packets of IPv6 or IPv4.

@@ -2,8 +2,8 @@
 //! and TTL, its ICMP errors and TCP resets.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::generated::{bpf_csum_update, bpf_skb_change_tail},
+    bindings::{__sk_buff, bpf_fib_lookup},
+    helpers::generated::bpf_skb_change_tail,
 };
 use bytemuck::{Pod, Zeroable};
 use datapath_common::{Address as _, Config, Ip4, Ip6, Mac, Reason};
@@ -17,10 +17,13 @@ use datapath_core::{
 
 use crate::{
     apply::write_macs,
-    ctx::Skb,
+    ctx::{Bytes, Skb},
     loaded::Loaded,
     parsed::{tulle_parse4, tulle_parse6},
 };
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// A family's part of carrying out: where its header has what.
 pub trait Shape: Family {
@@ -28,9 +31,10 @@ pub trait Shape: Family {
     /// they were.
     fn parse_apart(raw: *mut __sk_buff, headers: *mut Headers<Self::Addr>) -> u32;
     /// Writes addresses and TTL (and IPv4's own checksum) of the header at
-    /// [`ETH_LEN`]. Returns the change of the addresses' sum.
-    fn write_header(
-        skb: &Skb,
+    /// `ip`. Returns the change of the addresses' sum.
+    fn write_header<B: Bytes>(
+        packet: &B,
+        ip: usize,
         old: &Headers<Self::Addr>,
         new: &Rewrite<Self::Addr>,
         ttl: u8,
@@ -43,6 +47,8 @@ pub trait Shape: Family {
         src: Self::Addr,
         dst: Self::Addr,
     ) -> Result<Sum, Reason>;
+    /// Asks for the route between two addresses.
+    fn ask_route(fib: &mut bpf_fib_lookup, src: Self::Addr, dst: Self::Addr);
     /// Where ICMP errors come from.
     fn router(config: &Config) -> Self::Addr;
     /// Turns the packet into the ICMP error that answers it, sent by `from`.
@@ -51,8 +57,8 @@ pub trait Shape: Family {
     fn reset(skb: &mut Skb, h: &Headers<Self::Addr>, refused: &wire::Tcp) -> Result<(), Reason>;
 }
 
-/// Where TTL, protocol, checksum and addresses begin, side by side.
-const HOPS_AT: usize = ETH_LEN + 8;
+/// Where TTL, protocol, checksum and addresses begin in the header, side by side.
+const HOPS_AT: usize = 8;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -79,8 +85,9 @@ impl Shape for V4 {
     }
 
     #[inline(always)]
-    fn write_header(
-        skb: &Skb,
+    fn write_header<B: Bytes>(
+        packet: &B,
+        ip: usize,
         old: &Headers<Ip4>,
         new: &Rewrite<Ip4>,
         ttl: u8,
@@ -90,15 +97,17 @@ impl Shape for V4 {
             .add(new.src.word())
             .sub(old.dst.word())
             .add(new.dst.word());
-        let old_ip: Hops = skb.read(HOPS_AT).map_err(|_| Reason::RewriteFailed)?;
+        let old_ip: Hops = packet
+            .read(ip + HOPS_AT)
+            .map_err(|_| Reason::RewriteFailed)?;
         let hops = Hops { ttl, ..old_ip };
         let checksum = Sum::from_field(old_ip.checksum)
             .add(change.fold32())
             .sub(old_ip.word())
             .add(hops.word())
             .to_field();
-        skb.write(
-            HOPS_AT,
+        packet.write(
+            ip + HOPS_AT,
             Hops {
                 checksum,
                 src: new.src,
@@ -132,6 +141,13 @@ impl Shape for V4 {
     }
 
     #[inline(always)]
+    fn ask_route(fib: &mut bpf_fib_lookup, src: Ip4, dst: Ip4) {
+        fib.family = AF_INET;
+        fib.__bindgen_anon_3.ipv4_src = src.word();
+        fib.__bindgen_anon_4.ipv4_dst = dst.word();
+    }
+
+    #[inline(always)]
     fn router(config: &Config) -> Ip4 {
         config.router_ip4
     }
@@ -149,21 +165,22 @@ impl Shape for V6 {
     }
 
     #[inline(always)]
-    fn write_header(
-        skb: &Skb,
+    fn write_header<B: Bytes>(
+        packet: &B,
+        ip: usize,
         old: &Headers<Ip6>,
         new: &Rewrite<Ip6>,
         ttl: u8,
     ) -> Result<Sum, Reason> {
-        let [next, hops]: [u8; 2] = skb.read(ETH_LEN + 6).map_err(|_| Reason::RewriteFailed)?;
-        skb.write(ETH_LEN + 7, ttl)?;
+        let [next, hops]: [u8; 2] = packet.read(ip + 6).map_err(|_| Reason::RewriteFailed)?;
+        packet.write(ip + 7, ttl)?;
         let mut change = Sum::ZERO;
         if new.src != old.src {
-            skb.write(ETH_LEN + 8, new.src)?;
+            packet.write(ip + 8, new.src)?;
             change = replaced(change, old.src, new.src);
         }
         if new.dst != old.dst {
-            skb.write(ETH_LEN + 24, new.dst)?;
+            packet.write(ip + 24, new.dst)?;
             change = replaced(change, old.dst, new.dst);
         }
         let all = change
@@ -171,8 +188,7 @@ impl Shape for V6 {
             .add(u16::from_ne_bytes([next, ttl]) as u32);
         // A sum over the whole packet (CHECKSUM_COMPLETE) is balanced by the
         // header's checksum in IPv4, by nothing in IPv6.
-        // SAFETY: the context is the program's own; other packets are left alone.
-        unsafe { bpf_csum_update(skb.raw(), all.fold32()) };
+        packet.balance(all.fold32());
         Ok(change)
     }
 
@@ -188,6 +204,13 @@ impl Shape for V6 {
         packet.write(q.ip + 8, src)?;
         packet.write(q.ip + 24, dst)?;
         Ok(replaced(replaced(Sum::ZERO, q.src, src), q.dst, dst))
+    }
+
+    #[inline(always)]
+    fn ask_route(fib: &mut bpf_fib_lookup, src: Ip6, dst: Ip6) {
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_3.ipv6_src = src.words();
+        fib.__bindgen_anon_4.ipv6_dst = dst.words();
     }
 
     #[inline(always)]

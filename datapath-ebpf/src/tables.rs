@@ -78,6 +78,27 @@ impl Maps {
         })
     }
 
+    /// Counts the packet for what was noted of it last.
+    #[inline(always)]
+    pub fn count_noted(&self, v6: bool, direction: Direction) {
+        let Some(work) = maps::WORK_V4.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: as in `note_count`.
+        let noted = unsafe { (*work).facts };
+        let (service, backend) = (noted as u32, (noted >> 32) as u32);
+        if self.config.features & Feature::COUNT_SERVICES != 0 && backend != 0 {
+            let bytes = self.origin.len as u64;
+            add(maps::SVC_STATS.get_ptr_mut(service), direction, bytes);
+            let row = if v6 {
+                maps::BK_STATS6.get_ptr_mut(backend)
+            } else {
+                maps::BK_STATS4.get_ptr_mut(backend)
+            };
+            add(row, direction, bytes);
+        }
+    }
+
     /// The interface that the packet is at.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
@@ -138,6 +159,16 @@ fn add(row: Option<*mut Traffic>, direction: Direction, bytes: u64) {
                 (*row).reply_bytes += bytes;
             }
         }
+    }
+}
+
+/// Leaves it to [`Maps::count_noted`] to count: `tulle_xdp` may find that it has to pass the
+/// packet on, to be counted where it is served.
+#[inline(always)]
+fn note_count(service: u32, backend: u32) {
+    if let Some(work) = maps::WORK_V4.get_ptr_mut(0) {
+        // SAFETY: this CPU's own row; no program interrupts another at these hooks of the same CPU.
+        unsafe { (*work).facts = service as u64 | (backend as u64) << 32 };
     }
 }
 
@@ -346,7 +377,9 @@ macro_rules! tables {
             }
             #[inline(always)]
             fn count(&self, service: u32, backend: u32, direction: Direction) {
-                if self.config.features & Feature::COUNT_SERVICES != 0 && backend != 0 {
+                if self.origin.hook == Hook::Xdp {
+                    note_count(service, backend);
+                } else if self.config.features & Feature::COUNT_SERVICES != 0 && backend != 0 {
                     let bytes = self.origin.len as u64;
                     add(maps::SVC_STATS.get_ptr_mut(service), direction, bytes);
                     add(maps::$stats.get_ptr_mut(backend), direction, bytes);

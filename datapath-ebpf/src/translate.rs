@@ -7,11 +7,15 @@ use aya_ebpf::{
 };
 use datapath_common::{Reason, proto};
 use datapath_core::{
-    Fragment, Headers, MAX_L4, Packet as _, Rewrite,
+    ETH_LEN, Fragment, Headers, MAX_L4, Packet as _, Rewrite,
     checksum::{Sum, crc32c_change, with_ports},
 };
 
-use crate::{ctx::Skb, shape::Shape, tables::calls};
+use crate::{
+    ctx::{Bytes as _, Skb},
+    shape::Shape,
+    tables::calls,
+};
 
 /// Translates a packet that stays on its way through the stack. What was known of the
 /// packet's bytes is void afterwards ([`Skb::look`]).
@@ -26,7 +30,7 @@ pub fn translate<F: Shape>(
         return Ok(());
     }
     let ttl = headers.ttl.wrapping_sub(hops);
-    let change = F::write_header(skb, headers, rewrite, ttl)?;
+    let change = F::write_header(skb, ETH_LEN, headers, rewrite, ttl)?;
     if !rewrite.any || headers.fragment == Fragment::Later {
         return Ok(());
     }
@@ -50,7 +54,7 @@ pub fn translate<F: Shape>(
 
 /// Both ports as they lie in the packet, as a native word.
 #[inline(always)]
-fn words(sport: u16, dport: u16) -> u32 {
+pub fn words(sport: u16, dport: u16) -> u32 {
     ((sport as u32) << 16 | dport as u32).to_be()
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use admin_api::{Client, ClientError, Status};
 
-use crate::cluster::{Node, UPLINK};
+use crate::cluster::{Node, UPLINK, XDP};
 use crate::error::{Context, Error, Result};
 use crate::netns::NetNs;
 use crate::process::Process;
@@ -106,6 +106,9 @@ impl Agent {
             command.arg("--cgroup").arg(cgroup);
             // Options of a test may say otherwise.
             command.env("TULLE_SOCKET_SERVICES", "auto");
+        }
+        if let Some(mode) = std::env::var_os(XDP) {
+            command.env("TULLE_XDP", mode);
         }
         command.args(&self.options.args);
         let what = format!("agent of {}", self.node);

@@ -24,6 +24,11 @@ pub fn ip_json(ns: &NetNs, args: &[&str]) -> Result<Value> {
     json(ns, "ip", &[&["-j"], args].concat())
 }
 
+/// Has a link leave checksums and segmentation to no other device.
+pub fn send_whole_checksums(ns: &NetNs, link: &str) -> Result<()> {
+    run_in(ns, "ethtool", &["-K", link, "tx", "off"]).map(drop)
+}
+
 /// Runs a command in the namespace and parses its output; no output is `[]`.
 pub fn json(ns: &NetNs, program: &str, args: &[&str]) -> Result<Value> {
     let stdout = run_in(ns, program, args)?.stdout;

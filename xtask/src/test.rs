@@ -19,8 +19,7 @@ use crate::workspace::{Package, Workspace};
 const PROGRAMS: &str = "datapath-ebpf";
 /// All its tests load programs or make namespaces.
 const ROOT_TESTS: &str = "bpf-tests";
-/// Tests of Services on clusters of namespaces, and the variable by which sockets are served
-/// there, too: nothing may be different but the way.
+/// Tests of Services on clusters of namespaces.
 const SERVICE_TESTS: [&str; 6] = [
     "--package",
     "tulle-agent",
@@ -29,7 +28,9 @@ const SERVICE_TESTS: [&str; 6] = [
     "--test",
     "run_choice",
 ];
-const SOCKETS: &str = "TULLE_TEST_SOCKETS";
+/// The variables by which services are served at sockets and by XDP there, too: nothing may be
+/// different but the way.
+const FASTER: [(&str, &str); 2] = [("TULLE_TEST_SOCKETS", "1"), ("TULLE_TEST_XDP", "generic")];
 /// Crates whose tests in `tests/` need root, while those beside the code do not.
 const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];
 
@@ -113,10 +114,9 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(counts.to_string())
         });
         if filter.is_none() {
-            summary.stage("root tests of services, at sockets too", || {
+            summary.stage("root tests of services, at sockets and by XDP too", || {
                 let runs = [SERVICE_TESTS.map(str::to_owned).into()];
-                let counts =
-                    cargo_tests(&workspace, &runs, None, Some(threads), &[(SOCKETS, "1")])?;
+                let counts = cargo_tests(&workspace, &runs, None, Some(threads), &FASTER)?;
                 Ok(counts.to_string())
             });
             summary.stage("demo", || demonstrate(&workspace));

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use aya::EbpfError;
 use aya::maps::MapData;
-use datapath_common::{Config, Hook, maps};
+use datapath_common::{Config, Feature, Hook, maps};
 
 use super::attach::AttachKind;
 use super::capacity::{Capacities, flag};
@@ -242,6 +242,17 @@ impl Datapath {
              come before the first of their datagram are off; ClusterIPs for other pods and the \
              overlay work; a newer kernel (Debian's 6.12, for example) does all of it",
         )
+    }
+
+    /// Whether `tulle_xdp` serves services where it is attached; else why not.
+    pub(crate) fn serves_by_xdp(&self) -> Result<(), &'static str> {
+        if self.effective().features & Feature::XDP_SERVICES == 0 {
+            Err("switched off")
+        } else if self.programs.parts.without_xdp {
+            Err("this kernel's verifier cannot follow the programs")
+        } else {
+            Ok(())
+        }
     }
 
     /// The pin directory.

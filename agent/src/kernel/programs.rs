@@ -37,7 +37,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Loads every program of the object; those at sockets if the features want them.
     pub(crate) fn load(ebpf: &mut Ebpf, features: u32) -> Result<Self, ProgramError> {
-        let parts = Parts::load(ebpf)?;
+        let parts = Parts::load(ebpf, features)?;
         let sockets = SocketPrograms::load(ebpf, features)?;
         let mut one = |hook| load_one(ebpf, hook);
         Ok(Self {

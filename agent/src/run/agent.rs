@@ -412,8 +412,9 @@ impl Agent {
                 let adopted = adopted(opened);
                 status.ready = serving.attached && self.slow_passes > 0;
                 status.overlay = Some(status::overlay(&serving.view, &shared.args.overlay));
-                status.features =
-                    status::features(&shared.kernel, &shared.sockets, node, serving.xdp.as_ref());
+                let by_xdp = serving.datapath.serves_by_xdp();
+                let xdp = serving.xdp.as_ref().map(|choice| (choice, by_xdp));
+                status.features = status::features(&shared.kernel, &shared.sockets, node, xdp);
                 status.objects = status::objects(serving.planner.model(), serving.local_pods());
                 status.warnings = serving
                     .planner

@@ -117,6 +117,10 @@ impl NodeView {
             (true, Feature::HOLD_FRAGMENTS),
             (services.uplink_services, Feature::UPLINK_SERVICES),
             (services.count_services, Feature::COUNT_SERVICES),
+            (
+                services.uplink_services && overlay.serves_by_xdp(),
+                Feature::XDP_SERVICES,
+            ),
             (services.masquerade, Feature::MASQUERADE),
             (!services.service_cidr.is_empty(), Feature::SERVICE_NETWORKS),
         ];

@@ -96,6 +96,7 @@ fn the_config_follows_node_and_uplink() {
             | Feature::ICMP_ERRORS
             | Feature::HOLD_FRAGMENTS
             | Feature::UPLINK_SERVICES
+            | Feature::XDP_SERVICES
             | Feature::COUNT_SERVICES
             | Feature::MASQUERADE,
         flows_per_tick: 0,

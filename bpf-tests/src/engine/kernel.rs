@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, PerCpuArray, PerCpuValues, lpm_trie};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::{
     Affinity, AffinityKey, Backend, Config, Counter, Feature, Flow, FlowKey, FragmentKey,
@@ -65,6 +65,8 @@ pub struct Kernel {
     services: BTreeSet<u32>,
     /// Ticks that the model is ahead of the kernel's clock.
     ahead: u32,
+    /// Interface that frames come by to XDP; 0 for whatever the kernel takes.
+    xdp_device: u32,
 }
 
 impl Kernel {
@@ -82,6 +84,7 @@ impl Kernel {
             world,
             services: BTreeSet::new(),
             ahead: 0,
+            xdp_device: 0,
         })
     }
 
@@ -106,6 +109,20 @@ impl Kernel {
         crate::load::datapath(&mut ebpf)?;
         self.loaded.push((config, ebpf));
         self.current = self.loaded.len() - 1;
+        Ok(())
+    }
+
+    /// Has frames come to XDP by an interface, which gets the program of the world that is
+    /// loaded: without one its driver has no queue for them.
+    pub(super) fn put_at_driver(&mut self, name: &str, index: u32) -> Result<()> {
+        let program = self
+            .ebpf()?
+            .program_mut("tulle_xdp")
+            .context("no tulle_xdp")?;
+        let xdp = <&mut Xdp>::try_from(program)?;
+        xdp.attach(name, XdpMode::Driver)
+            .context("attach tulle_xdp")?;
+        self.xdp_device = index;
         Ok(())
     }
 
@@ -228,11 +245,16 @@ impl Kernel {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
+        let frame_end = frame.len() as u32;
+        let at_device = (self.xdp_device != 0).then_some(self.xdp_device);
+        // `struct xdp_md`.
+        let md = at_device.map(|index| [0, frame_end, 0, index, 0, 0].map(u32::to_ne_bytes));
         let program = self
             .ebpf()?
             .program(&name)
             .with_context(|| format!("no {name}"))?;
         let result = if hook == Hook::Xdp {
+            options.ctx_in = md.as_ref().map(|words| words.as_flattened());
             <&Xdp>::try_from(program)?.test_run(options)
         } else {
             options.ctx_in = Some(&sk_buff);

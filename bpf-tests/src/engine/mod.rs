@@ -1,5 +1,6 @@
 //! What runs packets: the model itself or the loaded programs.
 
+mod driver;
 mod in_process;
 mod kernel;
 mod race;
@@ -14,6 +15,7 @@ use crate::model::{
     Verdict, World,
 };
 
+pub use driver::Driver;
 pub use in_process::{Fault, InProcess};
 pub use kernel::{Kernel, object};
 pub(crate) use kernel::{fill, table};

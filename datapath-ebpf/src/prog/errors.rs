@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use datapath_common::{Hook, Reason, proto};
 use datapath_core::{
-    Client, Entry, Headers, Packet as _, Rewrite, Tables, V4, V6,
+    Client, ETH_LEN, Entry, Headers, Packet as _, Rewrite, Tables, V4, V6,
     checksum::Sum,
     error_on_its_way, is_own_source,
     overlay::OVERHEAD,
@@ -163,7 +163,7 @@ fn rewrite<F: Shape>(
         dport: 0,
     };
     let skb = Skb::open(raw);
-    let addresses = F::write_header(&skb, h, &outer, h.ttl)?;
+    let addresses = F::write_header(&skb, ETH_LEN, h, &outer, h.ttl)?;
     if h.proto != proto::ICMPV6 {
         return Ok(());
     }

@@ -1,35 +1,63 @@
 //! `tulle_xdp`: packets that arrive at the uplink, before an skb is made.
 
-use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext};
-use datapath_common::{Hook, Mac, Reason};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use datapath_common::{Address as _, Direction, Feature, Hook, Mac, Reason, XdpPart};
 use datapath_core::{
-    ETH_LEN, Frame as Inner, Packet as _,
-    overlay::{Arrival, OVERHEAD, arrival},
+    ETH_LEN, Frame as Inner, Headers, Packet as _, Tables, V4, V6, Verdict, answer_at_driver,
+    overlay::{Arrival, INNER_IP, OVERHEAD, arrival},
+    serve_at_driver,
     wire::Be16,
 };
 
 use crate::{
-    ctx::Frame,
+    ctx::{Bytes as _, Frame},
+    driver::{Sent, answer, encapsulate, is_whole},
     exit::{Origin, XdpExit},
+    parts::go_on_xdp,
+    shape::Shape,
     tables::{Maps, config},
 };
 
-/// XDP of the uplink: takes packets for local pods out of the overlay.
-#[xdp]
-pub fn tulle_xdp(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(ctx);
-    let origin = Origin {
+/// Where a frame is, and how long.
+#[inline(always)]
+fn origin(frame: &Frame) -> Origin {
+    Origin {
         hook: Hook::Xdp,
         ifindex: frame.ifindex(),
         len: frame.length(),
-    };
+    }
+}
+
+/// XDP of the uplink: takes packets for local pods out of the overlay, and goes on with the
+/// parts for services of other nodes' pods.
+#[xdp]
+pub fn tulle_xdp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(ctx);
+    let origin = origin(&frame);
     let maps = Maps::new(origin);
     match arrival(&frame, &maps) {
-        Arrival::Other => origin.leave_xdp(XdpExit::Pass, Reason::NotOurs),
+        Arrival::Other => {
+            if serves() {
+                match frame.ethertype() {
+                    0x0800 => go_on_xdp::<{ XdpPart::Serve4 as u32 }>(frame.raw()),
+                    0x86dd => go_on_xdp::<{ XdpPart::Serve6 as u32 }>(frame.raw()),
+                    _ => {}
+                }
+            }
+            origin.leave_xdp(XdpExit::Pass, Reason::NotOurs)
+        }
         Arrival::Kernel(reason) => origin.leave_xdp(XdpExit::Pass, reason),
         Arrival::Drop(reason) => origin.leave_xdp(XdpExit::Drop, reason),
-        // `tulle_nic_in` looks whether it is a reply.
-        Arrival::ForVtep(_) => origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel),
+        Arrival::ForVtep(inner) => {
+            if serves() {
+                match inner {
+                    Inner::V4 => go_on_xdp::<{ XdpPart::Answer4 as u32 }>(frame.raw()),
+                    Inner::V6 => go_on_xdp::<{ XdpPart::Answer6 as u32 }>(frame.raw()),
+                }
+            }
+            // `tulle_nic_in` looks whether it is a reply.
+            origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel)
+        }
         Arrival::ForPod(_, inner) => match strip(&mut frame, inner) {
             Ok(()) => origin.leave_xdp(XdpExit::Pass, Reason::Decapsulated),
             Err(reason) => origin.leave_xdp(XdpExit::Drop, reason),
@@ -42,11 +70,9 @@ pub fn tulle_xdp(ctx: XdpContext) -> u32 {
 /// whence it came.
 #[inline(always)]
 fn strip(frame: &mut Frame, inner: Inner) -> Result<(), Reason> {
-    // SAFETY: the context is the program's own.
-    if unsafe { bpf_xdp_adjust_head(frame.raw(), (OVERHEAD as u32).cast_signed()) } != 0 {
+    if !frame.move_start((OVERHEAD as u32).cast_signed()) {
         return Err(Reason::RewriteFailed);
     }
-    frame.look();
     let ethertype = match inner {
         Inner::V4 => 0x0800,
         Inner::V6 => 0x86dd,
@@ -62,4 +88,95 @@ fn strip(frame: &mut Frame, inner: Inner) -> Result<(), Reason> {
 fn pairs(mac: Mac) -> [u32; 3] {
     let [a, b, c]: [u16; 3] = bytemuck::cast(mac);
     [a as u32, b as u32, c as u32]
+}
+
+/// Whether services are served here.
+#[inline(always)]
+fn serves() -> bool {
+    config().features & Feature::XDP_SERVICES != 0
+}
+
+/// The part for IPv4 packets that may be for a service.
+#[xdp]
+pub fn tulle_xdp_svc4(ctx: XdpContext) -> u32 {
+    serve::<V4>(ctx)
+}
+
+/// The same for IPv6.
+#[xdp]
+pub fn tulle_xdp_svc6(ctx: XdpContext) -> u32 {
+    serve::<V6>(ctx)
+}
+
+/// Sends on what is for a service with a backend on another node; the stack has the rest.
+#[inline(always)]
+fn serve<F: Shape>(ctx: XdpContext) -> u32
+where
+    Maps: Tables<F::Addr>,
+{
+    let frame = &mut Frame::new(ctx);
+    let origin = origin(frame);
+    let maps = &Maps::new(origin);
+    let mut empty = Headers::EMPTY;
+    let headers = &mut empty;
+    if F::parse_plain(frame, ETH_LEN, headers).is_err() || !is_whole::<F>(frame, headers) {
+        return origin.leave_xdp(XdpExit::Pass, Reason::NotOurs);
+    }
+    let Some(decision) = serve_at_driver::<F, _, _>(frame, maps, headers) else {
+        return origin.leave_xdp(XdpExit::Pass, Reason::NotOurs);
+    };
+    if decision.verdict == Verdict::Drop {
+        return origin.leave_xdp(XdpExit::Drop, decision.reason);
+    }
+    let sent = match decision.via {
+        Some(via) => encapsulate::<F>(frame, origin, headers, &decision, via),
+        None => Sent::Not,
+    };
+    match sent {
+        Sent::Ready => {
+            maps.count_noted(F::Addr::VERSION == 6, Direction::Forward);
+            origin.leave_xdp(XdpExit::Transmit, decision.reason)
+        }
+        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::NotOurs),
+        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed),
+    }
+}
+
+/// The part for IPv4 packets inside the overlay that may answer somebody outside.
+#[xdp]
+pub fn tulle_xdp_ans4(ctx: XdpContext) -> u32 {
+    send_back::<V4>(ctx)
+}
+
+/// The same for IPv6.
+#[xdp]
+pub fn tulle_xdp_ans6(ctx: XdpContext) -> u32 {
+    send_back::<V6>(ctx)
+}
+
+/// Sends an answer out of the overlay to a client outside; the stack has the rest.
+#[inline(always)]
+fn send_back<F: Shape>(ctx: XdpContext) -> u32
+where
+    Maps: Tables<F::Addr>,
+{
+    let frame = &mut Frame::new(ctx);
+    let origin = origin(frame);
+    let maps = &Maps::new(origin);
+    let mut empty = Headers::EMPTY;
+    let headers = &mut empty;
+    if F::parse_plain(frame, INNER_IP, headers).is_err() || !is_whole::<F>(frame, headers) {
+        return origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel);
+    }
+    let Some(decision) = answer_at_driver::<F, _, _>(frame, maps, headers) else {
+        return origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel);
+    };
+    match answer::<F>(frame, origin, headers, &decision.rewrite) {
+        Sent::Ready => {
+            maps.count_noted(F::Addr::VERSION == 6, Direction::Reply);
+            origin.leave_xdp(XdpExit::Transmit, decision.reason)
+        }
+        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel),
+        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed),
+    }
 }

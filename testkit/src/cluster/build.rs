@@ -28,6 +28,8 @@ const MAX_PODS: u8 = 240;
 const MAX_OUTSIDERS: u8 = 14;
 /// With this variable services are served at the sockets of every cluster.
 const SOCKETS: &str = "TULLE_TEST_SOCKETS";
+/// With this variable, a mode, XDP is at the uplinks of every cluster.
+pub(crate) const XDP: &str = "TULLE_TEST_XDP";
 /// Smallest uplink that leaves IPv6's minimum of 1280 to pods.
 const MIN_UPLINK_MTU: u32 = 1280 + OVERLAY_OVERHEAD;
 
@@ -40,6 +42,7 @@ pub struct ClusterBuilder {
     ipv6: bool,
     uplink_mtu: u32,
     cgroups: bool,
+    whole_checksums: bool,
 }
 
 impl ClusterBuilder {
@@ -53,6 +56,7 @@ impl ClusterBuilder {
             ipv6: true,
             uplink_mtu: 1500,
             cgroups: std::env::var_os(SOCKETS).is_some(),
+            whole_checksums: std::env::var_os(XDP).is_some(),
         }
     }
 
@@ -97,6 +101,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// Has pods and hosts outside send whole checksums, as a wire has them: a veth's driver
+    /// would leave them to the next device.
+    #[must_use]
+    pub fn whole_checksums(mut self) -> Self {
+        self.whole_checksums = true;
+        self
+    }
+
     /// Builds it. Whatever was made is removed again if a part fails.
     pub fn build(self) -> Result<Cluster> {
         let Self {
@@ -106,6 +118,7 @@ impl ClusterBuilder {
             ipv6,
             uplink_mtu,
             cgroups,
+            whole_checksums,
         } = self;
         if !(MIN_UPLINK_MTU..=65_535).contains(&uplink_mtu) {
             return Err(Error::Invalid(format!(
@@ -120,6 +133,7 @@ impl ClusterBuilder {
             ipv6,
             uplink_mtu,
             cgroups,
+            whole_checksums,
             kept: false,
             switch,
             nodes: Vec::new(),
@@ -191,6 +205,9 @@ impl Cluster {
         let spec = PodSpec::new(&node.spec, index);
         let mut ns = NetNs::named(&format!("{}-{}", self.name, spec.name))?;
         join_pod(&node.ns, &ns, &spec, mtu)?;
+        if self.whole_checksums {
+            link::send_whole_checksums(&ns, UPLINK)?;
+        }
         ns.set_cgroup(node.cgroup());
         if self.kept {
             ns.keep();
@@ -244,6 +261,9 @@ impl Cluster {
         )?;
         link::wait_up(&self.switch, &format!("out{index}"))?;
         answers(&self.switch, underlay4(host))?;
+        if self.whole_checksums {
+            link::send_whole_checksums(&ns, UPLINK)?;
+        }
         if self.kept {
             ns.keep();
         }

@@ -22,6 +22,7 @@ use crate::link::{self, MacAddr};
 use crate::netns::NetNs;
 
 pub use build::ClusterBuilder;
+pub(crate) use build::XDP;
 
 /// Bytes that the overlay adds to a packet: IPv4, UDP, VXLAN, Ethernet.
 pub const OVERLAY_OVERHEAD: u32 = 50;
@@ -37,6 +38,8 @@ pub struct Cluster {
     ipv6: bool,
     uplink_mtu: u32,
     cgroups: bool,
+    /// Whether pods and hosts outside send whole checksums.
+    whole_checksums: bool,
     kept: bool,
     switch: NetNs,
     nodes: Vec<Node>,

@@ -120,6 +120,7 @@ impl Cluster {
             });
         Ok(Self {
             cgroups: false,
+            whole_checksums: false,
             ipv6: state.ipv6,
             uplink_mtu: state.uplink_mtu,
             kept: true,

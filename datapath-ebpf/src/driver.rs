@@ -1,0 +1,154 @@
+//! Sends packets on before an skb is made: route and neighbour by the kernel's tables,
+//! translation, encapsulation.
+
+use core::mem;
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup},
+    helpers::generated::bpf_fib_lookup as look_up_route,
+};
+use datapath_common::{Mac, Reason, Via, counter_index, proto};
+use datapath_core::{
+    Decision, ETH_LEN, Headers, Packet as _, Rewrite,
+    checksum::{changed, is_partial},
+    overlay,
+};
+
+use crate::{
+    apply::identification,
+    ctx::{Bytes as _, Frame},
+    exit::Origin,
+    shape::Shape,
+    tables::config,
+    translate::words,
+};
+
+/// Destination and source of the Ethernet header to the next hop.
+type Hop = [Mac; 2];
+
+/// The next hop between two addresses, if it is behind the interface that the frame came by and
+/// known; `octets`: of the IP packet, which has to fit the way. A function of its own, for its
+/// stack.
+#[inline(never)]
+fn next_hop<F: Shape>(frame: &Frame, src: F::Addr, dst: F::Addr, octets: u32) -> Option<Hop> {
+    // SAFETY: plain integers and unions of them.
+    let mut fib: bpf_fib_lookup = unsafe { mem::zeroed() };
+    F::ask_route(&mut fib, src, dst);
+    fib.ifindex = config().uplink;
+    fib.__bindgen_anon_1.tot_len = octets as u16;
+    // SAFETY: `fib` lives on the stack and has the size given.
+    let told = unsafe {
+        look_up_route(
+            frame.raw().cast(),
+            &raw mut fib,
+            (size_of::<bpf_fib_lookup>() as u32).cast_signed(),
+            BPF_FIB_LOOKUP_OUTPUT,
+        )
+    };
+    let here = told == 0 && fib.ifindex == frame.ifindex();
+    here.then_some([Mac::new(fib.dmac), Mac::new(fib.smac)])
+}
+
+/// Where the transport header's checksum lies.
+#[inline(always)]
+const fn checksum_at<A>(h: &Headers<A>, l4: usize) -> usize {
+    l4 + if h.proto == proto::TCP { 16 } else { 6 }
+}
+
+/// Whether the checksum of a plain packet of TCP or UDP can be changed here: it is whole.
+#[inline(always)]
+pub fn is_whole<F: Shape>(frame: &Frame, h: &Headers<F::Addr>) -> bool {
+    let field = frame.read::<u16>(checksum_at(h, h.l4));
+    field.is_ok_and(|field| !is_partial(h, field))
+}
+
+/// Translates a plain packet of TCP or UDP whose header lies at `ip` now, one hop on.
+#[inline(always)]
+fn translate<F: Shape>(
+    frame: &Frame,
+    ip: usize,
+    h: &Headers<F::Addr>,
+    new: &Rewrite<F::Addr>,
+) -> Result<(), Reason> {
+    let addresses = F::write_header(frame, ip, h, new, h.ttl.wrapping_sub(1))?;
+    let l4 = ip + F::HEADER;
+    let (was, is) = (words(h.sport, h.dport), words(new.sport, new.dport));
+    frame.write(l4, is)?;
+    let at = checksum_at(h, l4);
+    let field: u16 = frame.read(at).map_err(|_| Reason::RewriteFailed)?;
+    let change = addresses.sub(was).add(is);
+    frame.write(at, changed(field, change, h.proto == proto::UDP))
+}
+
+/// What became of a packet that was to be sent on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It is ready to be transmitted.
+    Ready,
+    /// It is as it came.
+    Not,
+    /// It is spoilt.
+    Broken,
+}
+
+impl Sent {
+    #[inline(always)]
+    fn of(written: Result<(), Reason>) -> Self {
+        match written {
+            Ok(()) => Self::Ready,
+            Err(_) => Self::Broken,
+        }
+    }
+}
+
+/// Translates the frame and puts it into the overlay, towards the node behind `via`.
+#[inline(always)]
+pub fn encapsulate<F: Shape>(
+    frame: &mut Frame,
+    origin: Origin,
+    h: &Headers<F::Addr>,
+    decision: &Decision<'_, F::Addr>,
+    via: &Via,
+) -> Sent {
+    const GROWTH: u32 = overlay::OVERHEAD as u32;
+    let inner = origin.len.wrapping_sub(ETH_LEN as u32);
+    let hop = next_hop::<datapath_core::V4>(frame, config().node_ip4, via.node, inner + GROWTH);
+    let Some(hop) = hop else {
+        return Sent::Not;
+    };
+    if !frame.move_start(-GROWTH.cast_signed()) {
+        return Sent::Not;
+    }
+    let port = decision.outer_port;
+    let id = identification(counter_index(origin.hook, decision.reason), port);
+    let header = overlay::header::<F>(via, config(), port, inner, id);
+    let written = frame
+        .write(0, hop)
+        .and_then(|()| frame.write(overlay::HEADER_AT, header))
+        .and_then(|()| translate::<F>(frame, ETH_LEN + overlay::OVERHEAD, h, &decision.rewrite));
+    Sent::of(written)
+}
+
+/// Takes the packet out of the overlay, translates it and addresses it to its client. `h` is that
+/// of the packet inside.
+#[inline(always)]
+pub fn answer<F: Shape>(
+    frame: &mut Frame,
+    origin: Origin,
+    h: &Headers<F::Addr>,
+    rewrite: &Rewrite<F::Addr>,
+) -> Sent {
+    const SHRINKAGE: u32 = overlay::OVERHEAD as u32;
+    let octets = origin.len.wrapping_sub(SHRINKAGE + ETH_LEN as u32);
+    let Some(hop) = next_hop::<F>(frame, rewrite.src, rewrite.dst, octets) else {
+        return Sent::Not;
+    };
+    if !frame.move_start(SHRINKAGE.cast_signed()) {
+        return Sent::Not;
+    }
+    // The inner Ethernet header has the inner type already.
+    let written = frame
+        .write(0, hop)
+        .and_then(|()| translate::<F>(frame, ETH_LEN, h, rewrite));
+    Sent::of(written)
+}

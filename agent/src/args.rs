@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::builder::RangedU64ValueParser;
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use datapath_common::TICK_NANOS;
 
 use crate::kernel::{Capacities, XdpMode};
@@ -152,22 +152,22 @@ pub struct OverlayArgs {
     /// XDP at the uplink: where the driver has it, there or not at all, in the stack, never
     #[arg(long, value_enum, env = "TULLE_XDP", default_value = "auto")]
     pub xdp: Xdp,
-    /// Services with backends on other nodes where XDP is: before the stack has the packet
-    #[arg(
-        long,
-        value_name = "BOOL",
-        env = "TULLE_XDP_SERVICES",
-        default_value_t = true
-    )]
-    #[arg(action = ArgAction::Set)]
-    pub xdp_services: bool,
+    /// Services with backends on other nodes where XDP is, before the stack has the packet; auto:
+    /// unless XDP does not see VLAN tags, or the uplink is a veth
+    #[arg(long, value_enum, env = "TULLE_XDP_SERVICES", default_value = "auto")]
+    pub xdp_services: XdpServices,
 }
 
-impl OverlayArgs {
-    /// Whether `tulle_xdp` serves services, where it is attached.
-    pub(crate) fn serves_by_xdp(&self) -> bool {
-        self.xdp_services && self.xdp != Xdp::Off
-    }
+/// Values of `--xdp-services`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum XdpServices {
+    // No documentation for clap, as below.
+    #[allow(missing_docs, reason = "see above")]
+    Auto,
+    #[allow(missing_docs, reason = "see above")]
+    On,
+    #[allow(missing_docs, reason = "see above")]
+    Off,
 }
 
 /// Values of `--xdp`.

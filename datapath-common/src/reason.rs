@@ -83,6 +83,8 @@ reasons! {
     OverlayToKernel = 8, "overlay_to_kernel", Passed, "overlay packet for this node but for no pod that the datapath knows", "";
     PartMissing = 9, "part_missing", Passed, "a part of the program is not loaded; left to the kernel",
         "Somebody removed the pin of `tulle_parts` while no agent ran: restart the agent.";
+    LeftByXdp = 10, "left_by_xdp", Passed, "for a service's backend on another node or its client, but not sent by XDP; left to the classifiers",
+        "Normal once a second for each next hop, by which the kernel sees whether it is still there. If it is most of them: is forwarding on for the uplink (net.ipv4.conf, net.ipv6.conf), does a route lead by another interface, is the MTU on the way smaller?";
 
     DeliveredLocal = 16, "delivered_local", Forwarded, "delivered to a pod of this node", "";
     Encapsulated = 17, "encapsulated", Forwarded, "sent to another node through the overlay", "";

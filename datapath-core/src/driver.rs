@@ -2,10 +2,10 @@
 //! from there for clients outside. Whatever is not decided here meets [`crate::nic_in`] as it
 //! came; what was noted of it meanwhile (its flow) is what would be noted there.
 
-use datapath_common::{Direction, Reason};
+use datapath_common::Direction;
 
 use crate::{
-    Decision, Family, Headers, Packet, Tables, Verdict, flow,
+    Decision, ETH_LEN, Family, Headers, Packet, Tables, Verdict, flow,
     hooks::{front_key, is_own_source},
     reply::to_client,
     service::{self, Client},
@@ -21,10 +21,13 @@ pub fn serve_at_driver<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
 ) -> Option<Decision<'t, F::Addr>> {
     let config = tables.config();
     let front = tables.frontend(&front_key(h))?;
-    // An answer to what was masqueraded is none for the node's own frontends.
-    if is_own_source::<F>(config, h.src)
+    // To a pod itself, or its network's first address; by a sender that the link cannot have;
+    // an answer to what was masqueraded; or too large, for which a turn would be taken twice.
+    if F::is_own_pod(config, h.dst)
+        || is_own_source::<F>(config, h.src)
         || (flow::is_same(h.dst, F::node(config))
             && tables.flow(flow::key(h, Direction::Reply)).is_some())
+        || packet.length() > config.overlay_mtu as u32 + ETH_LEN as u32
     {
         return None;
     }
@@ -42,5 +45,5 @@ pub fn answer_at_driver<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
 ) -> Option<Decision<'t, F::Addr>> {
     let (rewrite, asker) = flow::reply_of(tables, h, Some(false))?;
     let decision = to_client::<F, P, T>(packet, tables, h, rewrite, Client::Outside, asker);
-    (decision.verdict == Verdict::Route).then(|| decision.counted(Reason::ReplyTranslated))
+    (decision.verdict == Verdict::Route).then_some(decision)
 }

@@ -26,7 +26,7 @@ use crate::{
     exit::TcExit,
     maps,
     parsed::number,
-    shape::Shape,
+    shape::{AF_INET, Shape},
     tables::Maps,
     translate::translate,
 };
@@ -156,8 +156,6 @@ pub fn write_macs(skb: &Skb, dst: Mac, src: Mac) -> Result<(), Reason> {
     skb.write(0, [dst, src])
 }
 
-const AF_INET: u32 = 2;
-
 /// Puts the packet into the overlay.
 #[inline(always)]
 fn encapsulate<F: Shape>(
@@ -217,7 +215,7 @@ const ID_SPREAD: u16 = 40_503;
 fn redirect_to_next_hop(via: &Via) -> TcExit {
     // SAFETY: plain integers and a union of them.
     let mut hop: bpf_redir_neigh = unsafe { mem::zeroed() };
-    hop.nh_family = AF_INET;
+    hop.nh_family = AF_INET as u32;
     hop.__bindgen_anon_1.ipv4_nh = via.next_hop.word();
     // SAFETY: `hop` lives on the stack and has the size given.
     TcExit::redirect(unsafe {

@@ -7,7 +7,11 @@ use aya_ebpf::{
     bindings::{BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup},
     helpers::generated::bpf_fib_lookup as look_up_route,
 };
-use datapath_common::{Mac, Reason, Via, counter_index, proto};
+use datapath_common::{
+    Mac, Reason, Via, counter_index,
+    maps::{LIMIT_NEXT_HOPS, NEXT_HOP_ROWS},
+    proto,
+};
 use datapath_core::{
     Decision, ETH_LEN, Headers, Packet as _, Rewrite,
     checksum::{changed, is_partial},
@@ -19,15 +23,15 @@ use crate::{
     ctx::{Bytes as _, Frame},
     exit::Origin,
     shape::Shape,
-    tables::config,
+    tables::{config, is_first},
     translate::words,
 };
 
 /// Destination and source of the Ethernet header to the next hop.
 type Hop = [Mac; 2];
 
-/// The next hop between two addresses, if it is behind the interface that the frame came by and
-/// known; `octets`: of the IP packet, which has to fit the way. A function of its own, for its
+/// The next hop between two addresses, if it is behind the uplink and known, but for one packet
+/// in each tick; `octets`: of the IP packet, which has to fit the way. A function of its own, for its
 /// stack.
 #[inline(never)]
 fn next_hop<F: Shape>(frame: &Frame, src: F::Addr, dst: F::Addr, octets: u32) -> Option<Hop> {
@@ -45,8 +49,12 @@ fn next_hop<F: Shape>(frame: &Frame, src: F::Addr, dst: F::Addr, octets: u32) ->
             BPF_FIB_LOOKUP_OUTPUT,
         )
     };
-    let here = told == 0 && fib.ifindex == frame.ifindex();
-    here.then_some([Mac::new(fib.dmac), Mac::new(fib.smac)])
+    // Before Linux 6.3 a neighbour that nobody answers for was known, too.
+    let known = told == 0 && fib.ifindex == config().uplink && fib.dmac != [0; 6];
+    // A neighbour that was not heard of lately is used by the look-up, and asked by nobody. The
+    // kernel asks where it sends itself: a packet now and then.
+    let row = LIMIT_NEXT_HOPS + (fib.dmac[4] ^ fib.dmac[5]) as u32 % NEXT_HOP_ROWS;
+    (known && !is_first(row)).then_some([Mac::new(fib.dmac), Mac::new(fib.smac)])
 }
 
 /// Where the transport header's checksum lies.

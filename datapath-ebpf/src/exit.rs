@@ -78,8 +78,13 @@ impl Origin {
 
     /// Leaves the XDP program.
     #[inline(always)]
-    pub fn leave_xdp(self, exit: XdpExit, reason: Reason) -> u32 {
-        self.account::<datapath_common::Ip4>(reason, None);
+    pub fn leave_xdp<A: Address>(
+        self,
+        exit: XdpExit,
+        reason: Reason,
+        headers: Option<&Headers<A>>,
+    ) -> u32 {
+        self.account(reason, headers);
         match exit {
             XdpExit::Pass => XDP_PASS,
             XdpExit::Drop => XDP_DROP,

@@ -22,7 +22,8 @@ use crate::{
     parsed::{tulle_parse4, tulle_parse6},
 };
 
-const AF_INET: u8 = 2;
+/// IPv4, for the kernel's helpers.
+pub const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// A family's part of carrying out: where its header has what.

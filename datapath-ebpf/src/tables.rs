@@ -140,6 +140,21 @@ pub fn grant(row: u32, limit: u32) -> bool {
     }
 }
 
+/// Whether this is the first time in this tick that this CPU asks for this row.
+#[inline(always)]
+pub fn is_first(row: u32) -> bool {
+    let Some(row) = maps::LIMITS.get_ptr_mut(row) else {
+        return true;
+    };
+    let now = now();
+    // SAFETY: as in `grant`.
+    unsafe {
+        let last = (*row).tick;
+        (*row).tick = now;
+        last != now
+    }
+}
+
 /// Counts a packet in this CPU's row, if there is one.
 #[inline(always)]
 fn add(row: Option<*mut Traffic>, direction: Direction, bytes: u64) {

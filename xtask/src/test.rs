@@ -29,7 +29,8 @@ const SERVICE_TESTS: [&str; 6] = [
     "run_choice",
 ];
 /// The variables by which services are served at sockets and by XDP there, too: nothing may be
-/// different but the way.
+/// different but the way. The ones are for clients inside, the others for those outside, so that
+/// each is tested though both are on.
 const FASTER: [(&str, &str); 2] = [("TULLE_TEST_SOCKETS", "1"), ("TULLE_TEST_XDP", "generic")];
 /// Crates whose tests in `tests/` need root, while those beside the code do not.
 const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];

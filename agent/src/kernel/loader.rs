@@ -244,15 +244,9 @@ impl Datapath {
         )
     }
 
-    /// Whether `tulle_xdp` serves services where it is attached; else why not.
-    pub(crate) fn serves_by_xdp(&self) -> Result<(), &'static str> {
-        if self.effective().features & Feature::XDP_SERVICES == 0 {
-            Err("switched off")
-        } else if self.programs.parts.without_xdp {
-            Err("this kernel's verifier cannot follow the programs")
-        } else {
-            Ok(())
-        }
+    /// Why the kernel refuses the parts of `tulle_xdp` for services, if it does.
+    pub(crate) fn xdp_refused(&self) -> Option<&str> {
+        self.programs.parts.xdp_refused.as_deref()
     }
 
     /// The pin directory.
@@ -280,14 +274,24 @@ impl Datapath {
         let alike = (config.features, config.bridge == 0)
             == (self.config.features, self.config.bridge == 0);
         let fit = if alike { self.fit } else { Fit::Whole };
-        let Staged { programs, fit, .. } = stage(
+        let refused = self.programs.parts.xdp_refused.clone();
+        let mut loaded = *config;
+        if alike && refused.is_some() {
+            loaded.features &= !Feature::XDP_SERVICES;
+        }
+        let Staged {
+            mut programs, fit, ..
+        } = stage(
             &self.pins,
             &adopted,
-            config,
+            &loaded,
             &self.capacities,
             &self.object,
             fit,
         )?;
+        if alike && refused.is_some() {
+            programs.parts.xdp_refused = refused;
+        }
         programs.parts.pin(&self.pins)?;
         self.has_former_parts = true;
         self.programs = programs;

@@ -66,9 +66,9 @@ impl Array {
 #[derive(Debug)]
 pub(crate) struct Parts {
     arrays: [Array; 2],
-    /// Whether the parts for XDP were too large for the verifier: `tulle_xdp` then leaves to
+    /// Why the kernel refuses the parts for XDP, if it does: `tulle_xdp` then leaves to
     /// the classifiers what those would do.
-    pub(crate) without_xdp: bool,
+    pub(crate) xdp_refused: Option<String>,
 }
 
 impl Parts {
@@ -79,26 +79,26 @@ impl Parts {
             classifiers.push((*part as u32, load_part(ebpf, part.program())?));
         }
         let mut at_driver = Vec::new();
-        let mut without_xdp = false;
+        let mut xdp_refused = None;
         if features & Feature::XDP_SERVICES != 0 {
             for part in XdpPart::ALL {
                 match load_part(ebpf, part.program()) {
                     Ok(fd) => at_driver.push((*part as u32, fd)),
-                    Err(e) if e.is_too_large() => without_xdp = true,
-                    Err(e) => return Err(e),
+                    Err(e) => {
+                        // Half of them would send out what they do not bring back.
+                        at_driver.clear();
+                        xdp_refused = Some(e.to_string());
+                        break;
+                    }
                 }
             }
-        }
-        if without_xdp {
-            // Half of them would send out what they do not bring back.
-            at_driver.clear();
         }
         Ok(Self {
             arrays: [
                 Array::fill(ebpf, PARTS, &classifiers)?,
                 Array::fill(ebpf, XDP_PARTS, &at_driver)?,
             ],
-            without_xdp,
+            xdp_refused,
         })
     }
 

@@ -31,6 +31,8 @@ pub struct Uplink {
     pub carrier: bool,
     /// Kind of the interface as `ip -d link` prints it (`veth` …); empty for hardware.
     pub kind: String,
+    /// VLAN devices lie upon it.
+    pub vlans: bool,
 }
 
 /// Why there is no usable uplink.
@@ -174,6 +176,9 @@ fn describe(link: &Link, addresses: &[AddressRow], links: &[Link]) -> Result<Upl
             .collect(),
         carrier: link.carrier,
         kind: link.kind.clone(),
+        vlans: links
+            .iter()
+            .any(|other| other.kind == "vlan" && other.peer == Some(link.index)),
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use tokio::sync::watch;
 
+use super::by_xdp;
 use super::faults::Part;
 use super::node::NodeView;
 use super::serving::Serving;
@@ -412,9 +413,9 @@ impl Agent {
                 let adopted = adopted(opened);
                 status.ready = serving.attached && self.slow_passes > 0;
                 status.overlay = Some(status::overlay(&serving.view, &shared.args.overlay));
-                let by_xdp = serving.datapath.serves_by_xdp();
-                let xdp = serving.xdp.as_ref().map(|choice| (choice, by_xdp));
-                status.features = status::features(&shared.kernel, &shared.sockets, node, xdp);
+                status.features =
+                    status::features(&shared.kernel, &shared.sockets, node, serving.xdp.as_ref());
+                status.features.extend(by_xdp::feature(shared, serving));
                 status.objects = status::objects(serving.planner.model(), serving.local_pods());
                 status.warnings = serving
                     .planner

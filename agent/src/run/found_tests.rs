@@ -23,6 +23,7 @@ fn uplink() -> Uplink {
         addresses6: Vec::new(),
         carrier: true,
         kind: String::new(),
+        vlans: false,
     }
 }
 

@@ -79,6 +79,7 @@ mod tests {
             addresses6: vec!["fe80::1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
             carrier: true,
             kind: String::new(),
+            vlans: false,
         }
     }
 

@@ -6,6 +6,7 @@
 //! are there it [`waiting::Waiting`]s and touches nothing.
 
 pub mod agent;
+mod by_xdp;
 mod crowding;
 pub mod departed;
 pub mod faults;

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use datapath_common::{Config, Feature, IdleTicks, Ip6, Mac};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::by_xdp;
 use super::here::addresses;
 use crate::args::{OverlayArgs, RunArgs, per_tick};
 use crate::kernel::LOOPBACK;
@@ -118,7 +119,7 @@ impl NodeView {
             (services.uplink_services, Feature::UPLINK_SERVICES),
             (services.count_services, Feature::COUNT_SERVICES),
             (
-                services.uplink_services && overlay.serves_by_xdp(),
+                services.uplink_services && by_xdp::wanted(overlay, uplink).is_ok(),
                 Feature::XDP_SERVICES,
             ),
             (services.masquerade, Feature::MASQUERADE),

@@ -25,6 +25,7 @@ fn uplink() -> Uplink {
         addresses6: vec!["fe80::1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         carrier: true,
         kind: String::new(),
+        vlans: false,
     }
 }
 

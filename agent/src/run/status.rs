@@ -49,13 +49,12 @@ pub fn warning(warning: &model::Warning) -> Warning {
 }
 
 /// What was chosen, and why.
-/// `node`: processes of the node have services. `xdp`: what became of it, and whether it
-/// serves services where it is.
+/// `node`: processes of the node have services.
 pub fn features(
     kernel: &Kernel,
     sockets: &SocketChoice,
     node: bool,
-    xdp: Option<(&XdpChoice, Result<(), &'static str>)>,
+    xdp: Option<&XdpChoice>,
 ) -> Vec<Feature> {
     let mut features: Vec<Feature> = kernel
         .features
@@ -72,26 +71,11 @@ pub fn features(
         chosen: chosen.to_owned(),
         why,
     });
-    if let Some((choice, services)) = xdp {
-        features.push(Feature {
-            name: "XDP at the uplink".to_owned(),
-            chosen: xdp_mode(choice.mode).to_owned(),
-            why: choice.why.clone(),
-        });
-        let (chosen, why) = match services {
-            _ if choice.mode == XdpMode::Off => ("by classifiers", "XDP is off"),
-            Err(why) => ("by classifiers", why),
-            Ok(()) => (
-                "by XDP",
-                "to backends on other nodes; to all others by classifiers",
-            ),
-        };
-        features.push(Feature {
-            name: "services for clients outside".to_owned(),
-            chosen: chosen.to_owned(),
-            why: why.to_owned(),
-        });
-    }
+    features.extend(xdp.map(|choice| Feature {
+        name: "XDP at the uplink".to_owned(),
+        chosen: xdp_mode(choice.mode).to_owned(),
+        why: choice.why.clone(),
+    }));
     features
 }
 

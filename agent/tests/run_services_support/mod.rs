@@ -125,10 +125,12 @@ impl Town {
         Self::of(ClusterBuilder::unique(label).cgroups(), 0, args, |_| {})
     }
 
-    /// XDP at the uplinks in this mode, and hosts that send what a wire has.
-    pub fn with_xdp(label: &str, mode: &str, args: &[&str]) -> Self {
+    /// XDP at the uplinks in this mode, services by it `on` or `off`, and hosts that send what a
+    /// wire has.
+    pub fn with_xdp(label: &str, mode: &str, services: &str) -> Self {
         let builder = ClusterBuilder::unique(label).whole_checksums();
-        Self::of(builder, 1, &[&["--xdp", mode], args].concat(), |_| {})
+        let args = ["--xdp", mode, "--xdp-services", services];
+        Self::of(builder, 1, &args, |_| {})
     }
 
     fn of(builder: ClusterBuilder, outsiders: u8, args: &[&str], prepare: impl Fn(&Node)) -> Self {

@@ -134,6 +134,7 @@ impl Engine for Driver {
         if hook != Hook::NicIn || ctx.ifindex == self.vtep || ctx.vlan || ctx.gso_size != 0 {
             return self.kernel.run(hook, frame, ctx);
         }
+        self.kernel.hear_of_next_hops()?;
         let first = self.kernel.run(Hook::Xdp, frame, ctx)?;
         // What it takes out of the overlay for a pod looks otherwise to the classifier.
         let stripped = first.ret == PASS && first.frame.len() < frame.len();

@@ -1,7 +1,7 @@
 //! `tulle_xdp`: packets that arrive at the uplink, before an skb is made.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
-use datapath_common::{Address as _, Direction, Feature, Hook, Mac, Reason, XdpPart};
+use datapath_common::{Address as _, Direction, Feature, Hook, Ip4, Mac, Reason, XdpPart};
 use datapath_core::{
     ETH_LEN, Frame as Inner, Headers, Packet as _, Tables, V4, V6, Verdict, answer_at_driver,
     overlay::{Arrival, INNER_IP, OVERHEAD, arrival},
@@ -28,6 +28,12 @@ fn origin(frame: &Frame) -> Origin {
     }
 }
 
+/// Leaves with a packet that was not parsed.
+#[inline(always)]
+fn leave(origin: Origin, exit: XdpExit, reason: Reason) -> u32 {
+    origin.leave_xdp::<Ip4>(exit, reason, None)
+}
+
 /// XDP of the uplink: takes packets for local pods out of the overlay, and goes on with the
 /// parts for services of other nodes' pods.
 #[xdp]
@@ -44,10 +50,10 @@ pub fn tulle_xdp(ctx: XdpContext) -> u32 {
                     _ => {}
                 }
             }
-            origin.leave_xdp(XdpExit::Pass, Reason::NotOurs)
+            leave(origin, XdpExit::Pass, Reason::NotOurs)
         }
-        Arrival::Kernel(reason) => origin.leave_xdp(XdpExit::Pass, reason),
-        Arrival::Drop(reason) => origin.leave_xdp(XdpExit::Drop, reason),
+        Arrival::Kernel(reason) => leave(origin, XdpExit::Pass, reason),
+        Arrival::Drop(reason) => leave(origin, XdpExit::Drop, reason),
         Arrival::ForVtep(inner) => {
             if serves() {
                 match inner {
@@ -56,11 +62,11 @@ pub fn tulle_xdp(ctx: XdpContext) -> u32 {
                 }
             }
             // `tulle_nic_in` looks whether it is a reply.
-            origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel)
+            leave(origin, XdpExit::Pass, Reason::OverlayToKernel)
         }
         Arrival::ForPod(_, inner) => match strip(&mut frame, inner) {
-            Ok(()) => origin.leave_xdp(XdpExit::Pass, Reason::Decapsulated),
-            Err(reason) => origin.leave_xdp(XdpExit::Drop, reason),
+            Ok(()) => leave(origin, XdpExit::Pass, Reason::Decapsulated),
+            Err(reason) => leave(origin, XdpExit::Drop, reason),
         },
     }
 }
@@ -120,13 +126,13 @@ where
     let mut empty = Headers::EMPTY;
     let headers = &mut empty;
     if F::parse_plain(frame, ETH_LEN, headers).is_err() || !is_whole::<F>(frame, headers) {
-        return origin.leave_xdp(XdpExit::Pass, Reason::NotOurs);
+        return leave(origin, XdpExit::Pass, Reason::NotOurs);
     }
     let Some(decision) = serve_at_driver::<F, _, _>(frame, maps, headers) else {
-        return origin.leave_xdp(XdpExit::Pass, Reason::NotOurs);
+        return leave(origin, XdpExit::Pass, Reason::NotOurs);
     };
     if decision.verdict == Verdict::Drop {
-        return origin.leave_xdp(XdpExit::Drop, decision.reason);
+        return origin.leave_xdp(XdpExit::Drop, decision.reason, Some(headers));
     }
     let sent = match decision.via {
         Some(via) => encapsulate::<F>(frame, origin, headers, &decision, via),
@@ -135,12 +141,15 @@ where
     match sent {
         Sent::Ready => {
             maps.count_noted(F::Addr::VERSION == 6, Direction::Forward);
-            origin.leave_xdp(XdpExit::Transmit, decision.reason)
+            origin.leave_xdp(XdpExit::Transmit, decision.reason, Some(headers))
         }
-        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::NotOurs),
-        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed),
+        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::LeftByXdp, Some(headers)),
+        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed, Some(headers)),
     }
 }
+
+/// Where the checksum of the overlay's UDP header lies.
+const OUTER_CHECKSUM: usize = ETH_LEN + 20 + 6;
 
 /// The part for IPv4 packets inside the overlay that may answer somebody outside.
 #[xdp]
@@ -165,18 +174,23 @@ where
     let maps = &Maps::new(origin);
     let mut empty = Headers::EMPTY;
     let headers = &mut empty;
-    if F::parse_plain(frame, INNER_IP, headers).is_err() || !is_whole::<F>(frame, headers) {
-        return origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel);
+    // An outer checksum may be one that a device was to complete.
+    let outer = frame.read::<u16>(OUTER_CHECKSUM);
+    if outer != Ok(0)
+        || F::parse_plain(frame, INNER_IP, headers).is_err()
+        || !is_whole::<F>(frame, headers)
+    {
+        return leave(origin, XdpExit::Pass, Reason::OverlayToKernel);
     }
     let Some(decision) = answer_at_driver::<F, _, _>(frame, maps, headers) else {
-        return origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel);
+        return leave(origin, XdpExit::Pass, Reason::OverlayToKernel);
     };
     match answer::<F>(frame, origin, headers, &decision.rewrite) {
         Sent::Ready => {
             maps.count_noted(F::Addr::VERSION == 6, Direction::Reply);
-            origin.leave_xdp(XdpExit::Transmit, decision.reason)
+            origin.leave_xdp(XdpExit::Transmit, decision.reason, Some(headers))
         }
-        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::OverlayToKernel),
-        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed),
+        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::LeftByXdp, Some(headers)),
+        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed, Some(headers)),
     }
 }

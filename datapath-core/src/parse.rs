@@ -256,6 +256,7 @@ pub(crate) fn plain_v4<P: Packet>(
     (h.src, h.dst) = (ip.src, ip.dst);
     (h.proto, h.ttl) = (ip.protocol, ip.ttl);
     h.dont_fragment = fragment & 0x4000 != 0;
+    h.fragment_id = ip.id.get() as u32;
     h.l4 = at + 20;
     h.l4_total = total - 20;
     transport(packet, h)

@@ -41,7 +41,7 @@ fn plainly<F: Family>(frame: &[u8]) -> Option<Headers<F::Addr>> {
 
 fn check_parsers<F: Family>(frame: &[u8]) -> Result<(), proptest::test_runner::TestCaseError> {
     if let Some(headers) = plainly::<F>(frame) {
-        prop_assert!(parsed::<F>(frame) == Some(headers));
+        prop_assert!(parsed::<F>(frame) == Some(headers), "{frame:02x?}");
     }
     Ok(())
 }
@@ -89,12 +89,12 @@ proptest! {
 
     #[test]
     fn a_pseudo_headers_sum_alone_is_told_apart(
-        ends: Ends,
+        mut ends: Ends,
         v6: bool,
         payload in proptest::collection::vec(0_u8.., 1..60),
     ) {
-        let dst = if v6 { ends.1[0] == 0 } else { ends.1[0] >= 224 || ends.1[..2] == [169, 254] };
-        proptest::prop_assume!(!dst);
+        // Not to a group, which is not looked at.
+        ends.1[0] = 10;
         let frame = datagram(ends, v6, &payload);
         let whole = field(&frame, v6);
         let at = field_at(v6);

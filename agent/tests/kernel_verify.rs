@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError, ProgramInfo};
-use datapath_common::{Config, Feature, Hook, Ip4, Ip6, Mac, Part, SocketHook, maps};
+use datapath_common::{Config, Feature, Hook, Ip4, Ip6, Mac, Part, SocketHook, XdpPart, maps};
 use kernel_support::{on_node, options, small};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -47,6 +47,7 @@ const FEATURES: [(&str, u32); 3] = [
             | Feature::HOLD_FRAGMENTS
             | Feature::SERVICE_NETWORKS
             | Feature::COUNT_SERVICES
+            | Feature::XDP_SERVICES
             | Feature::POD_SOCKETS
             | Feature::NODE_SOCKETS,
     ),
@@ -140,6 +141,8 @@ fn every_program_is_verified() {
     for (features, bits) in sets {
         let hooks = Hook::ALL.map(|hook| format!("tulle_{}", hook.name()));
         let parts = Part::ALL.iter().map(|part| part.program().to_owned());
+        let at_driver = XdpPart::ALL.iter().map(|part| part.program().to_owned());
+        let parts = parts.chain(at_driver);
         let sockets = SocketHook::ALL.map(|hook| hook.program().to_owned());
         for name in hooks.into_iter().chain(parts).chain(sockets) {
             let subject = format!("{features} {name}");

@@ -1,7 +1,7 @@
 //! `tulle_xdp`: packets that arrive at the uplink, before an skb is made.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
-use datapath_common::{Address as _, Direction, Feature, Hook, Ip4, Mac, Reason, XdpPart};
+use datapath_common::{Address, Direction, Feature, Hook, Ip4, Mac, Reason, XdpPart};
 use datapath_core::{
     ETH_LEN, Frame as Inner, Headers, Packet as _, Tables, V4, V6, Verdict, answer_at_driver,
     overlay::{Arrival, INNER_IP, OVERHEAD, arrival},
@@ -138,14 +138,35 @@ where
         Some(via) => encapsulate::<F>(frame, origin, headers, &decision, via),
         None => Sent::Not,
     };
-    match sent {
-        Sent::Ready => {
-            maps.count_noted(F::Addr::VERSION == 6, Direction::Forward);
-            origin.leave_xdp(XdpExit::Transmit, decision.reason, Some(headers))
-        }
-        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::LeftByXdp, Some(headers)),
-        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed, Some(headers)),
+    leave_sent(
+        origin,
+        maps,
+        sent,
+        Direction::Forward,
+        decision.reason,
+        headers,
+    )
+}
+
+/// Leaves with a packet that was to be sent on, for `reason`.
+#[inline(always)]
+fn leave_sent<A: Address>(
+    origin: Origin,
+    maps: &Maps,
+    sent: Sent,
+    direction: Direction,
+    reason: Reason,
+    headers: &Headers<A>,
+) -> u32 {
+    let (exit, reason) = match sent {
+        Sent::Ready => (XdpExit::Transmit, reason),
+        Sent::Not => (XdpExit::Pass, Reason::LeftByXdp),
+        Sent::Broken => (XdpExit::Drop, Reason::RewriteFailed),
+    };
+    if sent == Sent::Ready {
+        maps.count_noted(A::VERSION == 6, direction);
     }
+    origin.leave_xdp(exit, reason, Some(headers))
 }
 
 /// Where the checksum of the overlay's UDP header lies.
@@ -185,12 +206,13 @@ where
     let Some(decision) = answer_at_driver::<F, _, _>(frame, maps, headers) else {
         return leave(origin, XdpExit::Pass, Reason::OverlayToKernel);
     };
-    match answer::<F>(frame, origin, headers, &decision.rewrite) {
-        Sent::Ready => {
-            maps.count_noted(F::Addr::VERSION == 6, Direction::Reply);
-            origin.leave_xdp(XdpExit::Transmit, decision.reason, Some(headers))
-        }
-        Sent::Not => origin.leave_xdp(XdpExit::Pass, Reason::LeftByXdp, Some(headers)),
-        Sent::Broken => origin.leave_xdp(XdpExit::Drop, Reason::RewriteFailed, Some(headers)),
-    }
+    let sent = answer::<F>(frame, origin, headers, &decision.rewrite);
+    leave_sent(
+        origin,
+        maps,
+        sent,
+        Direction::Reply,
+        decision.reason,
+        headers,
+    )
 }

@@ -392,9 +392,12 @@ macro_rules! tables {
             }
             #[inline(always)]
             fn count(&self, service: u32, backend: u32, direction: Direction) {
+                if self.config.features & Feature::COUNT_SERVICES == 0 || backend == 0 {
+                    return;
+                }
                 if self.origin.hook == Hook::Xdp {
                     note_count(service, backend);
-                } else if self.config.features & Feature::COUNT_SERVICES != 0 && backend != 0 {
+                } else {
                     let bytes = self.origin.len as u64;
                     add(maps::SVC_STATS.get_ptr_mut(service), direction, bytes);
                     add(maps::$stats.get_ptr_mut(backend), direction, bytes);

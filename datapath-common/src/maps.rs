@@ -84,7 +84,7 @@ maps! {
     WORK_V6 = "tulle_work_v6", 1, Programs, "IPv6 keys under construction, for each CPU";
     LOCKS = "tulle_locks", LOCK_WORDS, Programs, "locks of ports that flows take: a word is 1 while a CPU has it";
     COUNTERS = "tulle_counters", crate::COUNTERS, Programs, "packets and bytes by hook and reason, for each CPU";
-    LIMITS = "tulle_limits", 67, Programs, "new flows, ICMP errors and held fragments granted in this tick, and next hops of XDP, for each CPU";
+    LIMITS = "tulle_limits", LIMIT_NEXT_HOPS + NEXT_HOP_ROWS, Programs, "new flows, ICMP errors and held fragments granted in this tick, and next hops of XDP, for each CPU";
     EVENTS = "tulle_events", 262_144, Programs, "events for `tulle monitor` (a ring; its size is in bytes)";
     MONITOR = "tulle_monitor", 1, Cli, "what watchers want to see";
 }
@@ -105,10 +105,9 @@ pub const LIMIT_FLOWS: u32 = 0;
 pub const LIMIT_ERRORS: u32 = 1;
 /// Row of `tulle_limits` that counts fragments that are held.
 pub const LIMIT_HELD: u32 = 2;
-/// First row of `tulle_limits` for next hops that XDP sends to, and how many there are: a power
-/// of two.
+/// First row of `tulle_limits` for next hops that XDP sends to: the last ones.
 pub const LIMIT_NEXT_HOPS: u32 = 3;
-/// See above.
+/// How many rows there are for next hops: a power of two.
 pub const NEXT_HOP_ROWS: u32 = 64;
 
 /// Bytes of a key and of a value of a map, as both sides know them;

@@ -9,7 +9,8 @@ use aya_ebpf::{
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part,
-    SocketClient, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, XdpPart, maps::LOCK_WORDS,
+    SocketClient, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, XdpPart,
+    maps::{LIMIT_NEXT_HOPS, LOCK_WORDS, NEXT_HOP_ROWS},
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -88,7 +89,8 @@ pub static LOCKS: Array<u64, { LOCK_WORDS as usize }> = Array::new();
 #[btf_map(name = "tulle_counters")]
 pub static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
 #[btf_map(name = "tulle_limits")]
-pub static LIMITS: PerCpuArray<Limit, 67> = PerCpuArray::new();
+pub static LIMITS: PerCpuArray<Limit, { (LIMIT_NEXT_HOPS + NEXT_HOP_ROWS) as usize }> =
+    PerCpuArray::new();
 #[btf_map(name = "tulle_events")]
 pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 #[btf_map(name = "tulle_monitor")]

@@ -274,9 +274,9 @@ impl Datapath {
         let alike = (config.features, config.bridge == 0)
             == (self.config.features, self.config.bridge == 0);
         let fit = if alike { self.fit } else { Fit::Whole };
-        let refused = self.programs.parts.xdp_refused.clone();
+        let refused = self.programs.parts.xdp_refused.clone().filter(|_| alike);
         let mut loaded = *config;
-        if alike && refused.is_some() {
+        if refused.is_some() {
             loaded.features &= !Feature::XDP_SERVICES;
         }
         let Staged {
@@ -289,7 +289,7 @@ impl Datapath {
             &self.object,
             fit,
         )?;
-        if alike && refused.is_some() {
+        if refused.is_some() {
             programs.parts.xdp_refused = refused;
         }
         programs.parts.pin(&self.pins)?;

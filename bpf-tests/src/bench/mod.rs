@@ -5,6 +5,7 @@ mod aims;
 mod datapath;
 mod outside;
 mod packets;
+pub mod plot;
 mod report;
 mod sample;
 mod scaffold;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::aims;
 use super::datapath::Size;
+use super::plot::grouped;
 use super::sample::Spread;
 use super::yard::Yardstick;
 
@@ -244,14 +245,7 @@ impl Report {
 
 /// "1 service", "50,000 services".
 pub fn counted(number: u32) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
+    let grouped = grouped(&number.to_string());
     let noun = if number == 1 { "service" } else { "services" };
     format!("{grouped} {noun}")
 }

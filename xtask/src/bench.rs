@@ -15,18 +15,24 @@ use crate::workspace::Workspace;
 /// The page with the tables, from the root of the workspace.
 const PAGE: &str = "docs/benchmarks.md";
 /// What can be measured, and the names of the page's parts.
-const KINDS: [&str; 2] = ["packets", "wire"];
+const KINDS: [&str; 3] = ["packets", "wire", "services"];
+/// Which of them draw.
+const DRAWN: [&str; 1] = ["services"];
+/// Where plots are, from the root of the workspace.
+const PLOTS: &str = "docs/plots";
 
-/// Measure the programs (`packets`) and whole clusters (`wire`); both without an argument
+/// Measure the programs (`packets`), clusters (`wire`) and ways to services (`services`); all
+/// without an argument
 #[derive(clap::Args)]
 pub struct Args {
     /// What compiles the programs
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     toolchain: Choice,
-    /// Put the tables into docs/benchmarks.md, where they replace those of the last time
+    /// Put the tables into docs/benchmarks.md and plots into docs/plots, where they replace those
+    /// of the last time
     #[arg(long)]
     update: bool,
-    /// `packets` or `wire`, and options: `cargo xtask bench packets --help` names them
+    /// `packets`, `wire` or `services`, and options: `cargo xtask bench packets --help` names them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -39,7 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     ensure!(
         !args.update || args.arguments.len() <= 1,
-        "--update takes all tables as they are: leave out the options after `packets` or `wire`"
+        "--update takes all tables as they are: leave out the options after what is measured"
     );
     let workspace = Workspace::detect()?;
     let toolchain = build_ebpf::build(&workspace, args.toolchain, LoadCheck::No)?;
@@ -59,17 +65,21 @@ pub fn run(args: &Args) -> Result<()> {
         vec![args.arguments.clone()]
     };
     for arguments in runs {
+        let kind = arguments.first().and_then(|kind| kind.to_str());
+        let kind = kind.unwrap_or_default();
         let mut command = process::command(binaries.join("tulle-bench"));
+        command.args(&arguments);
+        if args.update && DRAWN.contains(&kind) {
+            command.arg("--plots").arg(workspace.root().join(PLOTS));
+        }
         command
-            .args(&arguments)
             .env("TULLE_BPF_OBJECT", workspace.bpf_object())
             .env("TULLE_BENCH_OBJECT", workspace.bench_object())
             .env("TULLE_AGENT", binaries.join("tulle-agent"));
         let tables = tables(&mut command)?;
         print!("{tables}");
         if args.update {
-            let kind = arguments.first().and_then(|kind| kind.to_str());
-            update(&workspace, kind.unwrap_or_default(), &tables)?;
+            update(&workspace, kind, &tables)?;
         }
     }
     Ok(())
@@ -136,5 +146,6 @@ mod tests {
         for kind in KINDS {
             assert!(spliced(&page, kind, "x").is_some(), "{kind}");
         }
+        assert!(DRAWN.iter().all(|kind| KINDS.contains(kind)));
     }
 }

@@ -119,6 +119,12 @@ pub const PACKAGES: &[Package] = &[
         Purpose::Run,
     ),
     package(
+        "iptables",
+        "the same, for the older of kube-proxy's modes",
+        &["iptables-legacy"],
+        Purpose::Run,
+    ),
+    package(
         "ethtool",
         "shows and sets offloads of interfaces",
         &["ethtool"],

@@ -1,4 +1,4 @@
-//! Benchmarks: what a packet costs in each program. How it is measured is in
+//! Benchmarks: what a packet costs in each program, and what clusters make of it. How it is measured is in
 //! `docs/benchmarks.md`.
 
 mod aims;
@@ -10,7 +10,9 @@ mod report;
 mod sample;
 mod scaffold;
 mod scenes;
+mod services;
 mod setup;
+mod traffic;
 mod wire;
 mod worlds;
 mod yard;
@@ -33,6 +35,7 @@ struct Cli {
 enum What {
     Packets(packets::Args),
     Wire(wire::Args),
+    Services(services::Args),
 }
 
 /// Reads the command line and measures.
@@ -40,5 +43,6 @@ pub fn main() -> Result<()> {
     match Cli::parse().what {
         What::Packets(args) => packets::run(&args),
         What::Wire(args) => wire::run(&args),
+        What::Services(args) => services::run(&args),
     }
 }

@@ -54,7 +54,7 @@ pub struct Plot {
     pub x: Axis,
     /// The vertical axis. One that is not logarithmic begins at 0.
     pub y: Axis,
-    /// The series; one without points is left out.
+    /// The series; one without points is left out, and the others keep their colours.
     pub series: Vec<Series>,
 }
 
@@ -138,9 +138,9 @@ impl Plot {
             .bold_line_style(RGBColor(216, 216, 216))
             .draw()
             .map_err(failed)?;
-        let drawn = self.series.iter().filter(|s| !s.points.is_empty());
         let mut row = LEGEND_LINES.0;
-        for (n, series) in drawn.enumerate() {
+        let drawn = self.series.iter().enumerate();
+        for (n, series) in drawn.filter(|(_, series)| !series.points.is_empty()) {
             let color = COLORS[n % COLORS.len()];
             let line = LineSeries::new(series.points.iter().copied(), color.stroke_width(2));
             chart.draw_series(line).map_err(failed)?;

@@ -13,7 +13,7 @@ use testkit::manifests::{Protocol, Service, StateDir};
 use testkit::ping::ping;
 use testkit::{Cluster, ClusterBuilder, NetNs, link, wait};
 
-use super::traffic::{TCP_ECHO, TCP_SINK, UDP_ECHO};
+use crate::bench::traffic::{TCP_ECHO, TCP_SINK, UDP_ECHO};
 
 /// How long an agent or a first packet may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -2,8 +2,8 @@
 
 mod hosts;
 mod report;
-mod traffic;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use testkit::registry;
 
+use super::traffic::{self, Cpus, Ends, Kind, Limit, Load, Measured};
 use hosts::{Side, Target};
 use report::{Row, WireReport};
-use traffic::{Cpus, Load};
 
 /// Request/response rate and throughput pod to pod across nodes, beside the kernel's own VXLAN
 #[derive(clap::Args)]
@@ -59,7 +59,7 @@ fn measure(args: &Args) -> Result<WireReport> {
         for side in &sides {
             side.prepare(target)?;
         }
-        let mut loads: Vec<Row> = Load::all(cpus)
+        let mut loads: Vec<Row> = loads(cpus)
             .into_iter()
             .map(|load| Row::new(target, load))
             .collect();
@@ -73,16 +73,15 @@ fn measure(args: &Args) -> Result<WireReport> {
             for row in &mut loads {
                 for side in &sides {
                     let before = side.sent()?;
-                    let limit = Duration::from_millis(args.millis);
-                    let result =
-                        traffic::run(side, target, row.load, limit).with_context(|| {
-                            format!(
-                                "{} to the {} by {}",
-                                row.load.name,
-                                target.name(),
-                                side.name()
-                            )
-                        })?;
+                    let limit = Limit::time(Duration::from_millis(args.millis));
+                    let result = run_load(side, target, row.load, limit).with_context(|| {
+                        format!(
+                            "{} to the {} by {}",
+                            row.load.name,
+                            target.name(),
+                            side.name()
+                        )
+                    })?;
                     let sent = side.sent()? - before;
                     ensure!(
                         sent >= result.packets,
@@ -100,8 +99,56 @@ fn measure(args: &Args) -> Result<WireReport> {
     Ok(WireReport::new(rows))
 }
 
+/// Runs a load between the two pods of a side.
+fn run_load(side: &Side, target: Target, load: Load, limit: Limit) -> Result<Measured> {
+    let ends = Ends {
+        client: side.client()?,
+        server: side.server()?,
+        address: SocketAddr::new(side.address(target)?, load.kind.port()),
+    };
+    traffic::run(ends, load, limit)
+}
+
+/// Every load.
+fn loads(cpus: Cpus) -> Vec<Load> {
+    let load = |name, unit, kind, cpus| Load {
+        name,
+        unit,
+        kind,
+        cpus,
+    };
+    let (exchanges, one) = ("exchanges/s", cpus.together());
+    vec![
+        load(
+            "TCP request/response, one CPU",
+            exchanges,
+            Kind::TcpExchange,
+            one,
+        ),
+        load(
+            "UDP request/response, one CPU",
+            exchanges,
+            Kind::UdpExchange,
+            one,
+        ),
+        load(
+            "TCP request/response, two CPUs",
+            exchanges,
+            Kind::TcpExchange,
+            cpus,
+        ),
+        load(
+            "UDP request/response, two CPUs",
+            exchanges,
+            Kind::UdpExchange,
+            cpus,
+        ),
+        load("TCP stream", "Gbit/s", Kind::TcpStream, cpus),
+    ]
+}
+
 /// Whoever interrupts the run finds nothing of it left.
-fn remove_all_on_signals() -> Result<()> {
+pub(super) fn remove_all_on_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("wait for signals")?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::hosts::{Side, Target};
-use super::traffic::Load;
 use crate::bench::sample::Spread;
+use crate::bench::traffic::Load;
 
 /// What Tulle's request/response rate is to be, pod to pod, as a multiple of
 /// the kernel's.

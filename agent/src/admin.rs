@@ -1,5 +1,5 @@
-//! The socket for `tulle`: answers from the last snapshot that the loop
-//! published, and never asks the loop.
+//! The socket for `tulle`: answers from the last snapshot that the loop published.
+//! Only for names, which are much in a large cluster, it asks the loop.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -15,15 +15,48 @@ use admin_api::{
 use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::run::status::Snapshot;
+use crate::run::status::{Names, Snapshot};
 
 /// Clients at the same time; more wait.
 const CLIENTS: usize = 32;
 /// How long a client may be silent, or take for reading its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the loop may take for names, shorter than clients wait.
+const NAMES_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Who is waiting for names.
+pub type Asking = oneshot::Sender<Names>;
+
+/// What the socket answers from.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// The last snapshot.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The loop's ear.
+    pub asks: mpsc::Sender<Asking>,
+}
+
+impl Answers {
+    /// Ends of both for the socket, and the others for the loop.
+    pub fn new(snapshot: Snapshot) -> (Self, watch::Sender<Arc<Snapshot>>, mpsc::Receiver<Asking>) {
+        let (publish, snapshots) = watch::channel(Arc::new(snapshot));
+        let (asks, asked) = mpsc::channel(CLIENTS);
+        (Self { snapshots, asks }, publish, asked)
+    }
+
+    /// Names as they are now; `None` if the loop is busy with something long.
+    async fn names(&self) -> Option<Names> {
+        let (asking, answer) = oneshot::channel();
+        let answered = async {
+            self.asks.send(asking).await.ok()?;
+            answer.await.ok()
+        };
+        timeout(NAMES_PATIENCE, answered).await.ok().flatten()
+    }
+}
 
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +122,7 @@ impl Server {
 
     /// Answers in a thread of its own, so that loading programs holds no client
     /// up and a long answer holds no change up. Ends when nobody publishes any more.
-    pub fn start(
-        self,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-    ) -> Result<JoinHandle<()>, SocketError> {
+    pub fn start(self, answers: Answers) -> Result<JoinHandle<()>, SocketError> {
         let path = self.path.clone();
         let fail = |source| SocketError::Bind {
             path: path.clone(),
@@ -104,22 +134,22 @@ impl Server {
             .map_err(fail)?;
         std::thread::Builder::new()
             .name("socket".to_owned())
-            .spawn(move || runtime.block_on(self.serve(snapshots)))
+            .spawn(move || runtime.block_on(self.serve(answers)))
             .map_err(fail)
     }
 
-    async fn serve(self, snapshots: watch::Receiver<Arc<Snapshot>>) {
-        let mut published = snapshots.clone();
+    async fn serve(self, answers: Answers) {
+        let mut published = answers.snapshots.clone();
         let closed = async { while published.changed().await.is_ok() {} };
         tokio::select! {
             () = closed => {}
-            result = self.accept(snapshots) => if let Err(error) = result {
+            result = self.accept(answers) => if let Err(error) = result {
                 tracing::warn!(%error, "nobody answers at {} any more", self.path.display());
             }
         }
     }
 
-    async fn accept(&self, snapshots: watch::Receiver<Arc<Snapshot>>) -> io::Result<()> {
+    async fn accept(&self, answers: Answers) -> io::Result<()> {
         let listener = tokio::net::UnixListener::from_std(self.listener.try_clone()?)?;
         let room = Arc::new(Semaphore::new(CLIENTS));
         loop {
@@ -127,9 +157,9 @@ impl Server {
             let permit = permit.map_err(io::Error::other)?;
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let snapshots = snapshots.clone();
+                    let answers = answers.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = client(stream, snapshots).await {
+                        if let Err(error) = client(stream, answers).await {
                             tracing::debug!(%error, "a client of the socket went away");
                         }
                         drop(permit);
@@ -157,10 +187,7 @@ fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-async fn client(
-    mut stream: UnixStream,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-) -> io::Result<()> {
+async fn client(mut stream: UnixStream, answers: Answers) -> io::Result<()> {
     let (read, mut write) = stream.split();
     let mut read = BufReader::new(read);
     loop {
@@ -172,9 +199,8 @@ async fn client(
             return Ok(());
         }
         let whole = line.ends_with(b"\n");
-        let snapshot = Arc::clone(&snapshots.borrow());
         let response = match decode_request(&String::from_utf8_lossy(&line)) {
-            Ok(request) => answer(request, &snapshot),
+            Ok(request) => answer(request, &answers).await,
             Err(refusal) => Response::Refused(refusal),
         };
         let answer = encode_response(&response).map_err(io::Error::other)?;
@@ -186,28 +212,34 @@ async fn client(
     }
 }
 
-/// The answer from a snapshot.
-pub fn answer(request: Request, snapshot: &Snapshot) -> Response {
-    let names = || {
-        snapshot.names.as_ref().ok_or_else(|| {
-            let waiting = snapshot.status.waiting_for.as_deref();
-            Response::Refused(Refusal {
-                kind: RefusalKind::Unavailable,
-                message: format!(
-                    "the agent has nothing to tell yet: it waits for {}",
-                    waiting.unwrap_or("its first look at the node")
-                ),
-            })
-        })
+/// The answer to a request.
+async fn answer(request: Request, answers: &Answers) -> Response {
+    let snapshot = Arc::clone(&answers.snapshots.borrow());
+    let of_names: fn(Names) -> Response = match request {
+        Request::Status => return Response::Status(Box::new(snapshot.status.clone())),
+        Request::Warnings => return Response::Warnings(snapshot.status.warnings.clone()),
+        Request::Services => |names| Response::Services(names.services),
+        Request::Overlay => |names| Response::Overlay(names.peers),
+        Request::Backends => |names| Response::Backends(names.backends),
     };
-    let answered = match request {
-        Request::Status => Ok(Response::Status(Box::new(snapshot.status.clone()))),
-        Request::Warnings => Ok(Response::Warnings(snapshot.status.warnings.clone())),
-        Request::Services => names().map(|names| Response::Services(names.services.clone())),
-        Request::Overlay => names().map(|names| Response::Overlay(names.peers.clone())),
-        Request::Backends => names().map(|names| Response::Backends(names.backends.clone())),
-    };
-    answered.unwrap_or_else(|refused| refused)
+    if !snapshot.has_names {
+        let waiting = snapshot.status.waiting_for.as_deref();
+        return unavailable(format!(
+            "the agent has nothing to tell yet: it waits for {}",
+            waiting.unwrap_or("its first look at the node")
+        ));
+    }
+    match answers.names().await {
+        Some(names) => of_names(names),
+        None => unavailable("the agent is busy loading programs; ask again".to_owned()),
+    }
+}
+
+fn unavailable(message: String) -> Response {
+    Response::Refused(Refusal {
+        kind: RefusalKind::Unavailable,
+        message,
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 struct Running {
     dir: tempfile::TempDir,
+    asked: Option<mpsc::Receiver<Asking>>,
     publish: Option<watch::Sender<Arc<Snapshot>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -18,11 +19,12 @@ struct Running {
 impl Running {
     fn start(snapshot: Snapshot) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (publish, snapshots) = watch::channel(Arc::new(snapshot));
+        let (answers, publish, asked) = Answers::new(snapshot);
         let server = Server::bind(&dir.path().join("agent.sock")).unwrap();
-        let thread = server.start(snapshots).unwrap();
+        let thread = server.start(answers).unwrap();
         Self {
             dir,
+            asked: Some(asked),
             publish: Some(publish),
             thread: Some(thread),
         }
@@ -37,13 +39,32 @@ impl Running {
     }
 }
 
+fn names() -> Names {
+    Names {
+        services: vec![admin_api::Service {
+            number: 1,
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            port_name: String::new(),
+            family: 4,
+            frontends: Vec::new(),
+        }],
+        peers: Vec::new(),
+        backends: vec![admin_api::BackendServices {
+            family: 4,
+            id: 3,
+            services: vec!["shop/web".to_owned()],
+        }],
+    }
+}
+
 fn snapshot(pid: u32) -> Snapshot {
     Snapshot {
         status: Status {
             pid,
             ..Status::default()
         },
-        names: Some(Arc::new(Names::default())),
+        has_names: true,
     }
 }
 
@@ -60,13 +81,38 @@ fn answers_come_from_the_last_snapshot_and_the_socket_goes_with_the_publisher() 
     let publish = running.publish.take().unwrap();
     publish.send(Arc::new(snapshot(2))).unwrap();
     assert_eq!(client.status().unwrap().pid, 2);
-    assert!(client.services().unwrap().is_empty());
-    assert!(client.overlay().unwrap().is_empty());
-    assert!(client.backends().unwrap().is_empty());
     assert!(client.warnings().unwrap().is_empty());
+    let mut asked = running.asked.take().unwrap();
+    let teller = std::thread::spawn(move || {
+        while let Some(asking) = asked.blocking_recv() {
+            asking.send(names()).unwrap();
+        }
+    });
+    assert_eq!(client.services().unwrap().len(), 1);
+    assert!(client.overlay().unwrap().is_empty());
+    assert_eq!(client.backends().unwrap(), names().backends);
     drop(publish);
     running.thread.take().unwrap().join().unwrap();
     assert!(!running.path().exists());
+    drop(client);
+    teller.join().unwrap();
+}
+
+#[test]
+fn names_of_a_busy_loop_are_refused_soon() {
+    let running = Running::start(snapshot(1));
+    let mut client = Client::connect(&running.path(), admin_api::DEFAULT_TIMEOUT).unwrap();
+    let error = client.services().unwrap_err();
+    let ClientError::Refused(refusal) = error else {
+        panic!("{error}")
+    };
+    assert_eq!(refusal.kind, RefusalKind::Unavailable);
+    assert!(refusal.message.contains("ask again"), "{refusal}");
+    assert_eq!(
+        client.status().unwrap().pid,
+        1,
+        "which the loop is not asked for"
+    );
 }
 
 #[test]

@@ -103,7 +103,8 @@ fn flows(datapath: &Datapath) -> usize {
 
 fn rows(datapath: &Datapath) -> (BTreeSet<FrontendKey<Ip4>>, Vec<u32>, usize, usize) {
     let mut rows = datapath.maps.read_back().unwrap();
-    rows.segments.truncate(10);
+    // What is read ends with the last slot that is used.
+    rows.segments.resize(10, 0);
     let fronts = rows.front_v4.iter().map(|(k, _)| *k).collect();
     (
         fronts,

@@ -177,7 +177,7 @@ impl Watch<'_> {
             if !*done && since.elapsed() >= GRACE {
                 *done = true;
                 let poison = &self.poison[..*slots as usize];
-                assert!(self.maps.segments.write(*start, poison));
+                assert!(self.maps.segments.write(*start, poison).unwrap());
             }
         }
         self.left
@@ -237,7 +237,7 @@ impl MapWriter for Watch<'_> {
         if let Some((start, slots)) = former.filter(|_| is_new && GRACE.is_zero()) {
             // Then this is the moment.
             let poison = &self.poison[..slots as usize];
-            assert!(self.maps.segments.write(start, poison));
+            assert!(self.maps.segments.write(start, poison).unwrap());
         }
         self.moves(*key, row);
         Ok(())

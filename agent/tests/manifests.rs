@@ -84,7 +84,7 @@ impl Watched {
 
     fn ports(&self) -> Vec<(String, u16)> {
         let services = self.objects.values().filter_map(|object| match object {
-            Object::Service(s) => Some((s.name.name.clone(), s.ports[0].port)),
+            Object::Service(s) => Some((s.name.name.to_string(), s.ports[0].port)),
             Object::Slice(_) | Object::Node(_) | Object::Pod(_) | Object::ServiceCidr(_) => None,
         });
         services.collect()

@@ -59,7 +59,7 @@ fn a_contest_names_the_fields_of_both_and_what_to_change() {
     };
     let pod = Pod {
         name: NamespacedName::new("apps", "web"),
-        node: Some("n0".to_owned()),
+        node: Some("n0".into()),
         ips: vec![[10, 244, 0, 1].into()],
         host_ports: vec![HostPort {
             addr: None,

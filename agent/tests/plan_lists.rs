@@ -11,7 +11,9 @@ use datapath_common::{FrontendFlags, Network, ViaKind};
 use support::balanced::{VIP, here, object, row, service, slice};
 use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
-use tulle_agent::model::{Endpoint, EndpointSlice, Node, Object, Policy, Service, ServicePort};
+use tulle_agent::model::{
+    Endpoint, EndpointSlice, Hints, Node, Object, Policy, Service, ServicePort,
+};
 use tulle_agent::plan::{Applied, Capacities, FrontKey, Here, MapOp, Planner};
 use tulle_agent::source::Change;
 
@@ -276,7 +278,13 @@ fn kp91_another_zone_or_address_compiles_every_service_anew() {
         ..service(1)
     };
     let zoned = |addr: &str, zone: &str| Endpoint {
-        zone_hints: vec![zone.to_owned()],
+        hints: Some(
+            Hints {
+                zones: vec![zone.to_owned()],
+                ..Hints::default()
+            }
+            .into(),
+        ),
         ..Endpoint::new(addr.parse().unwrap())
     };
     let Object::Slice(slice) = slice(1, &[]) else {

@@ -6,11 +6,12 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use datapath_common::{
-    Address, BackendState, Frontend, FrontendFlags, FrontendKey, PeerKey, SourceKey, SourceNet,
-    maps,
+    Address, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, PeerKey, SourceKey,
+    SourceNet, maps,
 };
 
 use super::maps::{Maps, TableError, io_of, source_key, trie_key};
+use super::sys::RawMap;
 use crate::plan::{MapOp, MapWriter, WriteError};
 
 impl MapWriter for Maps {
@@ -23,6 +24,55 @@ impl MapWriter for Maps {
         let (map, done) = (op.map(), self.carry_out(op));
         done.map_err(|(row, error)| refusal(map, self.refused(map, row, error)))
     }
+
+    /// Rows of backends go together: a service may have thousands, and nobody reads them
+    /// before the frontend that comes after them.
+    fn write_some(&mut self, ops: &[MapOp]) -> Result<usize, WriteError> {
+        let rows = backends(ops, |op| match op {
+            MapOp::PutBackend4 { id, row } => Some((*id, row)),
+            _ => None,
+        });
+        let done = if rows.count > 1 {
+            self.write_backends(maps::BACK_V4, 4, &rows)
+        } else {
+            let rows = backends(ops, |op| match op {
+                MapOp::PutBackend6 { id, row } => Some((*id, row)),
+                _ => None,
+            });
+            self.write_backends(maps::BACK_V6, 6, &rows)
+        };
+        match ops.first() {
+            // One alone, or the first one that is refused, as its error says it best.
+            Some(first) if done == 0 => self.write(first).map(|()| 1),
+            _ => Ok(done),
+        }
+    }
+}
+
+/// Rows of backends that stand together at the beginning of a list of writes.
+#[derive(Default)]
+struct BackendRows {
+    count: u32,
+    ids: Vec<u32>,
+    states: Vec<u8>,
+    values: Vec<u8>,
+}
+
+fn backends<'a, A: Address>(
+    ops: &'a [MapOp],
+    of: impl Fn(&'a MapOp) -> Option<(u32, &'a Backend<A>)>,
+) -> BackendRows
+where
+    Backend<A>: bytemuck::Pod,
+{
+    let mut rows = BackendRows::default();
+    for (id, row) in ops.iter().map_while(of) {
+        rows.count += 1;
+        rows.ids.push(id);
+        rows.states.push(row.state);
+        rows.values.extend_from_slice(bytemuck::bytes_of(row));
+    }
+    rows
 }
 
 /// A full map keeps its sentence, with the flag; other answers keep their number.
@@ -37,6 +87,18 @@ fn refusal(map: &'static str, error: TableError) -> WriteError {
     WriteError { map, source }
 }
 
+/// The slots are not in memory.
+pub(super) fn unmapped(source: io::Error) -> TableError {
+    TableError::Kernel {
+        map: maps::SEGMENTS,
+        what: "map it into memory".into(),
+        source,
+    }
+}
+
+/// Writes a row only if there is none (`BPF_NOEXIST`).
+const BPF_NOEXIST: u64 = 1;
+
 /// Value of the rows that only have to be there.
 const SET: u32 = 1;
 
@@ -44,7 +106,8 @@ type Done = Result<(), (String, MapError)>;
 
 impl Maps {
     fn write_slots(&mut self, start: u32, ids: &[u32]) -> Result<(), TableError> {
-        if self.segments.write(start, ids) {
+        let written = self.segments.write(start, ids);
+        if written.map_err(unmapped)? {
             return Ok(());
         }
         Err(TableError::Beyond {
@@ -52,6 +115,20 @@ impl Maps {
             limit: self.segments.len(),
             row: format!("a segment of {} slots from slot {start} on", ids.len()),
         })
+    }
+
+    /// Writes rows of backends in one go, and says how many of them, from the first on.
+    fn write_backends(&self, map: &'static str, version: u8, rows: &BackendRows) -> usize {
+        if rows.count < 2 {
+            return 0;
+        }
+        let keys = bytemuck::cast_slice(&rows.ids);
+        let put = |map: RawMap<'_>| map.put_batch(keys, &rows.values, rows.count);
+        let done = self.raw(map).map_or(0, put);
+        for (id, state) in rows.ids.iter().zip(&rows.states).take(done as usize) {
+            self.begin_counting(version, *id, *state);
+        }
+        done as usize
     }
 
     /// Whoever gets a free id has no flows.
@@ -156,6 +233,12 @@ fn put_front<A: Address>(
 where
     FrontendKey<A>: Pod,
 {
+    // Most rows are new.
+    match map.insert(key, row, BPF_NOEXIST) {
+        Ok(()) => return Ok(()),
+        Err(error) if is_there(&error) => {}
+        Err(error) => return Err((frontend(key), error)),
+    }
     let there = match map.get(key, 0) {
         Ok(there) if there.service == row.service => there.flags,
         Ok(_) | Err(MapError::KeyNotFound) => 0,
@@ -166,6 +249,14 @@ where
         ..*row
     };
     put(map, key, &row, || frontend(key))
+}
+
+/// Whether a row that was not to be there is there.
+fn is_there(error: &MapError) -> bool {
+    match error {
+        MapError::SyscallError(e) => e.io_error.raw_os_error() == Some(libc::EEXIST),
+        _ => false,
+    }
 }
 
 fn put<K: Pod, V: Pod>(

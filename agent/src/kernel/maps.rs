@@ -274,7 +274,7 @@ impl Maps {
         Ok(Rows {
             front_v4: self.rows(maps::FRONT_V4)?,
             front_v6: self.rows(maps::FRONT_V6)?,
-            segments: self.segments.read(),
+            segments: self.segments.read().map_err(super::apply::unmapped)?,
             back_v4: self.used_rows(maps::BACK_V4)?,
             back_v6: self.used_rows(maps::BACK_V6)?,
             pods_v4: self.rows(maps::PODS_V4)?,

@@ -6,14 +6,14 @@ use std::sync::atomic::{Ordering, fence};
 
 use aya::maps::MapData;
 
-use super::mapped::Mapped;
+use super::mapped::{Mapped, WINDOW};
 
 /// The slots of all segments.
 #[derive(Debug)]
 pub struct Segments(Mapped);
 
 impl Segments {
-    /// Maps the array of slots into memory.
+    /// Prepares to map the array of slots into memory.
     pub(crate) fn new(map: &MapData) -> io::Result<Self> {
         Mapped::new(map, size_of::<u32>()).map(Self)
     }
@@ -38,26 +38,45 @@ impl Segments {
     /// Writes backend ids from slot `start` on; false, and nothing written, if
     /// they go beyond the end. A program sees each slot whole; the frontend
     /// that names the segment is written after this returns.
-    #[must_use]
-    pub fn write(&mut self, start: u32, backends: &[u32]) -> bool {
-        let fits = u32::try_from(backends.len())
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not map the slots into memory. Nothing is written.
+    pub fn write(&mut self, start: u32, backends: &[u32]) -> io::Result<bool> {
+        let end = u32::try_from(backends.len())
             .ok()
             .and_then(|n| start.checked_add(n))
-            .is_some_and(|end| end <= self.len());
-        if !fits {
-            return false;
-        }
+            .filter(|end| *end <= self.len());
+        let Some(end) = end else {
+            return Ok(false);
+        };
+        self.0.reach(start, end)?;
         for (index, backend) in (start..).zip(backends) {
             if let Some(slot) = self.0.word32(index) {
                 slot.store(*backend, Ordering::Relaxed);
             }
         }
         fence(Ordering::SeqCst);
-        true
+        Ok(true)
     }
 
-    /// Every slot.
-    pub fn read(&self) -> Vec<u32> {
-        (0..self.len()).filter_map(|i| self.get(i)).collect()
+    /// Every slot up to the last that is not 0.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not map them into memory.
+    pub fn read(&self) -> io::Result<Vec<u32>> {
+        let mut slots = Vec::new();
+        for number in 0..self.len().div_ceil(WINDOW) {
+            let window = self.0.window(number)?;
+            let words = (0..WINDOW).map_while(|index| window.word32(index));
+            for (index, id) in (number * WINDOW..).zip(words.map(|w| w.load(Ordering::Relaxed))) {
+                if id != 0 {
+                    slots.resize(index as usize, 0);
+                    slots.push(id);
+                }
+            }
+        }
+        Ok(slots)
     }
 }

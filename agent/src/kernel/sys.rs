@@ -420,6 +420,31 @@ impl<'a> RawMap<'a> {
         call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
     }
 
+    /// Writes `count` rows, keys and values each one after the other, and says how many of
+    /// them were written for certain; those after them may be, too.
+    pub(crate) fn put_batch(&self, keys: &[u8], values: &[u8], count: u32) -> u32 {
+        let rows = count as usize;
+        let fits = keys.len() == rows * self.shape.key_size as usize
+            && values.len() == rows * self.value_len;
+        if !fits {
+            return 0;
+        }
+        let mut attr = zeroed_attr();
+        attr.batch.map_fd = fd_number(self.fd);
+        attr.batch.keys = keys.as_ptr() as u64;
+        attr.batch.values = values.as_ptr() as u64;
+        attr.batch.count = count;
+        match call(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) {
+            Ok(_) => count,
+            // A row beyond the end of an array: with this error the kernel says how far it came.
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => {
+                // SAFETY: a plain number, which was set above.
+                unsafe { attr.batch.count }.min(count)
+            }
+            Err(_) => 0,
+        }
+    }
+
     /// The key after `key`, the first for `None`.
     pub(crate) fn next_key(&self, key: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
         let mut next = vec![0u8; self.shape.key_size as usize];

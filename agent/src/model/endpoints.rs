@@ -107,7 +107,7 @@ fn merge<'a>(
 fn rank(e: &Endpoint) -> impl Ord + '_ {
     (
         (!e.terminating, e.ready, e.serving),
-        (&e.node, &e.node_hints, &e.zone_hints),
+        (&e.node, e.node_hints(), e.zone_hints()),
     )
 }
 
@@ -153,19 +153,19 @@ impl<'a> Topology<'a> {
         let usable = |hints: fn(&Endpoint) -> &[String], us: &str| {
             ready.iter().all(|e| !hints(e).is_empty()) && ready.iter().any(|e| names(hints(e), us))
         };
-        if usable(|e| &e.node_hints, node) {
+        if usable(Endpoint::node_hints, node) {
             return Self::Node(node);
         }
         match zone {
-            Some(zone) if usable(|e| &e.zone_hints, zone) => Self::Zone(zone),
+            Some(zone) if usable(Endpoint::zone_hints, zone) => Self::Zone(zone),
             _ => Self::Off,
         }
     }
 
     fn allows(self, endpoint: &Endpoint) -> bool {
         match self {
-            Self::Node(node) => names(&endpoint.node_hints, node),
-            Self::Zone(zone) => names(&endpoint.zone_hints, zone),
+            Self::Node(node) => names(endpoint.node_hints(), node),
+            Self::Zone(zone) => names(endpoint.zone_hints(), zone),
             Self::Off => true,
         }
     }

@@ -9,8 +9,16 @@ fn endpoint(text: &str) -> Endpoint {
     for word in words.split_whitespace() {
         match word.split_once(':') {
             Some(("on", name)) => endpoint.node = Some(name.into()),
-            Some(("node", name)) => endpoint.node_hints.push(name.into()),
-            Some(("zone", name)) => endpoint.zone_hints.push(name.into()),
+            Some(("node", name)) => endpoint
+                .hints
+                .get_or_insert_default()
+                .nodes
+                .push(name.into()),
+            Some(("zone", name)) => endpoint
+                .hints
+                .get_or_insert_default()
+                .zones
+                .push(name.into()),
             None if word == "not-ready" => endpoint.ready = false,
             None if word == "not-serving" => endpoint.serving = false,
             None if word == "terminating" => {

@@ -7,6 +7,7 @@ pub mod convert;
 mod endpoints;
 mod pod;
 mod service;
+pub(crate) mod shared;
 mod state;
 mod warning;
 
@@ -24,18 +25,18 @@ use std::sync::Arc;
 use datapath_common::{Mac, proto};
 use ipnet::IpNet;
 
-/// Namespace and name of an object.
+/// Namespace and name of an object. Copies share the text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NamespacedName {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl NamespacedName {
     /// From its two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),
@@ -114,7 +115,7 @@ pub struct EndpointSlice {
     pub name: NamespacedName,
     /// Name of the Service it belongs to, in its namespace (KP-08). `None` for
     /// a slice that feeds nothing: no label, or labelled headless (KP-09).
-    pub service: Option<String>,
+    pub service: Option<Arc<str>>,
     /// Family of its addresses; `None` for FQDN (KP-10).
     pub family: Option<Family>,
     /// Ports by name and protocol.
@@ -147,11 +148,18 @@ pub struct Endpoint {
     /// Condition `terminating`; absent means false.
     pub terminating: bool,
     /// Name of its node; without one it is local nowhere (KP-20).
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
+    /// Where it is wanted; `None` where nothing is said of it.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Where an endpoint is wanted.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Hints {
     /// `hints.forNodes` (KP-85).
-    pub node_hints: Vec<String>,
+    pub nodes: Vec<String>,
     /// `hints.forZones` (KP-86, KP-89).
-    pub zone_hints: Vec<String>,
+    pub zones: Vec<String>,
 }
 
 impl Endpoint {
@@ -163,9 +171,18 @@ impl Endpoint {
             serving: true,
             terminating: false,
             node: None,
-            node_hints: Vec::new(),
-            zone_hints: Vec::new(),
+            hints: None,
         }
+    }
+
+    /// Nodes whose clients it is for.
+    pub fn node_hints(&self) -> &[String] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+    }
+
+    /// Zones whose clients it is for.
+    pub fn zone_hints(&self) -> &[String] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pods, as far as their host ports are concerned.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{NamespacedName, Protocol};
 
@@ -50,7 +51,7 @@ impl Pod {
 
 /// [`Pod::owner`] of the Pod of this name.
 pub(super) fn owner(pod: &NamespacedName) -> NamespacedName {
-    NamespacedName::new(pod.namespace.as_str(), format!("{PREFIX}{}", pod.name))
+    NamespacedName::new(Arc::clone(&pod.namespace), format!("{PREFIX}{}", pod.name))
 }
 
 #[cfg(test)]

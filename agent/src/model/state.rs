@@ -27,8 +27,8 @@ pub struct Dirty {
 pub struct Model {
     services: HashMap<NamespacedName, Arc<Service>>,
     slices: HashMap<NamespacedName, Arc<EndpointSlice>>,
-    /// Service → its slices, also while the Service itself is unknown (KP-11).
-    slices_of: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// Service → its slices by name, also while the Service itself is unknown (KP-11).
+    slices_of: HashMap<NamespacedName, Vec<NamespacedName>>,
     nodes: BTreeMap<String, Arc<Node>>,
     /// Pods with host ports by [`Pod::owner`]; no other Pod decides anything.
     pods: HashMap<NamespacedName, Arc<Pod>>,
@@ -149,10 +149,11 @@ impl Model {
         let name = slice.name.clone();
         self.forget_slice(&name, dirty);
         if let Some(service) = service_of(&slice) {
-            self.slices_of
-                .entry(service.clone())
-                .or_default()
-                .insert(name.clone());
+            let names = self.slices_of.entry(service.clone()).or_default();
+            if let Err(at) = names.binary_search(&name) {
+                names.reserve_exact(1);
+                names.insert(at, name.clone());
+            }
             dirty.services.insert(service);
         }
         self.slices.insert(name, slice);
@@ -164,7 +165,9 @@ impl Model {
             return;
         };
         if let Some(names) = self.slices_of.get_mut(&service) {
-            names.remove(name);
+            if let Ok(at) = names.binary_search(name) {
+                names.remove(at);
+            }
             if names.is_empty() {
                 self.slices_of.remove(&service);
             }
@@ -181,9 +184,9 @@ impl Model {
                 dirty.networks |= self.elsewhere.remove(&key.name).is_some();
             }
             Kind::EndpointSlice => self.forget_slice(&key.name, dirty),
-            Kind::Node => dirty.nodes |= self.nodes.remove(&key.name.name).is_some(),
+            Kind::Node => dirty.nodes |= self.nodes.remove(&*key.name.name).is_some(),
             Kind::ServiceCidr => {
-                dirty.networks |= self.service_cidrs.remove(&key.name.name).is_some();
+                dirty.networks |= self.service_cidrs.remove(&*key.name.name).is_some();
             }
             Kind::Pod => {
                 let owner = pod::owner(&key.name);
@@ -197,6 +200,9 @@ impl Model {
 
 /// The Service that a slice feeds, by label and in its own namespace (KP-08).
 fn service_of(slice: &EndpointSlice) -> Option<NamespacedName> {
-    let service = slice.service.as_deref()?;
-    Some(NamespacedName::new(slice.name.namespace.as_str(), service))
+    let service = slice.service.clone()?;
+    Some(NamespacedName::new(
+        Arc::clone(&slice.name.namespace),
+        service,
+    ))
 }

@@ -1,12 +1,16 @@
 //! Backend rows of one family: who has which id, in what state, used by how many slots.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use datapath_common::{BackendState, Via};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::allocator::CapacityError;
+use super::vias::Vias;
 use crate::model::Family;
 
 /// What a backend is: address, port (host order), IP protocol number.
@@ -33,12 +37,16 @@ pub struct BackendRow {
     pub via: Via,
 }
 
+/// A row that is not free; there may be very many.
 #[derive(Clone, Copy, Debug)]
 struct Held {
-    row: BackendRow,
+    key: BackendKey,
+    state: BackendState,
+    generation: u32,
+    /// In [`Backends::vias`].
+    via: u32,
     /// Slots of live segments that name it.
     users: u32,
-    drained: Option<Instant>,
 }
 
 /// The backend rows of one family as the kernel holds them.
@@ -47,8 +55,14 @@ pub struct Backends {
     family: Family,
     /// Rows of the map; ids are 1 ..= `entries` - 1.
     entries: u32,
-    held: BTreeMap<u32, Held>,
-    by_key: BTreeMap<BackendKey, u32>,
+    /// By id.
+    held: Vec<Option<Held>>,
+    vias: Vias,
+    /// Ids by the hash of their keys.
+    by_key: HashTable<u32>,
+    hasher: RandomState,
+    /// Since when ids have been draining.
+    drained: BTreeMap<u32, Instant>,
     /// Written free rows, longest free first, with the id's generation.
     free: VecDeque<(u32, u32)>,
     next: u32,
@@ -58,39 +72,75 @@ pub struct Backends {
 
 impl Backends {
     /// No rows, in a map of `entries`.
-    pub const fn new(family: Family, entries: u32) -> Self {
+    pub fn new(family: Family, entries: u32) -> Self {
         Self {
             family,
             entries,
-            held: BTreeMap::new(),
-            by_key: BTreeMap::new(),
+            held: Vec::new(),
+            vias: Vias::default(),
+            by_key: HashTable::new(),
+            hasher: RandomState::new(),
+            drained: BTreeMap::new(),
             free: VecDeque::new(),
             next: 1,
             idle: BTreeSet::new(),
         }
     }
 
+    fn held(&self, id: u32) -> Option<&Held> {
+        self.held.get(id as usize)?.as_ref()
+    }
+
     /// Id of a backend, active or draining.
     pub fn id(&self, key: &BackendKey) -> Option<u32> {
-        self.by_key.get(key).copied()
+        let has = |id: &u32| self.held(*id).is_some_and(|held| held.key == *key);
+        self.by_key.find(self.hasher.hash_one(key), has).copied()
     }
 
     /// The row of an id, unless it is free.
-    pub fn row(&self, id: u32) -> Option<&BackendRow> {
-        self.held.get(&id).map(|held| &held.row)
+    pub fn row(&self, id: u32) -> Option<BackendRow> {
+        self.held(id).map(|held| self.row_of(held))
+    }
+
+    fn row_of(&self, held: &Held) -> BackendRow {
+        BackendRow {
+            key: held.key,
+            state: held.state,
+            generation: held.generation,
+            via: self.vias.get(held.via),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (u32, &Held)> {
+        (0..)
+            .zip(&self.held)
+            .filter_map(|(id, held)| Some((id, held.as_ref()?)))
     }
 
     /// All rows that are not free, by id.
-    pub fn rows(&self) -> impl Iterator<Item = (u32, &BackendRow)> {
-        self.held.iter().map(|(id, held)| (*id, &held.row))
+    pub fn rows(&self) -> impl Iterator<Item = (u32, BackendRow)> {
+        self.all().map(|(id, held)| (id, self.row_of(held)))
     }
 
-    /// Ids of the backends at addresses `first ..= last`.
-    pub fn at(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = u32> {
-        let key = |addr, port, proto| BackendKey { addr, port, proto };
-        self.by_key
-            .range(key(first, 0, 0)..=key(last, u16::MAX, u8::MAX))
-            .map(|(_, id)| *id)
+    /// Ids of the backends at addresses in any of these ranges, both ends included.
+    pub fn within(&self, ranges: &[(IpAddr, IpAddr)]) -> Vec<u32> {
+        let mut ranges = ranges.to_vec();
+        ranges.sort_unstable();
+        // Those that overlap become one, so that only the last which begins before an
+        // address can hold it.
+        ranges.dedup_by(|next, held| {
+            let overlap = next.0 <= held.1;
+            if overlap {
+                held.1 = held.1.max(next.1);
+            }
+            overlap
+        });
+        let is_in = |addr: IpAddr| {
+            let after = ranges.partition_point(|(first, _)| *first <= addr);
+            after > 0 && addr <= ranges[after - 1].1
+        };
+        let all = self.all().filter(|(_, held)| is_in(held.key.addr));
+        all.map(|(id, _)| id).collect()
     }
 
     /// Whether any id was ever given out.
@@ -100,12 +150,12 @@ impl Backends {
 
     /// Slots that name an id.
     pub fn users(&self, id: u32) -> u32 {
-        self.held.get(&id).map_or(0, |held| held.users)
+        self.held(id).map_or(0, |held| held.users)
     }
 
     /// Since when an id has been draining.
     pub fn drained(&self, id: u32) -> Option<Instant> {
-        self.held.get(&id)?.drained
+        self.drained.get(&id).copied()
     }
 
     /// Reserves an id and its next generation.
@@ -130,36 +180,75 @@ impl Backends {
 
     /// Gives back a reserved id that was not written.
     pub fn give_back(&mut self, id: u32, generation: u32) {
-        if !self.held.contains_key(&id) {
+        if self.held(id).is_none() {
             self.free.push_front((id, generation.wrapping_sub(1)));
         }
     }
 
     /// Takes note of a written row.
     pub fn put(&mut self, id: u32, row: BackendRow, now: Instant) {
+        let old = self.held(id).copied();
+        if let Some(old) = old.filter(|old| row.state == BackendState::Free || old.key != row.key) {
+            self.forget_key(id, &old.key);
+        }
+        if row.state == BackendState::Draining {
+            self.drained.entry(id).or_insert(now);
+        } else {
+            self.drained.remove(&id);
+        }
         if row.state == BackendState::Free {
-            if let Some(held) = self.held.remove(&id)
-                && self.by_key.get(&held.row.key) == Some(&id)
-            {
-                self.by_key.remove(&held.row.key);
+            if let Some(old) = old {
+                self.vias.leave(old.via);
+                self.held[id as usize] = None;
             }
             self.idle.remove(&id);
             self.free.push_back((id, row.generation));
             return;
         }
-        self.by_key.entry(row.key).or_insert(id);
-        let held = self.held.entry(id).or_insert(Held {
-            row,
-            users: 0,
-            drained: None,
-        });
-        held.row = row;
-        held.drained = match row.state {
-            BackendState::Draining => held.drained.or(Some(now)),
-            BackendState::Active | BackendState::Free => None,
+        let held = Held {
+            key: row.key,
+            state: row.state,
+            generation: row.generation,
+            via: self.vias.share(row.via),
+            users: old.map_or(0, |old| old.users),
         };
+        if let Some(old) = old {
+            self.vias.leave(old.via);
+        }
+        let index = id as usize;
+        if self.held.len() <= index {
+            self.held.resize(index + 1, None);
+        }
+        self.held[index] = Some(held);
+        self.note_key(id, &row.key);
         if held.users == 0 && row.state == BackendState::Active {
             self.idle.insert(id);
+        }
+    }
+
+    /// Another id that has the key already keeps it.
+    fn note_key(&mut self, id: u32, key: &BackendKey) {
+        let Self {
+            held,
+            by_key,
+            hasher,
+            ..
+        } = self;
+        let key_of = |id: &u32| held.get(*id as usize)?.as_ref().map(|held| held.key);
+        let found = by_key.entry(
+            hasher.hash_one(key),
+            |id| key_of(id) == Some(*key),
+            |id| key_of(id).map_or(0, |key| hasher.hash_one(key)),
+        );
+        if let Entry::Vacant(place) = found {
+            place.insert(id);
+        }
+    }
+
+    fn forget_key(&mut self, id: u32, key: &BackendKey) {
+        let hash = self.hasher.hash_one(key);
+        if let Ok(found) = self.by_key.find_entry(hash, |held| *held == id) {
+            found.remove();
         }
     }
 
@@ -172,14 +261,14 @@ impl Backends {
     /// Makes the never written ids below the highest adopted one available.
     pub fn finish_adoption(&mut self) {
         let free: BTreeSet<u32> = self.free.iter().map(|(id, _)| *id).collect();
-        let missing = (1..self.next).filter(|id| !self.held.contains_key(id) && !free.contains(id));
-        self.free
-            .extend(missing.map(|id| (id, 0)).collect::<Vec<_>>());
+        let missing = (1..self.next).filter(|id| self.held(*id).is_none() && !free.contains(id));
+        let missing: Vec<(u32, u32)> = missing.map(|id| (id, 0)).collect();
+        self.free.extend(missing);
     }
 
     /// One more slot of a live segment names `id`.
     pub fn use_id(&mut self, id: u32) {
-        if let Some(held) = self.held.get_mut(&id) {
+        if let Some(held) = self.held.get_mut(id as usize).and_then(Option::as_mut) {
             held.users += 1;
             self.idle.remove(&id);
         }
@@ -187,7 +276,7 @@ impl Backends {
 
     /// One slot fewer names `id`.
     pub fn unuse_id(&mut self, id: u32) {
-        if let Some(held) = self.held.get_mut(&id) {
+        if let Some(held) = self.held.get_mut(id as usize).and_then(Option::as_mut) {
             held.users = held.users.saturating_sub(1);
             if held.users == 0 {
                 self.idle.insert(id);

@@ -142,8 +142,8 @@ type Claimant = (Kind, PortKey);
 pub struct Desired {
     /// What each Service claims.
     claims_of: HashMap<NamespacedName, Vec<(FrontKey, Claimant)>>,
-    /// Who claims a frontend.
-    claims: BTreeMap<FrontKey, BTreeMap<Claimant, Claim>>,
+    /// Who claims a frontend, in ascending order; hardly ever more than one.
+    claims: BTreeMap<FrontKey, Vec<(Claimant, Claim)>>,
     contested: BTreeSet<FrontKey>,
     /// Number of claims that mark each service address.
     addresses: HashMap<IpAddr, u32>,
@@ -186,7 +186,14 @@ impl Desired {
             touched.insert(front);
             let claims = self.claims.entry(front).or_default();
             let marks = claim.marks_address;
-            let former = claims.insert(claimant, claim);
+            let former = match claims.binary_search_by(|(held, _)| held.cmp(&claimant)) {
+                Ok(at) => Some(std::mem::replace(&mut claims[at].1, claim)),
+                Err(at) => {
+                    claims.reserve_exact(1);
+                    claims.insert(at, (claimant, claim));
+                    None
+                }
+            };
             if claims.len() > 1 {
                 self.contested.insert(front);
             }
@@ -201,7 +208,7 @@ impl Desired {
 
     /// Who has a frontend and what it does.
     pub fn frontend(&self, front: &FrontKey) -> Option<(&PortKey, &Claim)> {
-        let ((_, port), claim) = self.claims.get(front)?.first_key_value()?;
+        let ((_, port), claim) = self.claims.get(front)?.first()?;
         Some((port, claim))
     }
 
@@ -263,7 +270,8 @@ impl Desired {
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = Vec::new();
         for front in &self.contested {
-            let mut claims = self.claims.get(front).into_iter().flat_map(BTreeMap::keys);
+            let claims = self.claims.get(front).into_iter().flatten();
+            let mut claims = claims.map(|(claimant, _)| claimant);
             let Some((kind, winner)) = claims.next() else {
                 continue;
             };
@@ -287,7 +295,8 @@ impl Desired {
         let Some(claims) = self.claims.get_mut(&front) else {
             return;
         };
-        let former = claims.remove(claimant);
+        let at = claims.binary_search_by(|(held, _)| held.cmp(claimant));
+        let former = at.ok().map(|at| claims.remove(at).1);
         if claims.len() < 2 {
             self.contested.remove(&front);
         }

@@ -312,7 +312,7 @@ fn backend_id(
     let backends = applied.backends_mut(family);
     let known = backends
         .id(&key)
-        .and_then(|id| Some((id, *backends.row(id)?)));
+        .and_then(|id| Some((id, backends.row(id)?)));
     let (id, generation) = match known {
         Some((id, row)) if row.state == BackendState::Active && row.via == via => return Ok(id),
         Some((id, row)) => (id, row.generation),
@@ -414,15 +414,15 @@ pub(super) fn backend(
         BackendRow {
             state: BackendState::Draining,
             via: ways.to(row.key.addr),
-            ..*row
+            ..row
         }
     } else {
         BackendRow {
             via: ways.to(row.key.addr),
-            ..*row
+            ..row
         }
     };
-    let ops = if new == *row {
+    let ops = if new == row {
         Vec::new()
     } else {
         vec![MapOp::put_backend(id, &new)]
@@ -439,13 +439,22 @@ pub(super) fn execute(
     clock: &dyn Fn() -> Instant,
     written: &mut usize,
 ) -> Result<(), WriteError> {
-    for op in &draft.ops {
-        if let Err(error) = writer.write(op) {
-            undo(applied, draft);
-            return Err(error);
+    let mut left = &draft.ops[..];
+    while !left.is_empty() {
+        let done = match writer.write_some(left) {
+            Ok(done) => done.clamp(1, left.len()),
+            Err(error) => {
+                undo(applied, draft);
+                return Err(error);
+            }
+        };
+        let (written_now, rest) = left.split_at(done);
+        let now = clock();
+        for op in written_now {
+            applied.advance(op, now);
         }
-        applied.advance(op, clock());
-        *written += 1;
+        *written += done;
+        left = rest;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ mod peers;
 mod planner;
 mod sources;
 pub mod table;
+mod vias;
 
 pub use allocator::{CapacityError, GRACE, Region, SegmentAllocator};
 pub use applied::{Applied, Capacities, Rows};

@@ -303,4 +303,13 @@ pub struct WriteError {
 pub trait MapWriter {
     /// Carries out one write. Deleting a row that is not there succeeds.
     fn write(&mut self, op: &MapOp) -> Result<(), WriteError>;
+
+    /// Carries out the first of these writes, one or more in one go, and says how many.
+    /// An error means that the first one was not carried out.
+    fn write_some(&mut self, ops: &[MapOp]) -> Result<usize, WriteError> {
+        match ops.first() {
+            Some(first) => self.write(first).map(|()| 1),
+            None => Ok(0),
+        }
+    }
 }

@@ -425,10 +425,10 @@ impl Planner {
                 .copied()
                 .map(Unit::Network),
         );
-        for (first, last) in ways.changed_since(&self.ways) {
-            let family = Family::of(first);
-            let ids = self.applied.backends(family).at(first, last);
-            units.extend(ids.map(|id| Unit::Backend(family, id)));
+        let changed = ways.changed_since(&self.ways);
+        for family in [Family::V4, Family::V6] {
+            let ids = self.applied.backends(family).within(&changed);
+            units.extend(ids.into_iter().map(|id| Unit::Backend(family, id)));
         }
         self.pending
             .extend(units.into_iter().map(|unit| (unit, Retry::default())));

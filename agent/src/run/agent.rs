@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::by_xdp;
 use super::faults::Part;
@@ -14,8 +14,10 @@ use super::node::NodeView;
 use super::serving::Serving;
 use super::shared::Shared;
 use super::slow::{self, Ended, Slow};
-use super::status::{self, Names, Snapshot};
+use super::spare;
+use super::status::{self, Snapshot};
 use super::waiting::Waiting;
+use crate::admin::Asking;
 use crate::health::Ports;
 use crate::model::Node;
 use crate::net::{Bridge, Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
@@ -44,7 +46,7 @@ pub struct Agent {
     slow_passes: u64,
     health: Ports,
     state: State,
-    names: Option<Arc<Names>>,
+    asked: mpsc::Receiver<Asking>,
     publish: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -53,6 +55,7 @@ enum Event {
     Net(Result<NetChanged, NetlinkError>),
     SlowPath(Ended),
     HealthPorts(Vec<String>),
+    Asked(Asking),
     Time,
 }
 
@@ -63,6 +66,7 @@ impl Agent {
         manifests: Manifests,
         health: Ports,
         publish: watch::Sender<Arc<Snapshot>>,
+        asked: mpsc::Receiver<Asking>,
     ) -> Self {
         let slow = Slow::new(shared.netlink.clone(), shared.args.places.sysctls());
         Self {
@@ -74,7 +78,7 @@ impl Agent {
             slow_passes: 0,
             health,
             state: State::Waiting(Box::default()),
-            names: None,
+            asked,
             publish,
         }
     }
@@ -110,6 +114,7 @@ impl Agent {
                 Event::HealthPorts(failed) => {
                     self.shared.faults.set(Part::HealthPorts, failed);
                 }
+                Event::Asked(asking) => self.tell_names(asking),
                 Event::Time => {}
             }
             self.work().await;
@@ -126,6 +131,7 @@ impl Agent {
             watcher,
             slow,
             health,
+            asked,
             ..
         } = self;
         tokio::select! {
@@ -134,6 +140,7 @@ impl Agent {
             changed = heard(watcher) => Event::Net(changed),
             ended = slow.ended() => Event::SlowPath(ended),
             failed = health.failed() => Event::HealthPorts(failed),
+            Some(asking) = asked.recv() => Event::Asked(asking),
             () = until(wake) => Event::Time,
         }
     }
@@ -181,9 +188,12 @@ impl Agent {
                 }
             }
             State::Serving(serving) => {
+                let large = batch.changes.len() >= spare::LARGE_BATCH;
                 let nodes = serving.batch(&mut self.shared, batch);
                 let paces = &mut self.shared.paces;
-                paces.names.ask(now);
+                if large {
+                    paces.spare.ask(now + spare::REST);
+                }
                 if nodes {
                     paces.programs.ask_now(now);
                     paces.facts.ask_now(now);
@@ -231,6 +241,7 @@ impl Agent {
         self.slow.start(serving.overlay(shared), started);
         look_at_facts(&mut serving, shared).await;
         shared.paces.uplink.done(started, Instant::now());
+        shared.paces.spare.ask(Instant::now() + spare::REST);
         self.state = State::Serving(serving);
     }
 
@@ -291,6 +302,7 @@ impl Agent {
             if let Some(watcher) = &mut self.watcher {
                 watcher.set_interest(interest);
             }
+            paces.spare.ask(now + spare::REST);
             if serving.is_configured(shared) {
                 serving.sync_links(shared, true);
             } else {
@@ -310,15 +322,22 @@ impl Agent {
             serving.sync_links(shared, false);
             shared.paces.links.done(now, Instant::now());
         }
+        if shared.paces.spare.take(now) {
+            spare::give_back();
+            shared.paces.spare.done(now, Instant::now());
+        }
         serving.walk(shared);
         if serving.attached {
             self.health
                 .take(serving.health_news(shared), Instant::now());
         }
-        if shared.paces.names.take(now) {
-            let began = Instant::now();
-            self.names = Some(Arc::new(status::names(&serving.planner)));
-            shared.paces.names.done(began, Instant::now());
+    }
+
+    /// Whoever is told nothing is refused.
+    fn tell_names(&self, asking: Asking) {
+        if let State::Serving(serving) = &self.state {
+            // Who does not wait any more needs none.
+            let _ = asking.send(status::names(&serving.planner));
         }
     }
 
@@ -429,17 +448,15 @@ impl Agent {
                 status.maps_created = (opened.maps.len() - adopted) as u32;
             }
         }
-        let names = self.names.clone();
+        let has_names =
+            matches!(&self.state, State::Serving(serving) if serving.planner.is_ready());
         self.publish.send_if_modified(|snapshot| {
-            let same_names = match (&snapshot.names, &names) {
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                (a, b) => a.is_none() && b.is_none(),
-            };
-            if same_names && snapshot.status == status {
-                return false;
+            let next = Snapshot { status, has_names };
+            let news = **snapshot != next;
+            if news {
+                *snapshot = Arc::new(next);
             }
-            *snapshot = Arc::new(Snapshot { status, names });
-            true
+            news
         });
     }
 }
@@ -453,7 +470,6 @@ async fn look_at_facts(serving: &mut Serving, shared: &mut Shared) {
     if !looked {
         shared.paces.facts.ask(Instant::now() + PODS_AGAIN);
     }
-    shared.paces.names.ask(Instant::now());
     if serving.attached || !serving.planner.is_ready() {
         return;
     }

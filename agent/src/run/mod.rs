@@ -19,16 +19,15 @@ pub mod serving;
 pub mod shared;
 pub mod slow;
 pub mod sockets;
+mod spare;
 pub mod status;
 pub mod stripped;
 pub mod waiting;
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin;
@@ -105,7 +104,7 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
     tracing::info!("services at sockets: {}, {}", sockets.chosen(), sockets.why);
     let socket = admin::Server::bind(&args.places.socket())?;
     let manifests = Manifests::watch(&args.state, Timing::default())?;
-    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let (answers, publish, asked) = admin::Answers::new(Snapshot::default());
     let health = health::Ports::start(&args.node, args.services.uplink_services)
         .context("cannot answer on health check node ports")?;
     let mut agent = Agent::new(
@@ -113,8 +112,9 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
         manifests,
         health,
         publish,
+        asked,
     );
-    let server = socket.start(snapshots)?;
+    let server = socket.start(answers)?;
     let ended = tokio::select! {
         error = agent.run() => Err(error),
         _ = terminate.recv() => Ok("SIGTERM"),

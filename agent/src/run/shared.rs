@@ -7,6 +7,7 @@ use datapath_common::Mac;
 use super::faults::Faults;
 use super::pace::Pace;
 use super::sockets::SocketChoice;
+use super::spare;
 use crate::args::RunArgs;
 use crate::kernel::probe::Kernel;
 use crate::net::{Netlink, Uplink};
@@ -21,9 +22,8 @@ const FACTS: Duration = Duration::from_secs(10);
 const GAP: Duration = Duration::from_millis(100);
 /// Between looks at local pods that notifications ask for: a new pod waits for it.
 const POD_GAP: Duration = Duration::from_millis(20);
-/// Between two tables of names for the socket.
-const NAMES_GAP: Duration = Duration::from_millis(20);
-const NAMES: Duration = Duration::from_hours(1);
+/// Between two times that free memory is given back without a reason.
+const SPARE: Duration = Duration::from_hours(1);
 
 /// Counted since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,8 +51,8 @@ pub struct Paces {
     pub links: Pace,
     /// Other read-only data for the programs.
     pub programs: Pace,
-    /// Names for the socket.
-    pub names: Pace,
+    /// Free memory.
+    pub spare: Pace,
 }
 
 impl Default for Paces {
@@ -63,7 +63,7 @@ impl Default for Paces {
             slow: Pace::new(GAP, SLOW),
             links: Pace::new(GAP, LINKS),
             programs: Pace::new(GAP, LINKS),
-            names: Pace::new(NAMES_GAP, NAMES),
+            spare: Pace::new(spare::REST, SPARE),
         }
     }
 }
@@ -76,7 +76,7 @@ impl Paces {
             self.facts,
             self.links,
             self.programs,
-            self.names,
+            self.spare,
         ];
         let slow = self.slow.due().filter(|_| slow);
         all.iter().filter_map(Pace::due).chain(slow).min()

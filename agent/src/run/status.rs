@@ -1,7 +1,5 @@
 //! Answers for the socket, assembled from what the loop knows (pure).
 
-use std::sync::Arc;
-
 use admin_api::{
     BackendServices, Feature, FrontendAddress, LinkAttachment, ObjectCounts, Overlay, Peer,
     Protocol, Service, Warning,
@@ -18,12 +16,12 @@ use crate::net::device_name;
 use crate::plan::Planner;
 
 /// Everything that the socket answers with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Snapshot {
     /// How the agent does.
     pub status: admin_api::Status,
-    /// Names of things; absent until there are any to be known.
-    pub names: Option<Arc<Names>>,
+    /// Whether names of things are known, which are made when somebody asks for them.
+    pub has_names: bool,
 }
 
 /// Names behind numbers and addresses.
@@ -157,8 +155,8 @@ pub fn names(planner: &Planner) -> Names {
         let family = family(port.family);
         let service = services.entry(row.service).or_insert_with(|| Service {
             number: row.service,
-            namespace: port.service.namespace.clone(),
-            name: port.service.name.clone(),
+            namespace: port.service.namespace.to_string(),
+            name: port.service.name.to_string(),
             port_name: port.port.clone(),
             family,
             frontends: Vec::new(),

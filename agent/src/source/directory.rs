@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Change;
 use super::document::Item;
@@ -21,11 +22,11 @@ pub(super) enum Contents {
 /// The state of the directory.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    files: BTreeMap<PathBuf, BTreeMap<ObjectKey, Object>>,
+    files: BTreeMap<Arc<Path>, BTreeMap<ObjectKey, Object>>,
     /// Files with faults only.
     faults: BTreeMap<PathBuf, Vec<Warning>>,
-    /// Which files hold an object; the first by name wins.
-    holders: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
+    /// Which files hold an object, by name; the first wins.
+    holders: BTreeMap<ObjectKey, Vec<Arc<Path>>>,
     /// Objects that more than one file holds.
     contested: BTreeSet<ObjectKey>,
 }
@@ -44,13 +45,15 @@ impl Directory {
         };
         let touched: BTreeSet<ObjectKey> = old.keys().chain(new.keys()).cloned().collect();
         let before: Vec<Option<Object>> = touched.iter().map(|k| self.winner(k).cloned()).collect();
+        let held = self.files.get_key_value(path);
+        let shared = held.map_or_else(|| path.into(), |(path, _)| Arc::clone(path));
         for key in &touched {
-            self.hold(key, path, new.contains_key(key));
+            self.hold(key, &shared, new.contains_key(key));
         }
         if new.is_empty() {
             self.files.remove(path);
         } else {
-            self.files.insert(path.to_owned(), new);
+            self.files.insert(shared, new);
         }
         if faults.is_empty() {
             self.faults.remove(path);
@@ -81,7 +84,7 @@ impl Directory {
             warnings.extend(holders.map(|other| {
                 let problem = format!("is also in {}, which counts", first.display());
                 let fault = Fault::new("", problem, "keep the object in one file");
-                Warning::new(key, fault).in_file(other)
+                Warning::new(key, fault).in_file(&**other)
             }));
         }
         warnings
@@ -92,12 +95,15 @@ impl Directory {
         self.files.get(first)?.get(key)
     }
 
-    fn hold(&mut self, key: &ObjectKey, path: &Path, holds: bool) {
+    fn hold(&mut self, key: &ObjectKey, path: &Arc<Path>, holds: bool) {
         let holders = self.holders.entry(key.clone()).or_default();
-        if holds {
-            holders.insert(path.to_owned());
-        } else {
-            holders.remove(path);
+        match (holders.binary_search(path), holds) {
+            (Err(at), true) => {
+                holders.reserve_exact(1);
+                holders.insert(at, Arc::clone(path));
+            }
+            (Ok(at), false) => drop(holders.remove(at)),
+            (Ok(_), true) | (Err(_), false) => {}
         }
         if holders.len() > 1 {
             self.contested.insert(key.clone());

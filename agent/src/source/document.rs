@@ -34,7 +34,7 @@ const LIST_DEPTH: usize = 4;
 pub(super) struct Parsed {
     /// By length and hash of the document's text. The hash is keyed, so two
     /// texts of one length meet once in 2^64, and nobody can choose them.
-    items: HashMap<(usize, u64), Vec<Item>>,
+    items: HashMap<(usize, u64), Box<[Item]>>,
     key: RandomState,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn yaml(text: &str, parsed: &mut Parsed) -> Vec<Item> {
                 let mut items = Vec::new();
                 object(&value, &mut items, LIST_DEPTH);
                 all.extend_from_slice(&items);
-                parsed.items.insert(digest, items);
+                parsed.items.insert(digest, items.into());
             }
             // Not kept: the line may be another next time.
             Err(error) => all.push(Item::Unreadable {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tulle_agent::model::{
-    Choice, Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Node, Object, Policy,
+    Choice, Endpoint, EndpointSlice, Exposure, Family, Hints, NamespacedName, Node, Object, Policy,
     Protocol, Scheduler, Service, ServiceCidr, ServicePort, SlicePort,
 };
 
@@ -167,7 +167,7 @@ fn slice() -> impl Strategy<Value = Object> {
             };
             let slice = EndpointSlice {
                 name: name("e", i),
-                service: service.map(|s| format!("s{s}")),
+                service: service.map(|s| format!("s{s}").into()),
                 family: Some(if v4 { Family::V4 } else { Family::V6 }),
                 ports: ports
                     .into_iter()
@@ -183,8 +183,15 @@ fn slice() -> impl Strategy<Value = Object> {
                         ready,
                         serving,
                         terminating,
-                        node: (host != 4).then(|| format!("n{node}")),
-                        zone_hints: (host == 2).then(|| "a".to_owned()).into_iter().collect(),
+                        node: (host != 4).then(|| format!("n{node}").into()),
+                        hints: (host == 2).then(|| {
+                            let zones = vec!["a".to_owned()];
+                            Hints {
+                                zones,
+                                ..Hints::default()
+                            }
+                            .into()
+                        }),
                         ..Endpoint::new(addr(node, host))
                     })
                     .collect(),

@@ -37,7 +37,7 @@ pub fn object(service: Service) -> Object {
 /// Endpoints of service `i`: address and number of the node.
 pub fn slice(i: u8, endpoints: &[(&str, u8)]) -> Object {
     let endpoint = |(addr, node): &(&str, u8)| Endpoint {
-        node: Some(format!("n{node}")),
+        node: Some(format!("n{node}").into()),
         ..Endpoint::new(addr.parse().unwrap())
     };
     let port = SlicePort {

@@ -15,6 +15,7 @@ pub use service::service;
 pub use service_cidr::service_cidr;
 pub use slice::slice;
 
+use super::shared::shared;
 use super::{Fault, NamespacedName, Protocol};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -30,7 +31,7 @@ pub struct Converted<T> {
 fn namespaced(meta: &ObjectMeta) -> Result<NamespacedName, Fault> {
     let namespace = meta.namespace.as_deref().unwrap_or("default");
     check_name("metadata.namespace", namespace)?;
-    Ok(NamespacedName::new(namespace, name(meta)?))
+    Ok(NamespacedName::new(shared(namespace), name(meta)?))
 }
 
 fn name(meta: &ObjectMeta) -> Result<&str, Fault> {

@@ -1,10 +1,13 @@
 //! discovery.k8s.io/v1/EndpointSlice.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::{Converted, check_name, check_port_name, namespaced, port_fault, protocol};
 use crate::model::address::{not_unicast, parse_ip};
-use crate::model::{Endpoint, EndpointSlice, Family, Fault, SlicePort};
+use crate::model::shared::shared;
+use crate::model::{Endpoint, EndpointSlice, Family, Fault, Hints, SlicePort};
 
 /// Label that names the Service (KP-08).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -52,7 +55,7 @@ pub fn slice(from: &api::EndpointSlice) -> Result<Converted<EndpointSlice>, Faul
 fn service_label(
     from: &api::EndpointSlice,
     notes: &mut Vec<Fault>,
-) -> Result<Option<String>, Fault> {
+) -> Result<Option<Arc<str>>, Fault> {
     let label = |name: &str| from.metadata.labels.as_ref().and_then(|l| l.get(name));
     if label(HEADLESS).is_some() {
         return Ok(None);
@@ -67,7 +70,7 @@ fn service_label(
         return Ok(None);
     };
     check_name(&field, name)?;
-    Ok(Some(name.clone()))
+    Ok(Some(name.as_str().into()))
 }
 
 /// A port without name or number is left out (KP-12).
@@ -138,28 +141,24 @@ fn endpoints(
             ready: conditions.and_then(|c| c.ready).unwrap_or(true),
             serving: conditions.and_then(|c| c.serving).unwrap_or(true),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-            node: from.node_name.clone().filter(|name| !name.is_empty()),
-            node_hints: node_hints(from),
-            zone_hints: zone_hints(from),
+            node: from
+                .node_name
+                .as_deref()
+                .filter(|name| !name.is_empty())
+                .map(shared),
+            hints: hints(from),
         });
     }
     Ok(endpoints)
 }
 
-fn node_hints(from: &api::Endpoint) -> Vec<String> {
-    let listed = from.hints.as_ref().and_then(|h| h.for_nodes.as_ref());
-    listed
-        .into_iter()
-        .flatten()
-        .map(|n| n.name.clone())
-        .collect()
-}
-
-fn zone_hints(from: &api::Endpoint) -> Vec<String> {
-    let listed = from.hints.as_ref().and_then(|h| h.for_zones.as_ref());
-    listed
-        .into_iter()
-        .flatten()
-        .map(|z| z.name.clone())
-        .collect()
+fn hints(from: &api::Endpoint) -> Option<Box<Hints>> {
+    let from = from.hints.as_ref()?;
+    let nodes = from.for_nodes.iter().flatten();
+    let zones = from.for_zones.iter().flatten();
+    let hints = Hints {
+        nodes: nodes.map(|node| node.name.clone()).collect(),
+        zones: zones.map(|zone| zone.name.clone()).collect(),
+    };
+    (hints != Hints::default()).then(|| hints.into())
 }

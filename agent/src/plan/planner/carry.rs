@@ -37,7 +37,7 @@ impl Planner {
             .filter(|(unit, retry)| which(unit) && due(retry))
             .map(|(unit, _)| *unit)
             .collect();
-        units.sort_by_key(|unit| self.phase(unit));
+        units.sort_by_cached_key(|unit| self.phase(unit));
         for unit in units {
             match self.run_unit(unit, writer, clock, &mut outcome.written) {
                 Ok(()) => {

@@ -15,13 +15,13 @@ use crate::workspace::Workspace;
 /// The page with the tables, from the root of the workspace.
 const PAGE: &str = "docs/benchmarks.md";
 /// What can be measured, and the names of the page's parts.
-const KINDS: [&str; 3] = ["packets", "wire", "services"];
+const KINDS: [&str; 4] = ["packets", "apply", "wire", "services"];
 /// Which of them draw.
 const DRAWN: [&str; 1] = ["services"];
 /// Where plots are, from the root of the workspace.
 const PLOTS: &str = "docs/plots";
 
-/// Measure the programs (`packets`), clusters (`wire`) and ways to services (`services`); all
+/// Measure the programs (`packets`), the agent (`apply`), clusters (`wire`) and ways to services (`services`); all
 /// without an argument
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,7 +32,7 @@ pub struct Args {
     /// of the last time
     #[arg(long)]
     update: bool,
-    /// `packets`, `wire` or `services`, and options: `cargo xtask bench packets --help` names them
+    /// `packets`, `apply`, `wire` or `services`, and options: `cargo xtask bench packets --help` names them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }

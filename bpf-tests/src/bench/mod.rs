@@ -1,7 +1,9 @@
-//! Benchmarks: what a packet costs in each program, and what clusters make of it. How it is measured is in
+//! Benchmarks: what a packet costs in each program, how soon a change is in the
+//! maps, and what clusters make of it. How it is measured is in
 //! `docs/benchmarks.md`.
 
 mod aims;
+mod apply;
 mod datapath;
 mod outside;
 mod packets;
@@ -33,6 +35,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    Apply(apply::Args),
     Packets(packets::Args),
     Wire(wire::Args),
     Services(services::Args),
@@ -41,6 +44,7 @@ enum What {
 /// Reads the command line and measures.
 pub fn main() -> Result<()> {
     match Cli::parse().what {
+        What::Apply(args) => apply::run(&args),
         What::Packets(args) => packets::run(&args),
         What::Wire(args) => wire::run(&args),
         What::Services(args) => services::run(&args),

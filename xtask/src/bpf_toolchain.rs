@@ -120,6 +120,8 @@ impl Toolchain {
             "CARGO_BUILD_RUSTC",
             "CARGO_BUILD_TARGET",
             "CARGO_BUILD_RUSTFLAGS",
+            // Parts of a crate compiled apart make other code, and crash LLVM's code generator.
+            "CARGO_INCREMENTAL",
             "LD_LIBRARY_PATH",
         ] {
             command.env_remove(variable);

@@ -27,7 +27,7 @@ use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tulle_agent::kernel::loader::OBJECT;
 use tulle_agent::kernel::loading::uninterrupted;
-use tulle_agent::kernel::probe::{Sources, probe};
+use tulle_agent::kernel::probe::{Sources, probe, tells_mptcp};
 use tulle_agent::kernel::{AttachKind, Datapath};
 
 /// Lines of a refusal that are shown.
@@ -134,8 +134,14 @@ fn every_program_is_verified() {
     } else {
         &[("", 0), ("+calls", Feature::CALLS)]
     };
+    // Whether it is used or not: what the kernel can do.
+    let mptcp = if tells_mptcp() {
+        Feature::TELLS_MPTCP
+    } else {
+        0
+    };
     let sets = FEATURES.iter().flat_map(|(name, bits)| {
-        let with = |(how, more): &(&str, u32)| (format!("{name}{how}"), bits | more);
+        let with = |(how, more): &(&str, u32)| (format!("{name}{how}"), bits | more | mptcp);
         ways.iter().map(with).collect::<Vec<_>>()
     });
     for (features, bits) in sets {

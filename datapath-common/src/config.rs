@@ -38,6 +38,8 @@ impl Feature {
     pub const CALLS: u32 = 1024;
     /// Services with remote backends are served by `tulle_xdp`, before an skb is made.
     pub const XDP_SERVICES: u32 = 2048;
+    /// `bpf_skc_to_mptcp_sock` tells the connections that MPTCP is made of (Linux 5.19).
+    pub const TELLS_MPTCP: u32 = 4096;
     /// What a node can do without, where the kernel's verifier cannot follow the
     /// programs with all of it: services for pods and the overlay stay.
     pub const OPTIONAL: u32 = Self::UPLINK_SERVICES

@@ -34,7 +34,7 @@ pub use service::{
     Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Scope,
     SourceKey, SourceNet, Traffic,
 };
-pub use socket::{SocketClient, SocketHook, SocketKey, SocketPeer};
+pub use socket::{Connection, SocketClient, SocketHook, SocketId, SocketKey, SocketPeer};
 
 /// IP protocol numbers that the datapath knows (IANA).
 pub mod proto {

@@ -2,9 +2,9 @@
 //! definitions themselves are in the programs' `maps.rs`.
 
 use crate::{
-    Affinity, AffinityKey, Backend, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey, SocketClient,
-    SocketKey, SocketPeer, SourceKey, Traffic, Via, Work,
+    Affinity, AffinityKey, Backend, Connection, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey,
+    SocketClient, SocketId, SocketKey, SocketPeer, SourceKey, Traffic, Via, Work,
 };
 
 /// Changes whenever a key, a value or a map's kind changes. Pinned maps of
@@ -57,8 +57,10 @@ maps! {
     FLOW_V6 = "tulle_flow_v6", 131_072, Programs, "IPv6 flows, a row for each direction";
     AFFIN_V4 = "tulle_affin_v4", 16_384, Programs, "IPv4 session affinity: client and service to backend";
     AFFIN_V6 = "tulle_affin_v6", 16_384, Programs, "IPv6 session affinity: client and service to backend";
-    SOCKS_V4 = "tulle_socks_v4", 32_768, Programs, "IPv4 peers that sockets were given: backend to service, and for datagrams service to backend";
-    SOCKS_V6 = "tulle_socks_v6", 32_768, Programs, "IPv6 peers that sockets were given: backend to service, and for datagrams service to backend";
+    CONNS_V4 = "tulle_conns_v4", 32_768, Programs, "IPv4 peers that connected sockets were given: socket to backend and service";
+    CONNS_V6 = "tulle_conns_v6", 32_768, Programs, "IPv6 peers that connected sockets were given: socket to backend and service";
+    SOCKS_V4 = "tulle_socks_v4", 32_768, Programs, "IPv4 peers of sockets that send datagrams unconnected: service to backend, backend to service";
+    SOCKS_V6 = "tulle_socks_v6", 32_768, Programs, "IPv6 peers of sockets that send datagrams unconnected: service to backend, backend to service";
     SK_AFFIN = "tulle_sk_affin", 16_384, Programs, "session affinity of sockets: network namespace and service to backend";
     SRCS_V4 = "tulle_srcs_v4", 16_384, Agent, "IPv4 networks that may use a service";
     SRCS_V6 = "tulle_srcs_v6", 16_384, Agent, "IPv6 networks that may use a service";
@@ -126,6 +128,8 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         FLOW_V6 => of::<FlowKey<Ip6>, Flow<Ip6>>(),
         AFFIN_V4 => of::<AffinityKey<Ip4>, Affinity>(),
         AFFIN_V6 => of::<AffinityKey<Ip6>, Affinity>(),
+        CONNS_V4 => of::<SocketId, Connection<Ip4>>(),
+        CONNS_V6 => of::<SocketId, Connection<Ip6>>(),
         SOCKS_V4 => of::<SocketKey<Ip4>, SocketPeer<Ip4>>(),
         SOCKS_V6 => of::<SocketKey<Ip6>, SocketPeer<Ip6>>(),
         SK_AFFIN => of::<SocketClient, Affinity>(),

@@ -2,9 +2,43 @@
 
 use crate::{Ip4, Ip6};
 
-/// Key of `tulle_socks_v4` and `tulle_socks_v6`. [`Forward`](crate::Direction::Forward):
-/// a service that an unconnected socket sends datagrams to.
-/// [`Reply`](crate::Direction::Reply): a backend that a socket was given.
+/// Key of `tulle_conns_v4` and `tulle_conns_v6`: a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(C)]
+pub struct SocketId {
+    /// The socket's cookie, low word first. No two sockets have one until the next boot.
+    pub cookie: [u32; 2],
+}
+
+/// Value of `tulle_conns_v4` and `tulle_conns_v6`: the backend that a socket was connected
+/// to in the place of a service. Written once for each call of `connect`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Connection<A> {
+    /// The backend's address.
+    pub backend_addr: A,
+    /// The frontend's address, which the process asked for.
+    pub service_addr: A,
+    /// The backend's port, host order.
+    pub backend_port: u16,
+    /// The frontend's port, host order.
+    pub service_port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Always zero.
+    pub reserved: [u8; 3],
+    /// Backend id.
+    pub backend: u32,
+    /// Generation of the backend's row.
+    pub generation: u32,
+    /// When it was written, in ticks.
+    pub seen: u32,
+}
+
+/// Key of `tulle_socks_v4` and `tulle_socks_v6`, of sockets that send datagrams without being
+/// connected. [`Forward`](crate::Direction::Forward): a service that the socket sends to; with
+/// address and port zero the one that it began with last, by which its rows are found when it is
+/// closed. [`Reply`](crate::Direction::Reply): a backend that it was given.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(C)]
 pub struct SocketKey<A> {
@@ -24,7 +58,8 @@ pub struct SocketKey<A> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct SocketPeer<A> {
-    /// Forward: the backend's address. Reply: the frontend's.
+    /// Forward: the backend's address, in the row with address and port zero the service's.
+    /// Reply: the frontend's.
     pub addr: A,
     /// Its port, host order.
     pub port: u16,
@@ -34,7 +69,7 @@ pub struct SocketPeer<A> {
     pub backend: u32,
     /// Generation of the backend's row.
     pub generation: u32,
-    /// When it was last written, in ticks. Rows of connections are written once.
+    /// When it was last written, in ticks.
     pub seen: u32,
 }
 
@@ -50,6 +85,9 @@ pub struct SocketClient {
 }
 
 pod! {
+    SocketId = 8 [[u32; 2]];
+    Connection<Ip4> = 28 [Ip4, Ip4, u16, u16, u8, [u8; 3], u32, u32, u32];
+    Connection<Ip6> = 52 [Ip6, Ip6, u16, u16, u8, [u8; 3], u32, u32, u32];
     SocketKey<Ip4> = 16 [[u32; 2], Ip4, u16, u8, u8];
     SocketKey<Ip6> = 28 [[u32; 2], Ip6, u16, u8, u8];
     SocketPeer<Ip4> = 20 [Ip4, u16, u16, u32, u32, u32];

@@ -3,13 +3,16 @@
 //! then its packets meet the service.
 
 use datapath_common::{
-    Address, Affinity, Backend, Config, Direction, Feature, Frontend, FrontendFlags, FrontendKey,
-    Scope, SocketClient, SocketKey, SocketPeer, TICK_SHIFT, proto,
+    Address, Affinity, Config, Connection, Direction, Frontend, FrontendKey, SocketClient,
+    SocketId, SocketKey, SocketPeer, proto,
 };
 
-use crate::{pick::Rules, reduce};
+mod choice;
 
-/// What is asked of the maps and of the kernel.
+use choice::{choose, frontend, opened, serves, usable};
+
+/// What is asked of the maps and of the kernel. Rows are copies: a program at a socket may stand
+/// still between two look-ups while others write.
 pub trait Sockets<A> {
     /// The configuration.
     fn config(&self) -> &Config;
@@ -18,7 +21,9 @@ pub trait Sockets<A> {
     /// Any number.
     fn random(&self) -> u32;
     /// A frontend.
-    fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend>;
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
+    /// Whether there is one.
+    fn is_frontend(&self, key: &FrontendKey<A>) -> bool;
     /// What a slot of the segments holds.
     fn slot(&self, index: u32) -> Option<u32>;
     /// Whether a segment holds a backend's id.
@@ -26,19 +31,36 @@ pub trait Sockets<A> {
     /// [`pick`](crate::pick): the slot of a new flow that takes its turn.
     fn pick(&self, list: u64, how: u64, hash: u32) -> u32;
     /// A backend.
-    fn backend(&self, id: u32) -> Option<&Backend<A>>;
-    /// A row of what sockets were given.
-    fn peer(&self, key: &SocketKey<A>) -> Option<&SocketPeer<A>>;
+    fn backend(&self, id: u32) -> Option<Target<A>>;
+    /// What a connected socket was given.
+    fn connection(&self, id: &SocketId) -> Option<Connection<A>>;
+    /// Writes that. False if it is not taken.
+    fn put_connection(&self, id: &SocketId, row: &Connection<A>) -> bool;
+    /// Removes it.
+    fn remove_connection(&self, id: &SocketId);
+    /// A row of what sockets that are not connected were given.
+    fn peer(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>>;
     /// Writes one. False if it is not taken.
     fn put_peer(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) -> bool;
     /// Removes one, if it is there.
     fn remove_peer(&self, key: &SocketKey<A>);
     /// Whom a client was given last.
-    fn affinity(&self, client: &SocketClient) -> Option<&Affinity>;
+    fn affinity(&self, client: &SocketClient) -> Option<Affinity>;
     /// Remembers it, if there is room.
     fn remember_affinity(&self, client: &SocketClient, affinity: &Affinity);
     /// Counts a new flow.
     fn count_flow(&self, service: u32, backend: u32);
+}
+
+/// What sockets need of a backend's row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target<A> {
+    /// Address and port.
+    pub at: Peer<A>,
+    /// Generation of the row.
+    pub generation: u32,
+    /// Whether it serves ([`BackendState::Active`](datapath_common::BackendState::Active)).
+    pub is_active: bool,
 }
 
 /// A socket.
@@ -58,6 +80,13 @@ pub struct Socket {
 }
 
 impl Socket {
+    #[inline(always)]
+    const fn id(&self) -> SocketId {
+        SocketId {
+            cookie: self.cookie,
+        }
+    }
+
     #[inline(always)]
     fn key<A>(&self, addr: A, port: u16, direction: Direction) -> SocketKey<A> {
         SocketKey {
@@ -85,78 +114,63 @@ pub struct Peer<A> {
     pub port: u16,
 }
 
-/// Flags of frontends that a socket can honour, whoever has it. Those of affinity and of
-/// rows in the flow table mean nothing here, and an empty list is left to packets.
-const HONOURED: u16 = FrontendFlags::FLOWS_DECIDE
-    | FrontendFlags::FLOWS_MAY_BE_LOST
-    | FrontendFlags::DROP_INSIDE
-    | FrontendFlags::DROP_OUTSIDE
-    | FrontendFlags::MASQUERADE_OUTSIDE
-    | FrontendFlags::ROUND_ROBIN
-    | FrontendFlags::LOCAL_INSIDE
-    | FrontendFlags::LOCAL_OUTSIDE;
-
-/// The same for processes of the node. The kernel gives what they send straight to a pod
-/// the source that masquerade would give it.
-const HONOURED_FOR_NODE: u16 = HONOURED | FrontendFlags::MASQUERADE_PODS;
-
-/// The frontend, if it is served at this socket.
-#[inline(always)]
-fn frontend<'t, A: Address, T: Sockets<A>>(
-    tables: &'t T,
-    socket: &Socket,
-    to: &Peer<A>,
-) -> Option<&'t Frontend> {
-    if socket.is_bound || (socket.proto != proto::TCP && socket.proto != proto::UDP) {
-        return None;
-    }
-    let config = tables.config();
-    let (feature, honoured) = if socket.is_nodes(config) {
-        (Feature::NODE_SOCKETS, HONOURED_FOR_NODE)
-    } else {
-        (Feature::POD_SOCKETS, HONOURED)
-    };
-    if config.features & feature == 0 {
-        return None;
-    }
-    let front = tables.frontend(&FrontendKey {
-        addr: to.addr,
-        port: to.port,
-        proto: socket.proto,
-        scope: Scope::Any as u8,
-    })?;
-    (front.flags & !honoured == 0 && front.len != 0).then_some(front)
-}
-
 /// Connects a socket: to the backend that takes the place of `to`, which then is it.
 /// False leaves it as it is.
 #[inline(always)]
 pub fn connect<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Peer<A>) -> bool {
-    let Some(front) = frontend(tables, socket, to) else {
+    if give(tables, socket, to) {
+        return true;
+    }
+    // It may have been connected before, to a service: it is so no more.
+    let id = socket.id();
+    if tables.connection(&id).is_some() {
+        tables.remove_connection(&id);
+    }
+    false
+}
+
+#[inline(always)]
+fn give<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Peer<A>) -> bool {
+    let Some(mut front) = frontend(tables, socket, to) else {
         return false;
     };
-    let Some(id) = choose(tables, socket, front) else {
+    let now = tables.now();
+    let mut kept = None;
+    if socket.proto == proto::UDP
+        && let Some(row) = tables.peer(&socket.key(to.addr, to.port, Direction::Forward))
+        && is_fresh(tables.config(), row.seen, now)
+    {
+        // It has sent there before it was connected, and stays with whom it met.
+        if row.backend == 0 {
+            return false;
+        }
+        if serves(tables, &front, row.backend, row.generation) {
+            kept = usable(tables, socket, row.backend).map(|target| (row.backend, target));
+        }
+    }
+    let is_new = kept.is_none();
+    let Some((backend, target)) = kept.or_else(|| choose(tables, socket, to, &mut front)) else {
         return false;
     };
-    let Some(backend) = usable(tables, socket, id) else {
-        return false;
-    };
-    let peer = SocketPeer {
-        addr: to.addr,
-        port: to.port,
-        reserved: 0,
-        backend: id,
-        generation: backend.generation,
-        seen: tables.now(),
+    let row = Connection {
+        backend_addr: target.at.addr,
+        service_addr: to.addr,
+        backend_port: target.at.port,
+        service_port: to.port,
+        proto: socket.proto,
+        reserved: [0; 3],
+        backend,
+        generation: target.generation,
+        seen: now,
     };
     // Without it nobody could tell the socket whom it asked for.
-    let key = socket.key(backend.addr, backend.port, Direction::Reply);
-    if !tables.put_peer(&key, &peer) {
+    if !tables.put_connection(&socket.id(), &row) {
         return false;
     }
-    opened(tables, socket, front, id, backend.generation);
-    to.addr = backend.addr;
-    to.port = backend.port;
+    if is_new {
+        opened(tables, socket, &front, backend, target.generation);
+    }
+    *to = target.at;
     true
 }
 
@@ -170,15 +184,11 @@ pub fn again<A: Address, T: Sockets<A>>(
     peer: &Peer<A>,
     to: &mut Peer<A>,
 ) -> bool {
-    let key = socket.key(peer.addr, peer.port, Direction::Reply);
-    let Some(row) = tables.peer(&key) else {
-        return false;
-    };
-    if row.addr != to.addr || row.port != to.port {
+    let mut asked = *peer;
+    if !peer_name(tables, socket, &mut asked) || asked != *to {
         return false;
     }
-    to.addr = peer.addr;
-    to.port = peer.port;
+    *to = *peer;
     true
 }
 
@@ -186,52 +196,48 @@ pub fn again<A: Address, T: Sockets<A>>(
 /// goes to one service goes to one backend, as long as that serves (KP-62, KP-117).
 #[inline(always)]
 pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Peer<A>) -> bool {
-    let Some(front) = frontend(tables, socket, to) else {
+    let Some(mut front) = frontend(tables, socket, to) else {
         return false;
     };
     let now = tables.now();
     let forward = socket.key(to.addr, to.port, Direction::Forward);
-    let mut id = 0;
     let mut known = false;
     // Whether the row says the same for long enough.
     let mut written = false;
+    let mut kept = None;
     if let Some(row) = tables.peer(&forward)
         && is_fresh(tables.config(), row.seen, now)
     {
         known = true;
         written = is_recent(row.seen, now);
-        id = row.backend;
-        if id == 0 {
+        if row.backend == 0 {
             // Its packets are translated, and stay so while there are any.
             if !written {
                 leave(tables, &forward, now);
             }
             return false;
         }
-        let holds = tables
-            .backend(id)
-            .is_some_and(|b| b.generation == row.generation)
-            && tables.holds(front.start, front.len, id);
-        if !holds {
-            id = 0;
+        if serves(tables, &front, row.backend, row.generation) {
+            kept = usable(tables, socket, row.backend).map(|target| (row.backend, target));
+            if kept.is_none() {
+                return false;
+            }
         }
     }
     if !known && socket.names_source {
         // Nor are its later ones that name none, or it would meet two backends.
+        begin(tables, socket, to, now);
         leave(tables, &forward, now);
         return false;
     }
-    let is_new = id == 0;
-    if is_new {
-        let Some(chosen) = choose(tables, socket, front) else {
-            return false;
-        };
-        id = chosen;
-    }
-    let Some(backend) = usable(tables, socket, id) else {
+    let is_new = kept.is_none();
+    let Some((id, target)) = kept.or_else(|| choose(tables, socket, to, &mut front)) else {
         return false;
     };
-    let reply = socket.key(backend.addr, backend.port, Direction::Reply);
+    if !known {
+        begin(tables, socket, to, now);
+    }
+    let reply = socket.key(target.at.addr, target.at.port, Direction::Reply);
     let mut told = false;
     if let Some(row) = tables.peer(&reply) {
         told = row.addr == to.addr && row.port == to.port;
@@ -249,7 +255,7 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Pee
         port: to.port,
         reserved: 0,
         backend: id,
-        generation: backend.generation,
+        generation: target.generation,
         seen: now,
     };
     // The way back first: what goes out is translated, so the answer is too.
@@ -257,37 +263,108 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Pee
         return false;
     }
     if is_new || !written {
-        peer.addr = backend.addr;
-        peer.port = backend.port;
+        peer.addr = target.at.addr;
+        peer.port = target.at.port;
         if !tables.put_peer(&forward, &peer) {
             return false;
         }
     }
     if is_new {
-        opened(tables, socket, front, id, backend.generation);
+        opened(tables, socket, &front, id, target.generation);
     }
-    to.addr = backend.addr;
-    to.port = backend.port;
+    *to = target.at;
     true
 }
 
-/// Whom a socket asked for: `from`, if it is a backend that it was given, becomes the
-/// frontend. False leaves it as it is.
+/// Whom a connected socket asked for: `peer`, if it is the backend that it was given, becomes
+/// the frontend. False leaves it as it is.
 #[inline(always)]
-pub fn name<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, from: &mut Peer<A>) -> bool {
+pub fn peer_name<A: Address, T: Sockets<A>>(
+    tables: &T,
+    socket: &Socket,
+    peer: &mut Peer<A>,
+) -> bool {
+    let Some(row) = tables.connection(&socket.id()) else {
+        return false;
+    };
+    if row.backend_addr != peer.addr || row.backend_port != peer.port {
+        return false;
+    }
+    peer.addr = row.service_addr;
+    peer.port = row.service_port;
+    true
+}
+
+/// Whose datagram a socket reads, that is connected to `peer` unless its port is 0: `from`
+/// becomes the frontend that was asked. False leaves it as it is.
+#[inline(always)]
+pub fn sender_name<A: Address, T: Sockets<A>>(
+    tables: &T,
+    socket: &Socket,
+    peer: &Peer<A>,
+    from: &mut Peer<A>,
+) -> bool {
+    if peer.port != 0 && *peer == *from {
+        return peer_name(tables, socket, from);
+    }
+    // Also of a connected socket: what came before it was.
     let key = socket.key(from.addr, from.port, Direction::Reply);
     let Some(row) = tables.peer(&key) else {
         return false;
     };
+    // Who is at the address after the backend is somebody else, and whom the socket did not
+    // ask for so long is nobody whom the service had.
+    if !is_fresh(tables.config(), row.seen, tables.now())
+        || tables
+            .backend(row.backend)
+            .is_none_or(|b| b.generation != row.generation)
+    {
+        return false;
+    }
     from.addr = row.addr;
     from.port = row.port;
     true
 }
 
-/// Forgets a socket that is closed, by the peer that it is connected to.
+/// Forgets a socket that is closed.
 #[inline(always)]
-pub fn close<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, peer: &Peer<A>) {
-    tables.remove_peer(&socket.key(peer.addr, peer.port, Direction::Reply));
+pub fn close<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket) {
+    let id = socket.id();
+    if tables.connection(&id).is_some() {
+        tables.remove_connection(&id);
+    }
+    if socket.proto != proto::UDP {
+        return;
+    }
+    // Most have sent to one service, or to none. Other rows expire.
+    let last = socket.key(A::UNSPECIFIED, 0, Direction::Forward);
+    let Some(service) = tables.peer(&last) else {
+        return;
+    };
+    tables.remove_peer(&last);
+    let forward = socket.key(service.addr, service.port, Direction::Forward);
+    let Some(row) = tables.peer(&forward) else {
+        return;
+    };
+    tables.remove_peer(&forward);
+    if row.backend != 0 {
+        tables.remove_peer(&socket.key(row.addr, row.port, Direction::Reply));
+    }
+}
+
+/// A socket begins to send to a service.
+#[inline(always)]
+fn begin<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &Peer<A>, now: u32) {
+    let row = SocketPeer {
+        addr: to.addr,
+        port: to.port,
+        reserved: 0,
+        backend: 0,
+        generation: 0,
+        seen: now,
+    };
+    // Without it the others stay until they expire.
+    let _ = tables.put_peer(&socket.key(A::UNSPECIFIED, 0, Direction::Forward), &row);
 }
 
 /// Leaves a service to the packets of a socket.
@@ -323,79 +400,4 @@ fn is_fresh(config: &Config, seen: u32, now: u32) -> bool {
 #[inline(always)]
 fn is_recent(seen: u32, now: u32) -> bool {
     age(seen, now) < 2
-}
-
-/// The backend of a new flow.
-#[inline(always)]
-fn choose<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, front: &Frontend) -> Option<u32> {
-    if front.affinity_secs != 0
-        && let Some(row) = tables.affinity(&client(socket, front))
-    {
-        let limit = ((front.affinity_secs as u64 * 1_000_000_000) >> TICK_SHIFT) as u32;
-        let id = row.backend;
-        if age(row.seen, tables.now()) <= limit
-            && tables
-                .backend(id)
-                .is_some_and(|b| b.generation == row.generation)
-            && tables.holds(front.start, front.len, id)
-        {
-            return Some(id);
-        }
-    }
-    if front.flags & FrontendFlags::ROUND_ROBIN != 0 {
-        let Rules { list, how } = Rules::new(front, false);
-        return tables.slot(tables.pick(list, how, tables.random()));
-    }
-    let (first, slots) = if front.table == 0 {
-        (front.start, front.len)
-    } else {
-        (front.start.wrapping_add(front.len), front.table as u32)
-    };
-    tables.slot(first.wrapping_add(reduce(tables.random(), slots)))
-}
-
-/// The row of a backend that a socket may be given.
-#[inline(always)]
-fn usable<'t, A: Address, T: Sockets<A>>(
-    tables: &'t T,
-    socket: &Socket,
-    id: u32,
-) -> Option<&'t Backend<A>> {
-    let backend = tables.backend(id)?;
-    // What is sent to a frontend is translated once; this would be the second time.
-    let again = FrontendKey {
-        addr: backend.addr,
-        port: backend.port,
-        proto: socket.proto,
-        scope: Scope::Any as u8,
-    };
-    (backend.is_active() && tables.frontend(&again).is_none()).then_some(backend)
-}
-
-#[inline(always)]
-const fn client(socket: &Socket, front: &Frontend) -> SocketClient {
-    SocketClient {
-        netns: socket.netns,
-        service: front.service,
-    }
-}
-
-/// A flow was opened.
-#[inline(always)]
-fn opened<A: Address, T: Sockets<A>>(
-    tables: &T,
-    socket: &Socket,
-    front: &Frontend,
-    backend: u32,
-    generation: u32,
-) {
-    if front.affinity_secs != 0 {
-        let affinity = Affinity {
-            backend,
-            generation,
-            seen: tables.now(),
-        };
-        tables.remember_affinity(&client(socket, front), &affinity);
-    }
-    tables.count_flow(front.service, backend);
 }

@@ -7,9 +7,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use datapath_common::{
-    Affinity, AffinityKey, Backend, COUNTERS, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, Part,
-    SocketClient, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, XdpPart,
+    Affinity, AffinityKey, Backend, COUNTERS, Connection, Counter, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node,
+    Part, SocketClient, SocketId, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, XdpPart,
     maps::{LIMIT_NEXT_HOPS, LOCK_WORDS, NEXT_HOP_ROWS},
 };
 
@@ -34,6 +34,10 @@ pub static FLOW_V6: LruHashMap<FlowKey<Ip6>, Flow<Ip6>, 131_072> = LruHashMap::n
 pub static AFFIN_V4: LruHashMap<AffinityKey<Ip4>, Affinity, 16_384> = LruHashMap::new();
 #[btf_map(name = "tulle_affin_v6")]
 pub static AFFIN_V6: LruHashMap<AffinityKey<Ip6>, Affinity, 16_384> = LruHashMap::new();
+#[btf_map(name = "tulle_conns_v4")]
+pub static CONNS_V4: HashMap<SocketId, Connection<Ip4>, 32_768, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "tulle_conns_v6")]
+pub static CONNS_V6: HashMap<SocketId, Connection<Ip6>, 32_768, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "tulle_socks_v4")]
 pub static SOCKS_V4: LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>, 32_768> = LruHashMap::new();
 #[btf_map(name = "tulle_socks_v6")]

@@ -5,14 +5,16 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, bpf_sock, bpf_sock_addr},
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie},
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock,
+    },
     programs::{SockAddrContext, SockContext},
 };
 use datapath_common::{
-    Address, Affinity, Backend, Config, Feature, Frontend, FrontendKey, Ip4, Ip6, SocketClient,
-    SocketKey, SocketPeer,
+    Address, Affinity, BackendState, Config, Connection, Feature, Frontend, FrontendKey, Ip4, Ip6,
+    SocketClient, SocketId, SocketKey, SocketPeer, proto,
 };
-use datapath_core::socket::{Peer, Socket, Sockets};
+use datapath_core::socket::{Peer, Socket, Sockets, Target};
 
 use crate::{
     keys::FrontendWords,
@@ -80,7 +82,23 @@ impl Ctx {
     /// The socket that is connected.
     #[inline(always)]
     pub fn socket(self) -> Socket {
-        self.socket_from(0)
+        let socket = self.socket_from(0);
+        if socket.proto == proto::TCP && self.is_mptcps() {
+            return Socket { proto: 0, ..socket };
+        }
+        socket
+    }
+
+    /// Whether it is one of the connections of MPTCP: its process has another socket, which
+    /// would be told this one's peer.
+    #[inline(always)]
+    fn is_mptcps(self) -> bool {
+        if config().features & Feature::TELLS_MPTCP == 0 {
+            return false;
+        }
+        let sk = field!(self.0, __bindgen_anon_1.sk);
+        // SAFETY: the helper takes a socket and returns one, which nobody reads.
+        !sk.is_null() && !unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.is_null()
     }
 
     /// The socket that sends an IPv4 datagram, which may have a source of its own.
@@ -266,23 +284,10 @@ impl Closed {
         }
     }
 
-    /// Whether it is an IPv6 socket, and whether it is connected to an IPv4 address.
+    /// Whether it is an IPv6 socket, which may have used IPv4 too.
     #[inline(always)]
-    pub fn family(self) -> (bool, bool) {
-        let v6 = field!(self.0, family) == AF_INET6;
-        (v6, !v6 || field!(self.0, dst_ip6[2]) == MAPPED)
-    }
-
-    /// Its peer; all zero if it is not connected.
-    #[inline(always)]
-    pub fn peer4(self) -> Peer<Ip4> {
-        connected4(self.0)
-    }
-
-    /// The same of IPv6.
-    #[inline(always)]
-    pub fn peer6(self) -> Peer<Ip6> {
-        connected6(self.0)
+    pub fn is_v6(self) -> bool {
+        field!(self.0, family) == AF_INET6
     }
 }
 
@@ -318,8 +323,28 @@ const fn words(cookie: u64) -> [u32; 2] {
 /// The maps, for one call of a process.
 pub struct SocketMaps;
 
+/// A field of a row, read once, and not again after others wrote. In words and less: what is
+/// larger would be copied through the stack.
+#[inline(always)]
+fn read<T: Copy>(field: &T) -> T {
+    // SAFETY: rows stay readable until the program ends. One that is written or replaced
+    // meanwhile may be half of each: who reads it looks again, or it is a socket's own.
+    unsafe { ptr::read_volatile(field) }
+}
+
+#[inline(always)]
+fn read4(field: &Ip4) -> Ip4 {
+    Ip4::new(read(bytemuck::cast_ref::<Ip4, u32>(field)).to_ne_bytes())
+}
+
+#[inline(always)]
+fn read6(field: &Ip6) -> Ip6 {
+    let [a, b, c, d] = bytemuck::cast_ref::<Ip6, [u32; 4]>(field);
+    bytemuck::cast([read(a), read(b), read(c), read(d)])
+}
+
 macro_rules! sockets {
-    ($addr:ty, $front:ident, $back:ident, $socks:ident, $stats:ident, $pick:ident) => {
+    ($addr:ty, $read:ident, $front:ident, $back:ident, $conns:ident, $socks:ident, $stats:ident, $pick:ident) => {
         impl Sockets<$addr> for SocketMaps {
             #[inline(always)]
             fn config(&self) -> &Config {
@@ -335,10 +360,26 @@ macro_rules! sockets {
                 unsafe { bpf_get_prandom_u32() }
             }
             #[inline(always)]
-            fn frontend(&self, key: &FrontendKey<$addr>) -> Option<&Frontend> {
+            fn frontend(&self, key: &FrontendKey<$addr>) -> Option<Frontend> {
                 let words = FrontendWords::new(key);
                 // SAFETY: the agent replaces rows whole and never frees memory under a program.
-                unsafe { maps::$front.get(words.key()) }
+                let row = unsafe { maps::$front.get(words.key()) }?;
+                Some(Frontend {
+                    service: read(&row.service),
+                    start: read(&row.start),
+                    len: read(&row.len),
+                    affinity_secs: read(&row.affinity_secs),
+                    flags: read(&row.flags),
+                    table: read(&row.table),
+                    // Nobody asks at a socket what there is for clients outside.
+                    ..Frontend::default()
+                })
+            }
+            #[inline(always)]
+            fn is_frontend(&self, key: &FrontendKey<$addr>) -> bool {
+                let words = FrontendWords::new(key);
+                // SAFETY: as above.
+                unsafe { maps::$front.get(words.key()) }.is_some()
             }
             #[inline(always)]
             fn slot(&self, index: u32) -> Option<u32> {
@@ -353,15 +394,56 @@ macro_rules! sockets {
                 $pick(list, how, hash)
             }
             #[inline(always)]
-            fn backend(&self, id: u32) -> Option<&Backend<$addr>> {
-                maps::$back.get(id)
+            fn backend(&self, id: u32) -> Option<Target<$addr>> {
+                let row = maps::$back.get(id)?;
+                Some(Target {
+                    at: Peer {
+                        addr: $read(&row.addr),
+                        port: read(&row.port),
+                    },
+                    generation: read(&row.generation),
+                    is_active: read(&row.state) == BackendState::Active as u8,
+                })
             }
             #[inline(always)]
-            fn peer(&self, key: &SocketKey<$addr>) -> Option<&SocketPeer<$addr>> {
+            fn connection(&self, id: &SocketId) -> Option<Connection<$addr>> {
+                // SAFETY: only what this socket does changes its row.
+                let row = unsafe { maps::$conns.get(id) }?;
+                Some(Connection {
+                    backend_addr: $read(&row.backend_addr),
+                    service_addr: $read(&row.service_addr),
+                    backend_port: read(&row.backend_port),
+                    service_port: read(&row.service_port),
+                    proto: read(&row.proto),
+                    reserved: [0; 3],
+                    backend: read(&row.backend),
+                    generation: read(&row.generation),
+                    seen: read(&row.seen),
+                })
+            }
+            #[inline(always)]
+            fn put_connection(&self, id: &SocketId, row: &Connection<$addr>) -> bool {
+                maps::$conns.insert(id, row, BPF_ANY as u64).is_ok()
+            }
+            #[inline(always)]
+            fn remove_connection(&self, id: &SocketId) {
+                // Gone already: all the better.
+                let _ = maps::$conns.remove(id);
+            }
+            #[inline(always)]
+            fn peer(&self, key: &SocketKey<$addr>) -> Option<SocketPeer<$addr>> {
                 // SAFETY: rows of a hash map stay readable until the program ends. One that
                 // is replaced meanwhile is another of the same socket, which does two things
-                // at once then.
-                unsafe { maps::$socks.get(key) }
+                // at once then, or the table is full.
+                let row = unsafe { maps::$socks.get(key) }?;
+                Some(SocketPeer {
+                    addr: $read(&row.addr),
+                    port: read(&row.port),
+                    reserved: 0,
+                    backend: read(&row.backend),
+                    generation: read(&row.generation),
+                    seen: read(&row.seen),
+                })
             }
             #[inline(always)]
             fn put_peer(&self, key: &SocketKey<$addr>, peer: &SocketPeer<$addr>) -> bool {
@@ -369,13 +451,18 @@ macro_rules! sockets {
             }
             #[inline(always)]
             fn remove_peer(&self, key: &SocketKey<$addr>) {
-                // Most sockets have none.
+                // It may have expired.
                 let _ = maps::$socks.remove(key);
             }
             #[inline(always)]
-            fn affinity(&self, client: &SocketClient) -> Option<&Affinity> {
+            fn affinity(&self, client: &SocketClient) -> Option<Affinity> {
                 // SAFETY: as above; what is read is checked against the backend's row.
-                unsafe { maps::SK_AFFIN.get(client) }
+                let row = unsafe { maps::SK_AFFIN.get(client) }?;
+                Some(Affinity {
+                    backend: read(&row.backend),
+                    generation: read(&row.generation),
+                    seen: read(&row.seen),
+                })
             }
             #[inline(always)]
             fn remember_affinity(&self, client: &SocketClient, affinity: &Affinity) {
@@ -400,5 +487,23 @@ macro_rules! sockets {
     };
 }
 
-sockets!(Ip4, FRONT_V4, BACK_V4, SOCKS_V4, BK_STATS4, tulle_pick4);
-sockets!(Ip6, FRONT_V6, BACK_V6, SOCKS_V6, BK_STATS6, tulle_pick6);
+sockets!(
+    Ip4,
+    read4,
+    FRONT_V4,
+    BACK_V4,
+    CONNS_V4,
+    SOCKS_V4,
+    BK_STATS4,
+    tulle_pick4
+);
+sockets!(
+    Ip6,
+    read6,
+    FRONT_V6,
+    BACK_V6,
+    CONNS_V6,
+    SOCKS_V6,
+    BK_STATS6,
+    tulle_pick6
+);

@@ -21,7 +21,8 @@ pub struct Capacities {
     pub nodes: u32,
     /// Clients that session affinity remembers (`tulle_affin_*`).
     pub affinities: u32,
-    /// Peers that sockets were given (`tulle_socks_*`).
+    /// Peers that sockets were given: connected ones (`tulle_conns_*`), and rows of others
+    /// (`tulle_socks_*`).
     pub sockets: u32,
     /// Networks in the source ranges of all services (`tulle_srcs_*`).
     pub sources: u32,
@@ -89,7 +90,7 @@ impl Capacities {
             maps::PODS_V4 | maps::PODS_V6 => self.pods,
             maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => self.nodes,
             maps::AFFIN_V4 | maps::AFFIN_V6 | maps::SK_AFFIN => self.affinities,
-            maps::SOCKS_V4 | maps::SOCKS_V6 => self.sockets,
+            maps::CONNS_V4 | maps::CONNS_V6 | maps::SOCKS_V4 | maps::SOCKS_V6 => self.sockets,
             maps::SRCS_V4 | maps::SRCS_V6 => self.sources,
             maps::DIRECT_V4 | maps::DIRECT_V6 => self.direct,
             maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => self.stats,
@@ -116,7 +117,7 @@ pub fn flag(map: &str) -> Option<&'static str> {
         maps::PODS_V4 | maps::PODS_V6 => "--max-pods",
         maps::PEERS_V4 | maps::PEERS_V6 | maps::NODES_V4 => "--max-nodes",
         maps::AFFIN_V4 | maps::AFFIN_V6 | maps::SK_AFFIN => "--max-affinities",
-        maps::SOCKS_V4 | maps::SOCKS_V6 => "--max-sockets",
+        maps::CONNS_V4 | maps::CONNS_V6 | maps::SOCKS_V4 | maps::SOCKS_V6 => "--max-sockets",
         maps::SRCS_V4 | maps::SRCS_V6 => "--max-sources",
         maps::DIRECT_V4 | maps::DIRECT_V6 => "--max-direct",
         maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => "--max-stats",

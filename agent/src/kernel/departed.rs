@@ -1,18 +1,19 @@
-//! Sockets of datagrams whose backend is gone: what the tables say of them.
+//! What sockets were given, as the tables say it: those of datagrams whose backend is gone, and
+//! rows that nobody needs any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use datapath_common::{
-    Address, Backend, BackendState, Direction, Frontend, FrontendKey, Ip4, Ip6, Scope, SocketKey,
-    SocketPeer, maps, proto,
+    Address, Backend, BackendState, Connection, Frontend, FrontendKey, IdleTicks, Ip4, Ip6, Scope,
+    SocketId, SocketKey, SocketPeer, maps, proto,
 };
 
 use super::maps::{Maps, TableError, typed};
 use super::scan;
-use super::sys::RawMap;
+use super::sys::{NO_EXIST, RawMap};
 
 /// A socket that was given a backend which does not serve it any more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -34,15 +35,43 @@ pub struct SocketTables {
 
 #[derive(Debug)]
 struct Tables {
-    socks: OwnedFd,
+    conns: Named,
+    socks: Named,
     front: OwnedFd,
     back: OwnedFd,
     segments: OwnedFd,
 }
 
-/// A table cannot be read.
+/// A table by its descriptor.
+#[derive(Debug)]
+struct Named {
+    name: &'static str,
+    fd: OwnedFd,
+}
+
+impl Named {
+    fn fail(&self, source: io::Error) -> ReadError {
+        let map = self.name;
+        ReadError { map, source }
+    }
+
+    fn raw(&self) -> Result<RawMap<'_>, ReadError> {
+        RawMap::new(self.fd.as_fd()).map_err(|e| self.fail(e))
+    }
+}
+
+/// A row of a connected socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Connected {
+    /// The socket's cookie, low word first.
+    pub cookie: [u32; 2],
+    /// When the row was written, in ticks.
+    pub seen: u32,
+}
+
+/// A table cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {map}: {source}")]
+#[error("cannot read or write {map}: {source}")]
 pub struct ReadError {
     map: &'static str,
     #[source]
@@ -62,28 +91,63 @@ impl Maps {
             let data = data.ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOENT)))?;
             data.fd().as_fd().try_clone_to_owned().map_err(fail)
         };
-        let tables = |socks, front, back| {
+        let named = |name| {
+            Ok::<_, TableError>(Named {
+                name,
+                fd: clone(name)?,
+            })
+        };
+        let tables = |conns, socks, front, back| {
             Ok::<_, TableError>(Tables {
-                socks: clone(socks)?,
+                conns: named(conns)?,
+                socks: named(socks)?,
                 front: clone(front)?,
                 back: clone(back)?,
                 segments: clone(maps::SEGMENTS)?,
             })
         };
         Ok(SocketTables {
-            v4: tables(maps::SOCKS_V4, maps::FRONT_V4, maps::BACK_V4)?,
-            v6: tables(maps::SOCKS_V6, maps::FRONT_V6, maps::BACK_V6)?,
+            v4: tables(
+                maps::CONNS_V4,
+                maps::SOCKS_V4,
+                maps::FRONT_V4,
+                maps::BACK_V4,
+            )?,
+            v6: tables(
+                maps::CONNS_V6,
+                maps::SOCKS_V6,
+                maps::FRONT_V6,
+                maps::BACK_V6,
+            )?,
         })
     }
 }
 
 impl SocketTables {
-    /// Every socket that was given a backend for datagrams which its service does not have
-    /// any more (KP-117). Some may be closed by now.
+    /// Every connected socket that was given a backend for datagrams which its service does not
+    /// have any more (KP-117). Some may be closed by now.
     pub fn departed(&self) -> Result<Vec<Departed>, ReadError> {
-        let mut found = self.v4.departed::<Ip4>([maps::SOCKS_V4, maps::FRONT_V4])?;
-        found.extend(self.v6.departed::<Ip6>([maps::SOCKS_V6, maps::FRONT_V6])?);
+        let mut found = self.v4.departed::<Ip4>(maps::FRONT_V4)?;
+        found.extend(self.v6.departed::<Ip6>(maps::FRONT_V6)?);
         Ok(found)
+    }
+
+    /// Removes rows of sockets that were silent for longer than a flow of UDP may be; how many.
+    pub fn expire(&self, now: u32) -> Result<usize, ReadError> {
+        Ok(self.v4.expire::<Ip4>(now)? + self.v6.expire::<Ip6>(now)?)
+    }
+
+    /// Rows of connected sockets, of the tables that are at least half full: nobody makes room
+    /// in them when sockets go whose end the programs do not see.
+    pub fn crowded(&self) -> Result<Vec<Connected>, ReadError> {
+        let mut found = self.v4.crowded::<Ip4>()?;
+        found.extend(self.v6.crowded::<Ip6>()?);
+        Ok(found)
+    }
+
+    /// Removes these rows, unless they were written anew; how many were there.
+    pub fn forget(&self, rows: &HashSet<Connected>) -> Result<usize, ReadError> {
+        Ok(self.v4.forget::<Ip4>(rows)? + self.v6.forget::<Ip6>(rows)?)
     }
 }
 
@@ -91,46 +155,95 @@ impl SocketTables {
 type Pair<A> = (FrontendKey<A>, u32, u32);
 
 impl Tables {
-    fn departed<A>(&self, names: [&'static str; 2]) -> Result<Vec<Departed>, ReadError>
+    fn departed<A>(&self, front: &'static str) -> Result<Vec<Departed>, ReadError>
     where
         A: Address + std::hash::Hash,
-        SocketKey<A>: bytemuck::Pod,
-        SocketPeer<A>: bytemuck::Pod,
+        Connection<A>: bytemuck::Pod,
         FrontendKey<A>: bytemuck::Pod,
         Backend<A>: bytemuck::Pod,
     {
-        let [socks, front] = names;
-        let fail = |map| move |source| ReadError { map, source };
-        let rows = RawMap::new(self.socks.as_fd())
-            .and_then(|map| scan::all(&map))
-            .map_err(fail(socks))?;
+        let map = self.conns.raw()?;
+        let rows = scan::all(&map).map_err(|e| self.conns.fail(e))?;
         let mut known = HashMap::<Pair<A>, bool>::new();
         let mut found = Vec::new();
-        for (key, row) in typed::<SocketKey<A>, SocketPeer<A>>(&rows) {
-            if key.proto != proto::UDP || key.direction != Direction::Reply as u8 {
+        for (key, row) in typed::<SocketId, Connection<A>>(&rows) {
+            if row.proto != proto::UDP {
                 continue;
             }
             let service = FrontendKey {
-                addr: row.addr,
-                port: row.port,
-                proto: key.proto,
+                addr: row.service_addr,
+                port: row.service_port,
+                proto: row.proto,
                 scope: Scope::Any as u8,
             };
             let pair = (service, row.backend, row.generation);
             let serves = match known.get(&pair) {
                 Some(serves) => *serves,
-                None => self.serves(pair).map_err(fail(front))?,
+                None => self
+                    .serves(pair)
+                    .map_err(|source| ReadError { map: front, source })?,
             };
             known.insert(pair, serves);
             if !serves {
                 found.push(Departed {
                     cookie: key.cookie,
-                    backend: SocketAddr::new(key.addr.to_ip(), key.port),
+                    backend: SocketAddr::new(row.backend_addr.to_ip(), row.backend_port),
                     seen: row.seen,
                 });
             }
         }
         Ok(found)
+    }
+
+    fn expire<A>(&self, now: u32) -> Result<usize, ReadError>
+    where
+        A: Address,
+        SocketKey<A>: bytemuck::Pod,
+        SocketPeer<A>: bytemuck::Pod,
+    {
+        let map = self.socks.raw()?;
+        let rows = scan::all(&map).map_err(|e| self.socks.fail(e))?;
+        let mut removed = 0;
+        for (key, row) in typed::<SocketKey<A>, SocketPeer<A>>(&rows) {
+            if has_expired(row.seen, now) {
+                let gone = |row: &SocketPeer<A>| has_expired(row.seen, now);
+                let taken = take_if(&map, bytemuck::bytes_of(&key), gone);
+                removed += usize::from(taken.map_err(|e| self.socks.fail(e))?);
+            }
+        }
+        Ok(removed)
+    }
+
+    fn crowded<A>(&self) -> Result<Vec<Connected>, ReadError>
+    where
+        A: Address,
+        Connection<A>: bytemuck::Pod,
+    {
+        let map = self.conns.raw()?;
+        let rows = scan::all(&map).map_err(|e| self.conns.fail(e))?;
+        let rows = typed::<SocketId, Connection<A>>(&rows).map(|(key, row)| Connected {
+            cookie: key.cookie,
+            seen: row.seen,
+        });
+        let rows: Vec<Connected> = rows.collect();
+        let is_crowded = rows.len() >= map.shape().max_entries as usize / 2;
+        Ok(if is_crowded { rows } else { Vec::new() })
+    }
+
+    fn forget<A>(&self, rows: &HashSet<Connected>) -> Result<usize, ReadError>
+    where
+        A: Address,
+        Connection<A>: bytemuck::Pod,
+    {
+        let map = self.conns.raw()?;
+        let mut removed = 0;
+        for row in rows {
+            let same = |found: &Connection<A>| found.seen == row.seen;
+            let key = SocketId { cookie: row.cookie };
+            let taken = take_if(&map, bytemuck::bytes_of(&key), same);
+            removed += usize::from(taken.map_err(|e| self.conns.fail(e))?);
+        }
+        Ok(removed)
     }
 
     /// Whether a frontend has the backend for clients inside.
@@ -174,4 +287,49 @@ impl Tables {
 fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> io::Result<T> {
     bytemuck::try_pod_read_unaligned(bytes)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a row of another size"))
+}
+
+/// Whether nothing was sent for so long that it is no flow any more.
+const fn has_expired(seen: u32, now: u32) -> bool {
+    // A program may be a tick ahead.
+    let age = now.wrapping_sub(seen);
+    age > IdleTicks::DEFAULT.udp_established && age < u32::MAX / 2
+}
+
+/// Removes a row, unless it is another one by now: then it is put back, if nobody wrote it anew.
+fn take_if<V: bytemuck::AnyBitPattern>(
+    map: &RawMap<'_>,
+    key: &[u8],
+    is_it: impl Fn(&V) -> bool,
+) -> io::Result<bool> {
+    let Some(row) = map.take(key)? else {
+        return Ok(false);
+    };
+    if is_it(&read::<V>(&row)?) {
+        return Ok(true);
+    }
+    match map.put(key, &row, NO_EXIST) {
+        Err(e) if e.raw_os_error() != Some(libc::EEXIST) => Err(e),
+        _ => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_expire_after_their_idle_time_and_not_before_they_were_written() {
+        let idle = IdleTicks::DEFAULT.udp_established;
+        for (seen, now, expired) in [
+            (1000, 1000, false),
+            (1000, 1000 + idle, false),
+            (1000, 1001 + idle, true),
+            (1001, 1000, false),
+            (u32::MAX, idle - 1, false),
+            (u32::MAX, idle + 1, true),
+        ] {
+            assert_eq!(has_expired(seen, now), expired, "{seen} {now}");
+        }
+    }
 }

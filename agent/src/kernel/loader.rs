@@ -430,6 +430,11 @@ fn open_old(pins: &Pins, fates: &Fates) -> Result<BTreeMap<&'static str, OwnedFd
     Ok(old)
 }
 
+/// Whether programs write rows of it until they are replaced.
+fn is_written_meanwhile(name: &str, map_type: u32) -> bool {
+    shape::is_lru(map_type) || matches!(name, maps::CONNS_V4 | maps::CONNS_V6)
+}
+
 type Retired = Vec<(&'static str, OwnedFd)>;
 
 /// Copies the rows of resized maps and moves new maps into place. From here on
@@ -453,7 +458,7 @@ fn migrate(
                 let source = RawMap::new(former.as_fd()).map_err(fail)?;
                 let target = sys::raw(new).map_err(fail)?;
                 let rows = scan::copy(&source, &target, sys::ANY).map_err(fail)?;
-                if shape::is_lru(source.shape().map_type) {
+                if is_written_meanwhile(name, source.shape().map_type) {
                     retired.push((name, former));
                 }
                 rename(&pins.next(name), &pins.map(name))?;

@@ -100,6 +100,9 @@ pub struct Kernel {
     /// Whether the programs call functions to spare the verifier
     /// ([`datapath_common::Feature::CALLS`]).
     pub calls: bool,
+    /// Whether the programs at sockets are to tell the connections of MPTCP
+    /// ([`datapath_common::Feature::TELLS_MPTCP`]).
+    pub tells_mptcp: bool,
     /// All choices, for people.
     pub features: Vec<FeatureChoice>,
     /// Sentences for the log, at level warning.
@@ -117,6 +120,14 @@ const DECAP_SINCE: (u32, u32) = (6, 3);
 /// Since then the verifier knows which values matter behind the call of a function, and need not
 /// tell apart all others.
 const INLINE_SINCE: (u32, u32) = (6, 5);
+
+/// Whether the kernel lets programs at sockets tell the connections of MPTCP (Linux 5.19).
+pub fn tells_mptcp() -> bool {
+    use aya::programs::ProgramType;
+    use aya_obj::generated::bpf_func_id::BPF_FUNC_skc_to_mptcp_sock;
+    aya::sys::is_helper_supported(ProgramType::CgroupSockAddr, BPF_FUNC_skc_to_mptcp_sock)
+        .unwrap_or(false)
+}
 
 /// Checks only the rights of this process.
 pub fn check_rights(sources: &Sources) -> Result<(), Refusal> {
@@ -150,6 +161,7 @@ pub fn probe(sources: &Sources, pin_dir: &Path) -> Result<Kernel, Refusal> {
         attach,
         decap_6_in_4,
         calls,
+        tells_mptcp: tells_mptcp(),
         features: vec![tcx, decap, functions],
         warnings,
     })

@@ -1,16 +1,16 @@
-//! Sockets of datagrams that are connected, by a netlink socket of the calling thread's
-//! network namespace (`sock_diag(7)`): listed, and closed from outside.
+//! Sockets of the calling thread's network namespace, by netlink (`sock_diag(7)`): which there
+//! are, and those of datagrams that are connected, which can be closed from outside.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytemuck::{Pod, Zeroable};
+use datapath_common::proto;
 use rtnetlink::sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 /// `AF_INET`, `AF_INET6` and `IPPROTO_UDP` in the octet that the messages have for them.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const UDP: u8 = datapath_common::proto::UDP;
 /// From `linux/sock_diag.h` and `linux/netlink.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -20,7 +20,9 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 /// `TCP_ESTABLISHED`, which a connected socket of datagrams is in, too.
-const ESTABLISHED: u32 = 1;
+const ESTABLISHED: u32 = 1 << 1;
+/// Every state that has a socket of its own: not those of `TIME_WAIT` (6) and of requests (12).
+const ALL: u32 = 0xfff & !(1 << 6);
 
 /// `struct nlmsghdr`.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -56,6 +58,27 @@ struct Request {
     padding: u8,
     states: u32,
     id: Id,
+}
+
+impl Request {
+    /// One for all states.
+    fn new(kind: u16, flags: u16, family: u8, protocol: u8) -> Self {
+        Self {
+            header: Header {
+                length: size_of::<Self>() as u32,
+                kind,
+                flags: NLM_F_REQUEST | flags,
+                sequence: 0,
+                port: 0,
+            },
+            family,
+            protocol,
+            extensions: 0,
+            padding: 0,
+            states: ALL,
+            id: Id::zeroed(),
+        }
+    }
 }
 
 /// The beginning of `struct inet_diag_msg`.
@@ -117,55 +140,48 @@ impl SockDiag {
     pub fn connected(&mut self, v6: bool) -> io::Result<Vec<Datagrams>> {
         let family = if v6 { AF_INET6 } else { AF_INET };
         let mut found = Vec::new();
-        self.ask(
-            SOCK_DIAG_BY_FAMILY,
-            NLM_F_DUMP,
-            family,
-            Id::zeroed(),
-            |answer| {
-                found.push(Datagrams {
-                    family: answer.family,
-                    id: answer.id,
-                });
-            },
-        )?;
+        let request = Request {
+            states: ESTABLISHED,
+            ..Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, proto::UDP)
+        };
+        self.ask(request, |answer| {
+            found.push(Datagrams {
+                family: answer.family,
+                id: answer.id,
+            });
+        })?;
+        Ok(found)
+    }
+
+    /// The cookies of all sockets of TCP and UDP, low word first; `v6` of those of IPv6.
+    pub fn cookies(&mut self, v6: bool) -> io::Result<Vec<[u32; 2]>> {
+        let family = if v6 { AF_INET6 } else { AF_INET };
+        let mut found = Vec::new();
+        for protocol in [proto::TCP, proto::UDP] {
+            let request = Request::new(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol);
+            self.ask(request, |answer| found.push(answer.id.cookie))?;
+        }
         Ok(found)
     }
 
     /// Closes one: its process reads `ECONNABORTED` (Linux with
     /// `CONFIG_INET_DIAG_DESTROY`). False if it is gone already.
     pub fn destroy(&mut self, socket: &Datagrams) -> io::Result<bool> {
-        match self.ask(SOCK_DESTROY, NLM_F_ACK, socket.family, socket.id, |_| {}) {
+        let request = Request {
+            id: socket.id,
+            states: ESTABLISHED,
+            ..Request::new(SOCK_DESTROY, NLM_F_ACK, socket.family, proto::UDP)
+        };
+        match self.ask(request, |_| {}) {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        id: Id,
-        mut take: impl FnMut(&Answer),
-    ) -> io::Result<()> {
+    fn ask(&mut self, mut request: Request, mut take: impl FnMut(&Answer)) -> io::Result<()> {
         self.sequence += 1;
-        let request = Request {
-            header: Header {
-                length: size_of::<Request>() as u32,
-                kind,
-                flags: NLM_F_REQUEST | flags,
-                sequence: self.sequence,
-                port: 0,
-            },
-            family,
-            protocol: UDP,
-            extensions: 0,
-            padding: 0,
-            states: 1 << ESTABLISHED,
-            id,
-        };
+        request.header.sequence = self.sequence;
         self.socket.send(bytemuck::bytes_of(&request), 0)?;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;

@@ -1,19 +1,19 @@
 //! Sockets of datagrams that are connected to a backend which is gone: they are closed from
-//! outside, so that their processes notice. A thread does it, for it goes through the
-//! network namespaces of all processes.
+//! outside, so that their processes notice. And rows of sockets that nobody needs any more are
+//! removed. A thread does it, for it goes through the network namespaces of all processes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::kernel::departed::{Departed, SocketTables};
+use crate::kernel::departed::{Connected, Departed, ReadError, SocketTables};
 use crate::kernel::now_ticks;
 use crate::kernel::sock_diag::SockDiag;
 
@@ -23,6 +23,10 @@ const GAP: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_millis(400);
 /// Looks without a reason.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Between two removals of rows that have expired.
+const EXPIRY: Duration = Duration::from_secs(10);
+/// Between two removals of connected sockets' rows from crowded tables.
+const SWEEP: Duration = Duration::from_secs(60);
 /// A row that is this old, in ticks, is of a socket that is connected or never will be.
 const SETTLED: u32 = 3;
 
@@ -45,6 +49,8 @@ impl Watch {
             home: File::open("/proc/thread-self/ns/net")?,
             done: HashSet::new(),
             warned: HashSet::new(),
+            expire: Instant::now() + EXPIRY,
+            sweep: Instant::now(),
         };
         std::thread::Builder::new()
             .name("departed".to_owned())
@@ -67,6 +73,10 @@ struct Watcher {
     done: HashSet<Departed>,
     /// What was warned of already: what failed, and the kernel's number for it.
     warned: HashSet<(&'static str, Option<i32>)>,
+    /// When to remove rows that have expired.
+    expire: Instant,
+    /// When rows of connected sockets may be removed again.
+    sweep: Instant,
 }
 
 /// What a pass met.
@@ -109,6 +119,9 @@ impl Watcher {
             }
             let began = Instant::now();
             self.pass();
+            if let Err(error) = self.tidy(began) {
+                tracing::warn!("rows of sockets that are gone stay: {error}");
+            }
             // The thread has at most a quarter of its time for this.
             std::thread::sleep(GAP.max(began.elapsed() * 3));
         }
@@ -132,10 +145,7 @@ impl Watcher {
             return;
         }
         let pass = close(&due);
-        // A pod's network namespace would stay as long as the thread is in it.
-        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
-            tracing::warn!("cannot go back to the node's network namespace: {error}");
-        }
+        self.go_home();
         if pass.closed > 0 {
             let closed = pass.closed;
             tracing::info!("closed {closed} sockets of datagrams whose backend is gone");
@@ -151,6 +161,49 @@ impl Watcher {
             now.wrapping_sub(row.seen) >= SETTLED && !pass.met.contains(&(row.cookie, row.backend))
         };
         self.done.extend(due.into_iter().filter(settled));
+    }
+
+    /// Removes rows that have expired, and, from crowded tables, those of sockets that are not
+    /// there any more: the programs do not see the end of the kernel's own, and of none while
+    /// they are detached.
+    fn tidy(&mut self, now: Instant) -> Result<(), ReadError> {
+        if now >= self.expire {
+            self.expire = now + EXPIRY;
+            let removed = self.tables.expire(now_ticks())?;
+            tracing::debug!("removed {removed} rows of sockets that were silent for long");
+        }
+        if now < self.sweep {
+            return Ok(());
+        }
+        let mut rows = self.tables.crowded()?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.sweep = now + SWEEP;
+        let ticks = now_ticks();
+        rows.retain(|row| ticks.wrapping_sub(row.seen) >= SETTLED);
+        let (living, failures) = living();
+        self.go_home();
+        for failure in &failures {
+            self.tell(failure);
+        }
+        if failures.iter().any(|failure| !failure.is_gone()) {
+            return Ok(()); // they may be where nobody looked
+        }
+        let gone: HashSet<Connected> = rows
+            .into_iter()
+            .filter(|row| !living.contains(&row.cookie))
+            .collect();
+        let removed = self.tables.forget(&gone)?;
+        tracing::info!("removed {removed} rows of sockets that are gone from crowded tables");
+        Ok(())
+    }
+
+    /// A pod's network namespace would stay as long as the thread is in it.
+    fn go_home(&self) {
+        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
+            tracing::warn!("cannot go back to the node's network namespace: {error}");
+        }
     }
 
     /// A warning for each kind of failure, once; processes that end are none.
@@ -199,17 +252,14 @@ fn close(due: &[Departed]) -> Pass {
 
 /// The same in one network namespace, unless its path stands for another one by now.
 fn close_in(
-    path: &std::path::Path,
+    path: &Path,
     inode: u64,
     left: &mut HashMap<[u32; 2], Vec<SocketAddr>>,
     pass: &mut Pass,
 ) -> Result<(), (&'static str, io::Error)> {
-    let namespace = File::open(path).map_err(|e| (OPEN, e))?;
-    if namespace.metadata().map_err(|e| (OPEN, e))?.ino() != inode {
+    let Some(mut diag) = enter(path, inode)? else {
         return Ok(());
-    }
-    setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|e| ("enter it", e.into()))?;
-    let mut diag = SockDiag::open().map_err(|e| ("ask for its sockets", e))?;
+    };
     for v6 in [false, true] {
         if left.is_empty() {
             break;
@@ -234,6 +284,44 @@ fn close_in(
         }
     }
     Ok(())
+}
+
+/// Enters a network namespace and asks for its sockets, unless its path stands for another one
+/// by now.
+fn enter(path: &Path, inode: u64) -> Result<Option<SockDiag>, (&'static str, io::Error)> {
+    let namespace = File::open(path).map_err(|e| (OPEN, e))?;
+    if namespace.metadata().map_err(|e| (OPEN, e))?.ino() != inode {
+        return Ok(None);
+    }
+    setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|e| ("enter it", e.into()))?;
+    let diag = SockDiag::open().map_err(|e| ("ask for its sockets", e))?;
+    Ok(Some(diag))
+}
+
+/// The cookies of all sockets that there are, and what did not work. The thread is in another
+/// network namespace then.
+fn living() -> (HashSet<[u32; 2]>, Vec<Failure>) {
+    let mut living = HashSet::new();
+    let mut failures = Vec::new();
+    for (inode, path) in namespaces() {
+        let mut look = || -> Result<(), (&'static str, io::Error)> {
+            let Some(mut diag) = enter(&path, inode)? else {
+                return Ok(());
+            };
+            for v6 in [false, true] {
+                living.extend(diag.cookies(v6).map_err(|e| ("list its sockets", e))?);
+            }
+            Ok(())
+        };
+        if let Err((what, source)) = look() {
+            failures.push(Failure {
+                what,
+                namespace: path,
+                source,
+            });
+        }
+    }
+    (living, failures)
 }
 
 /// The network namespaces that processes are in, or that are mounted somewhere (a pod's

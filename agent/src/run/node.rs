@@ -114,6 +114,7 @@ impl NodeView {
             (true, Feature::OVERLAY),
             (kernel.decap_6_in_4, Feature::DECAP_6_IN_4),
             (kernel.calls, Feature::CALLS),
+            (kernel.tells_mptcp, Feature::TELLS_MPTCP),
             (true, Feature::ICMP_ERRORS),
             (true, Feature::HOLD_FRAGMENTS),
             (services.uplink_services, Feature::UPLINK_SERVICES),

@@ -35,6 +35,7 @@ fn kernel(decap_6_in_4: bool) -> Kernel {
         attach: AttachKind::Tcx,
         decap_6_in_4,
         calls: false,
+        tells_mptcp: false,
         features: Vec::new(),
         warnings: Vec::new(),
     }

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
-use datapath_common::{Flow, FlowKey, Ip4, Ip6, SocketHook, SocketKey, SocketPeer, maps};
+use aya::maps::{HashMap, Map, MapData, MapError, MapType};
+use datapath_common::{
+    Connection, Flow, FlowKey, Ip4, Ip6, SocketHook, SocketId, SocketKey, SocketPeer, maps,
+};
 use testkit::NetNs;
 use testkit::echo::WHO_AM_I;
 use testkit::manifests::Service;
@@ -16,9 +18,16 @@ use super::{By, Client, SOON, Town, ask};
 pub const POD: Client = Client::Pod(0, 0);
 pub const NODE: Client = Client::Node(0);
 
+fn opened(pin: &Path) -> Map {
+    let map = MapData::from_pin(pin).unwrap();
+    match map.info().unwrap().map_type().unwrap() {
+        MapType::LruHash => Map::LruHashMap(map),
+        _ => Map::HashMap(map),
+    }
+}
+
 fn rows<K: aya::Pod + 'static, V: aya::Pod + 'static>(pin: &Path) -> usize {
-    let map = Map::LruHashMap(MapData::from_pin(pin).unwrap());
-    let map: HashMap<_, K, V> = map.try_into().unwrap();
+    let map: HashMap<_, K, V> = opened(pin).try_into().unwrap();
     let keys: Result<Vec<K>, MapError> = map.keys().collect();
     keys.unwrap().len()
 }
@@ -30,13 +39,22 @@ pub fn flow_rows(town: &Town) -> usize {
         + rows::<FlowKey<Ip6>, Flow<Ip6>>(&pin(maps::FLOW_V6))
 }
 
-/// Rows of what the first node's sockets were given.
+/// Rows of what the first node's sockets were given: of connected ones, and of others.
 pub fn socket_rows(town: &Town) -> [usize; 2] {
     let pin = |map| town.node(0).bpffs().join(map);
     [
-        rows::<SocketKey<Ip4>, SocketPeer<Ip4>>(&pin(maps::SOCKS_V4)),
-        rows::<SocketKey<Ip6>, SocketPeer<Ip6>>(&pin(maps::SOCKS_V6)),
+        rows::<SocketId, Connection<Ip4>>(&pin(maps::CONNS_V4))
+            + rows::<SocketId, Connection<Ip6>>(&pin(maps::CONNS_V6)),
+        rows::<SocketKey<Ip4>, SocketPeer<Ip4>>(&pin(maps::SOCKS_V4))
+            + rows::<SocketKey<Ip6>, SocketPeer<Ip6>>(&pin(maps::SOCKS_V6)),
     ]
+}
+
+/// Writes a row of the first node's `map`, as its programs would.
+pub fn put_row<K: aya::Pod, V: aya::Pod>(town: &Town, map: &str, key: K, value: V) {
+    let map = opened(&town.node(0).bpffs().join(map));
+    let mut map: HashMap<_, K, V> = map.try_into().unwrap();
+    map.insert(key, value, 0).unwrap();
 }
 
 /// An IPv4 address as an IPv6 socket writes it.

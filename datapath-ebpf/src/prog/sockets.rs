@@ -4,7 +4,8 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use datapath_core::socket::{again, close, connect, name, send};
+use datapath_common::{Ip4, Ip6};
+use datapath_core::socket::{again, close, connect, peer_name, send, sender_name};
 
 use crate::sockets::{Closed, Ctx, SocketMaps};
 
@@ -59,28 +60,38 @@ pub fn tulle_sendmsg6(ctx: SockAddrContext) -> i32 {
 /// Whose datagram of IPv4 a process reads.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn tulle_recvmsg4(ctx: SockAddrContext) -> i32 {
-    name_v4::<false>(Ctx::from(ctx));
+    sender_v4::<false>(Ctx::from(ctx));
     GO_ON
 }
 
 /// Whose datagram an IPv6 socket reads.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn tulle_recvmsg6(ctx: SockAddrContext) -> i32 {
-    name_of(Ctx::from(ctx));
+    let ctx = Ctx::from(ctx);
+    if ctx.is_mapped() {
+        sender_v4::<true>(ctx);
+    } else {
+        sender_v6(ctx);
+    }
     GO_ON
 }
 
 /// `getpeername` of IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn tulle_peername4(ctx: SockAddrContext) -> i32 {
-    name_v4::<false>(Ctx::from(ctx));
+    peer_v4::<false>(Ctx::from(ctx));
     GO_ON
 }
 
 /// `getpeername` of IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn tulle_peername6(ctx: SockAddrContext) -> i32 {
-    name_of(Ctx::from(ctx));
+    let ctx = Ctx::from(ctx);
+    if ctx.is_mapped() {
+        peer_v4::<true>(ctx);
+    } else {
+        peer_v6(ctx);
+    }
     GO_ON
 }
 
@@ -88,28 +99,11 @@ pub fn tulle_peername6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock(sock_release)]
 pub fn tulle_release(ctx: SockContext) -> i32 {
     let closed = Closed::from(ctx);
-    let (v6, v4) = closed.family();
-    if v4 {
-        let peer = closed.peer4();
-        if peer.port != 0 {
-            close(&SocketMaps, &closed.socket(), &peer);
-        }
-    } else if v6 {
-        let peer = closed.peer6();
-        if peer.port != 0 {
-            close(&SocketMaps, &closed.socket(), &peer);
-        }
+    close_v4(closed);
+    if closed.is_v6() {
+        close_v6(closed);
     }
     GO_ON
-}
-
-#[inline(always)]
-fn name_of(ctx: Ctx) {
-    if ctx.is_mapped() {
-        name_v4::<true>(ctx);
-    } else {
-        name_v6(ctx);
-    }
 }
 
 // Functions of their own: each family has the stack to itself. `MAPPED` is a constant, or the
@@ -167,17 +161,43 @@ fn again_v6(ctx: Ctx) -> bool {
 }
 
 #[inline(never)]
-fn name_v4<const MAPPED: bool>(ctx: Ctx) {
+fn peer_v4<const MAPPED: bool>(ctx: Ctx) {
     let mut peer = ctx.peer4(MAPPED);
-    if name(&SocketMaps, &ctx.reader(), &mut peer) {
+    if peer_name(&SocketMaps, &ctx.reader(), &mut peer) {
         ctx.set_peer4(MAPPED, &peer);
     }
 }
 
 #[inline(never)]
-fn name_v6(ctx: Ctx) {
+fn peer_v6(ctx: Ctx) {
     let mut peer = ctx.peer6();
-    if name(&SocketMaps, &ctx.reader(), &mut peer) {
+    if peer_name(&SocketMaps, &ctx.reader(), &mut peer) {
         ctx.set_peer6(&peer);
     }
+}
+
+#[inline(never)]
+fn sender_v4<const MAPPED: bool>(ctx: Ctx) {
+    let mut from = ctx.peer4(MAPPED);
+    if sender_name(&SocketMaps, &ctx.reader(), &ctx.connected4(), &mut from) {
+        ctx.set_peer4(MAPPED, &from);
+    }
+}
+
+#[inline(never)]
+fn sender_v6(ctx: Ctx) {
+    let mut from = ctx.peer6();
+    if sender_name(&SocketMaps, &ctx.reader(), &ctx.connected6(), &mut from) {
+        ctx.set_peer6(&from);
+    }
+}
+
+#[inline(never)]
+fn close_v4(closed: Closed) {
+    close::<Ip4, _>(&SocketMaps, &closed.socket());
+}
+
+#[inline(never)]
+fn close_v6(closed: Closed) {
+    close::<Ip6, _>(&SocketMaps, &closed.socket());
 }

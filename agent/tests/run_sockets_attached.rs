@@ -125,6 +125,40 @@ fn programs_at_sockets_outlive_the_agent_and_go_with_it() {
     assert!(error.is_some(), "nobody translates any more");
 }
 
+#[test]
+fn a_cgroup_is_taken_when_it_is_there_and_again_when_another_has_its_name() {
+    let name = testkit::netns::unique("later");
+    let cgroup = testkit::cgroup::Cgroup::new(&name).unwrap();
+    // Keeps the one above it, and so the path.
+    let beside = testkit::cgroup::Cgroup::new(&format!("{name}-beside")).unwrap();
+    let path = cgroup.path().to_owned();
+    drop(cgroup);
+    let town = Town::start("later", 0, &["--cgroup", path.to_str().unwrap()]);
+    for _ in 0..2 {
+        let feature = |status: &admin_api::Status| {
+            let of = |feature: &&admin_api::Feature| feature.name == "services at sockets";
+            let feature = status.features.iter().find(of).unwrap();
+            (feature.chosen.clone(), feature.why.clone())
+        };
+        testkit::wait::until("off without a cgroup", LIMIT, || {
+            let (chosen, why) = feature(&town.world.agents[0].status().unwrap());
+            let said = why.contains("cannot open the cgroup");
+            Ok((chosen == "off" && said && programs(&town, 0).is_empty()).then_some(()))
+        })
+        .unwrap();
+        let cgroup = testkit::cgroup::Cgroup::new(&name).unwrap();
+        assert_eq!(cgroup.path(), path);
+        testkit::wait::until("on with one", LIMIT, || {
+            let (chosen, _) = feature(&town.world.agents[0].status().unwrap());
+            let all = programs(&town, 0).len() == SocketHook::ALL.len();
+            Ok((chosen == "for all processes" && all).then_some(()))
+        })
+        .unwrap();
+        assert_eq!(town.world.agents[0].status().unwrap().faults, [""; 0]);
+    }
+    drop(beside);
+}
+
 /// Ids of the first node's links at sockets, by bpftool.
 fn link_ids(town: &Town) -> Vec<String> {
     let links = town.node(0).bpffs().join("links");

@@ -28,14 +28,14 @@ pub struct ServiceArgs {
     #[arg(action = ArgAction::Set)]
     pub uplink_services: bool,
     /// Services where sockets are connected, instead of packet by packet: for all processes, for
-    /// the node's own (with a mesh, firewall or sandbox in pods), for nobody; auto: for all, unless
-    /// the agent is in another network namespace than process 1
+    /// the node's own (with a mesh, firewall or sandbox in pods), for nobody; auto: for all, where
+    /// the agent serves the host or --cgroup names a cgroup
     #[arg(
         long,
         value_enum,
         value_name = "WHOSE",
         env = "TULLE_SOCKET_SERVICES",
-        default_value = "off"
+        default_value = "auto"
     )]
     pub socket_services: SocketServices,
     /// Cgroup (version 2) of the processes whose sockets are served [default: where its file system

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -75,19 +75,45 @@ impl Cgroup {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Whether all processes of the machine are below it, whatever namespaces and mounts show
+    /// of it: every other cgroup has a type (cgroup-v2.rst of the kernel).
+    pub fn is_root(&self) -> bool {
+        let kind = self.path.join("cgroup.type");
+        matches!(kind.try_exists(), Ok(false))
+    }
+
+    /// Whether its path still leads to it.
+    pub fn is_there(&self) -> bool {
+        Self::open(&self.path).is_ok_and(|found| found.id == self.id)
+    }
+
+    /// Whether it exists, though its path may lead elsewhere or nowhere by now.
+    pub fn is_alive(&self) -> bool {
+        let held = format!("/proc/self/fd/{}/cgroup.procs", self.directory.as_raw_fd());
+        std::fs::read_to_string(held).is_ok()
+    }
 }
 
-/// Where the first cgroup file system of version 2 is mounted that `mountinfo`
-/// (proc(5)) tells of: the one with the most in it.
-pub fn mounted(mountinfo: &str) -> Option<PathBuf> {
+/// Where cgroup file systems of version 2 are mounted that `mountinfo` (proc(5)) tells of: those
+/// first that have most in them, as far as it says so.
+pub fn mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, at) = (fields.next()?, fields.next()?);
-        (kind.split(' ').next()? == "cgroup2").then(|| (root.len(), unescaped(at)))
+        (kind.split(' ').next()? == "cgroup2").then(|| (depth(root), unescaped(at)))
     });
-    // `min_by_key` gives the first of equal ones.
-    mounts.min_by_key(|(root, _)| *root).map(|(_, at)| at)
+    let mut mounts: Vec<_> = mounts.collect();
+    // Those that are alike stay in their order.
+    mounts.sort_by_key(|(depth, _)| *depth);
+    mounts.into_iter().map(|(_, at)| at).collect()
+}
+
+/// How far below the root of the own cgroup namespace it is: what is above it begins with `/..`.
+fn depth(root: &str) -> isize {
+    let names = root.split('/').filter(|name| !name.is_empty());
+    names.map(|name| if name == ".." { -1 } else { 1 }).sum()
 }
 
 /// Spaces, tabs, line feeds and backslashes are in octal there.
@@ -388,12 +414,17 @@ mod tests {
         let hybrid = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
                       36 31 0:33 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(mounted(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mounts(hybrid), [PathBuf::from("/sys/fs/cgroup/unified")]);
         let several = "50 1 0:30 /user.slice /mnt/part rw - cgroup2 cgroup2 rw\n\
                        51 1 0:30 / /mnt/a\\040b\\134 rw - cgroup2 cgroup2 rw\n\
                        52 1 0:30 / /later rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(mounted(several), Some("/mnt/a b\\".into()));
-        assert_eq!(mounted("36 31 0:33 / /x rw - cgroup cgroup rw\n"), None);
+        let paths = ["/mnt/a b\\", "/later", "/mnt/part"].map(PathBuf::from);
+        assert_eq!(mounts(several), paths);
+        assert!(mounts("36 31 0:33 / /x rw - cgroup cgroup rw\n").is_empty());
+        // In a container with a cgroup namespace and the host's mount.
+        let container = "60 1 0:30 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
+                         61 1 0:30 /../../.. /host/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(mounts(container)[0], PathBuf::from("/host/cgroup"));
     }
 
     #[test]

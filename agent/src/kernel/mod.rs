@@ -21,6 +21,7 @@ pub mod lock;
 mod mapped;
 pub mod maps;
 mod numbers;
+pub mod own_connections;
 mod parts;
 pub mod pins;
 pub mod place;

@@ -1,6 +1,7 @@
 //! Services at sockets: for whose, at which cgroup, and why.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Instant;
 
 use datapath_common::{Config, Feature};
 
@@ -9,7 +10,11 @@ use super::serving::Serving;
 use super::shared::Shared;
 use crate::args::SocketServices;
 use crate::kernel::Cgroup;
-use crate::kernel::cgroup::{mounted, netns_cookie};
+use crate::kernel::cgroup::netns_cookie;
+
+mod surroundings;
+
+pub use surroundings::Surroundings;
 
 /// What became of services at sockets, and why.
 #[derive(Debug)]
@@ -28,69 +33,14 @@ pub struct SocketChoice {
     pub attached: bool,
     /// Why they are not.
     pub failed: Option<String>,
-}
-
-/// What the choice depends on beside the flags.
-#[derive(Debug)]
-pub struct Surroundings {
-    /// Whether the agent is in the network namespace of process 1; none if that cannot be told.
-    pub with_init: Option<bool>,
-    /// proc(5) of this process.
-    pub mountinfo: String,
-}
-
-impl Surroundings {
-    /// Those of this process.
-    pub fn look() -> Self {
-        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
-        let with_init = namespace("self").and_then(|own| Some(own == namespace("1")?));
-        Self {
-            with_init,
-            mountinfo: std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
-        }
-    }
-
-    /// The mode and the cgroup's directory, or why there are none.
-    fn decide(
-        &self,
-        asked: SocketServices,
-        named: Option<&Path>,
-    ) -> Result<(SocketServices, PathBuf, &'static str), String> {
-        let found = || {
-            let path = mounted(&self.mountinfo);
-            path.ok_or_else(|| {
-                "no cgroup file system of version 2 is mounted (mount -t cgroup2 none \
-                 /sys/fs/cgroup/unified)"
-                    .to_owned()
-            })
-        };
-        let at = || named.map_or_else(found, |path| Ok(path.to_owned()));
-        match asked {
-            SocketServices::Off => Err("switched off".into()),
-            SocketServices::All | SocketServices::Host => Ok((asked, at()?, "asked for")),
-            // A cgroup that was named is for this node.
-            SocketServices::Auto if named.is_some() => {
-                Ok((SocketServices::All, at()?, "a cgroup was named"))
-            }
-            SocketServices::Auto if self.with_init != Some(true) => Err(
-                "the agent is not in the network namespace of process 1, so processes of others \
-                 may be below the same cgroup; name this node's with --cgroup"
-                    .into(),
-            ),
-            SocketServices::Auto => Ok((
-                SocketServices::All,
-                at()?,
-                "all that runs below the cgroup is this node's",
-            )),
-        }
-    }
+    /// The kernel does not take the programs: nothing else is tried.
+    refused: bool,
 }
 
 impl SocketChoice {
     /// What the flags and this node make of it.
     pub fn make(asked: SocketServices, named: Option<&Path>, around: &Surroundings) -> Self {
-        let made = around.decide(asked, named).and_then(|(mode, path, why)| {
-            let cgroup = Cgroup::open(&path).map_err(|e| e.to_string())?;
+        let made = around.decide(asked, named).and_then(|(mode, cgroup, why)| {
             let netns = netns_cookie()
                 .map_err(|e| format!("the network namespace's cookie cannot be read: {e}"))?;
             Ok((mode, cgroup, why, netns))
@@ -104,6 +54,7 @@ impl SocketChoice {
                 fault: None,
                 attached: false,
                 failed: None,
+                refused: false,
             },
             Err(why) => Self::off(asked, why),
         }
@@ -119,7 +70,24 @@ impl SocketChoice {
             netns: [0; 2],
             attached: false,
             failed: None,
+            refused: false,
         }
+    }
+
+    /// Whether to look again: the cgroup is not where it was, or there is none yet.
+    fn is_stale(&self) -> bool {
+        !self.refused && !self.cgroup.as_ref().is_some_and(Cgroup::is_there)
+    }
+
+    /// What it becomes now that the cgroup is not where it was; none if it is to stay: as it is
+    /// off, or by a cgroup that no path leads to.
+    fn next(&self, now: Self) -> Option<Self> {
+        let stays = match (&self.cgroup, &now.cgroup) {
+            (None, None) => self.why == now.why,
+            (Some(had), None) => had.is_alive(),
+            _ => false,
+        };
+        (!stays).then_some(now)
     }
 
     /// Switches on in the programs what it says. `node`: processes of the node have services.
@@ -177,13 +145,26 @@ impl SocketChoice {
 impl Serving {
     /// Attaches the programs at sockets, or detaches them.
     pub(super) fn sync_sockets(&mut self, shared: &mut Shared) {
+        let asked = shared.args.services.socket_services;
         if let Some(why) = self.datapath.socket_refusal()
             && shared.sockets.mode != SocketServices::Off
         {
             let why = why.lines().next().unwrap_or_default();
             let why = format!("the kernel does not take the programs: {why}");
             tracing::warn!("no services at sockets, packets are translated: {why}");
-            shared.sockets = SocketChoice::off(shared.args.services.socket_services, why);
+            shared.sockets = SocketChoice {
+                refused: true,
+                ..SocketChoice::off(asked, why)
+            };
+        } else if asked != SocketServices::Off && shared.sockets.is_stale() {
+            let named = shared.args.services.cgroup.as_deref();
+            let now = SocketChoice::make(asked, named, &Surroundings::look());
+            if let Some(next) = shared.sockets.next(now) {
+                tracing::info!("services at sockets: {}, {}", next.chosen(), next.why);
+                shared.sockets = next;
+                // Programs that are loaded may not know of sockets.
+                shared.paces.programs.ask_now(Instant::now());
+            }
         }
         let choice = &shared.sockets;
         let report = self.datapath.sync_sockets(choice.cgroup.as_ref());
@@ -217,92 +198,5 @@ impl Serving {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MOUNTED: &str = "41 31 0:38 / /cg rw - cgroup2 cgroup2 rw\n";
-
-    fn decide(
-        asked: SocketServices,
-        named: Option<&str>,
-        with_init: Option<bool>,
-        mountinfo: &str,
-    ) -> Result<(SocketServices, PathBuf), String> {
-        let around = Surroundings {
-            with_init,
-            mountinfo: mountinfo.to_owned(),
-        };
-        let (mode, path, _) = around.decide(asked, named.map(Path::new))?;
-        Ok((mode, path))
-    }
-
-    #[test]
-    fn only_a_cgroup_of_this_node_alone_is_taken_unasked() {
-        use SocketServices::{All, Auto, Host, Off};
-        let cg = PathBuf::from("/cg");
-        assert_eq!(
-            decide(Auto, None, Some(true), MOUNTED),
-            Ok((All, cg.clone()))
-        );
-        for other in [Some(false), None] {
-            let why = decide(Auto, None, other, MOUNTED).unwrap_err();
-            assert!(why.contains("--cgroup"), "{why}");
-            assert_eq!(decide(Host, None, other, MOUNTED), Ok((Host, cg.clone())));
-            let named = decide(Auto, Some("/mine"), other, "");
-            assert_eq!(named, Ok((All, "/mine".into())));
-        }
-        let why = decide(All, None, Some(true), "").unwrap_err();
-        assert!(why.contains("cgroup2 none /sys/fs/cgroup/unified"), "{why}");
-        assert!(decide(Off, Some("/mine"), Some(true), MOUNTED).is_err());
-    }
-
-    #[test]
-    fn what_was_asked_for_and_cannot_be_is_a_fault() {
-        let around = Surroundings {
-            with_init: Some(true),
-            mountinfo: String::new(),
-        };
-        let made = |asked| SocketChoice::make(asked, None, &around);
-        assert!(made(SocketServices::All).fault.is_some());
-        assert_eq!(made(SocketServices::Auto).fault, None);
-        assert_eq!(made(SocketServices::Off).fault, None);
-        assert_eq!(made(SocketServices::Auto).chosen(), "off");
-    }
-
-    #[test]
-    fn features_follow_the_mode() {
-        let choice = |mode| SocketChoice {
-            mode,
-            why: String::new(),
-            cgroup: None,
-            netns: [3, 0],
-            fault: None,
-            attached: true,
-            failed: None,
-        };
-        let features = |mode, node| {
-            let mut config = Config::EMPTY;
-            choice(mode).configure(&mut config, node);
-            config.features
-        };
-        let (pods, node) = (Feature::POD_SOCKETS, Feature::NODE_SOCKETS);
-        assert_eq!(features(SocketServices::All, true), pods | node);
-        assert_eq!(features(SocketServices::All, false), pods);
-        assert_eq!(features(SocketServices::Host, true), node);
-        assert_eq!(features(SocketServices::Host, false), 0);
-        assert_eq!(features(SocketServices::Off, true), 0);
-        let served = |mode, node| choice(mode).served(node).0;
-        assert_eq!(served(SocketServices::All, true), "for all processes");
-        assert_eq!(served(SocketServices::All, false), "for pods' processes");
-        assert_eq!(
-            served(SocketServices::Host, true),
-            "for the node's processes"
-        );
-        assert_eq!(served(SocketServices::Host, false), "off");
-        assert_eq!(served(SocketServices::Off, true), "off");
-        let mut failing = choice(SocketServices::All);
-        failing.attached = false;
-        failing.failed = Some("refused".to_owned());
-        assert_eq!(failing.served(true), ("off", "refused".to_owned()));
-    }
-}
+#[path = "sockets_tests.rs"]
+mod tests;

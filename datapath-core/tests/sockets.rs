@@ -66,7 +66,7 @@ fn what_cannot_be_honoured_is_left_to_packets() {
     let changes: [(&str, Change); 12] = [
         ("source ranges", |p, _| {
             p.front(proto::UDP, |front| {
-                front.flags = FrontendFlags::SOURCE_RANGES
+                front.flags = FrontendFlags::SOURCE_RANGES;
             });
         }),
         ("a choice by the source", |p, _| {
@@ -74,14 +74,14 @@ fn what_cannot_be_honoured_is_left_to_packets() {
         }),
         ("masquerade of pods", |p, _| {
             p.front(proto::UDP, |front| {
-                front.flags = FrontendFlags::MASQUERADE_PODS
+                front.flags = FrontendFlags::MASQUERADE_PODS;
             });
         }),
         ("a flag of a later version", |p, _| {
             p.front(proto::UDP, |front| front.flags = 1 << 15);
         }),
         ("no endpoint", |p, _| {
-            p.front(proto::UDP, |front| front.len = 0)
+            p.front(proto::UDP, |front| front.len = 0);
         }),
         ("a backend that is gone", |p, _| {
             for backend in p.backends.borrow_mut().iter_mut() {

@@ -28,10 +28,30 @@ const SERVICE_TESTS: [&str; 6] = [
     "--test",
     "run_choice",
 ];
+/// Those of them that ask every client at every frontend: run with each way alone, too.
+const CORE_TESTS: [&str; 4] = ["--package", "tulle-agent", "--test", "run_services"];
 /// The variables by which services are served at sockets and by XDP there, too: nothing may be
 /// different but the way. The ones are for clients inside, the others for those outside, so that
 /// each is tested though both are on.
-const FASTER: [(&str, &str); 2] = [("TULLE_TEST_SOCKETS", "1"), ("TULLE_TEST_XDP", "generic")];
+const SOCKETS: (&str, &str) = ("TULLE_TEST_SOCKETS", "1");
+const XDP: (&str, &str) = ("TULLE_TEST_XDP", "generic");
+/// Names and values.
+type Variables = &'static [(&'static str, &'static str)];
+/// What runs once more with services served faster: beside the root tests, which have neither,
+/// every combination.
+const FASTER: [(&str, &[&str], Variables); 3] = [
+    (
+        "root tests of services, at sockets and by XDP too",
+        &SERVICE_TESTS,
+        &[SOCKETS, XDP],
+    ),
+    (
+        "root tests of services, at sockets too",
+        &CORE_TESTS,
+        &[SOCKETS],
+    ),
+    ("root tests of services, by XDP too", &CORE_TESTS, &[XDP]),
+];
 /// Crates whose tests in `tests/` need root, while those beside the code do not.
 const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];
 
@@ -115,11 +135,13 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(counts.to_string())
         });
         if filter.is_none() {
-            summary.stage("root tests of services, at sockets and by XDP too", || {
-                let runs = [SERVICE_TESTS.map(str::to_owned).into()];
-                let counts = cargo_tests(&workspace, &runs, None, Some(threads), &FASTER)?;
-                Ok(counts.to_string())
-            });
+            for (stage, tests, variables) in FASTER {
+                summary.stage(stage, || {
+                    let runs = [tests.iter().map(|&word| word.to_owned()).collect()];
+                    let counts = cargo_tests(&workspace, &runs, None, Some(threads), variables)?;
+                    Ok(counts.to_string())
+                });
+            }
             summary.stage("demo", || demonstrate(&workspace));
         }
     }

@@ -26,7 +26,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Between two removals of rows that have expired.
 const EXPIRY: Duration = Duration::from_secs(10);
 /// Between two removals of connected sockets' rows from crowded tables.
-const SWEEP: Duration = Duration::from_secs(60);
+const SWEEP: Duration = Duration::from_mins(1);
 /// A row that is this old, in ticks, is of a socket that is connected or never will be.
 const SETTLED: u32 = 3;
 

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::args::SocketServices::{All, Auto, Host, Off};
 
+type Change = fn(&mut Surroundings);
+
 /// An agent on its host, as it should be.
 fn host() -> Surroundings {
     Surroundings {
@@ -25,10 +27,10 @@ fn place(
 #[test]
 fn sockets_are_served_unasked_on_the_host_alone() {
     assert_eq!(place(&host(), Auto, None), Ok((All, "/cg".into())));
-    let cases: [(&str, fn(&mut Surroundings)); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("hostPID", |a| a.sees_init = false),
         ("network namespace of process 1", |a| {
-            a.with_init = Some(false)
+            a.with_init = Some(false);
         }),
         ("network namespace of process 1", |a| a.with_init = None),
         ("/part is only a part", |a| a.mounts.truncate(1)),

@@ -125,6 +125,13 @@ pub const PACKAGES: &[Package] = &[
         Purpose::Run,
     ),
     package(
+        "ipvsadm",
+        "the same, where the kernel has IPVS",
+        &["ipvsadm"],
+        Purpose::Run,
+    ),
+    package("ipset", "sets that go with it", &["ipset"], Purpose::Run),
+    package(
         "ethtool",
         "shows and sets offloads of interfaces",
         &["ethtool"],

@@ -88,7 +88,7 @@ pub fn losses(report: &ServicesReport) -> String {
     let mut text = String::new();
     for front in Front::ALL {
         for (work, figure) in figures() {
-            for over in [Way::Nftables, Way::Iptables, Way::TulleDirect] {
+            for over in [Way::Nftables, Way::Iptables, Way::Ipvs, Way::TulleDirect] {
                 // Whoever translates packets is behind one who does not.
                 let way = if over.is_direct() {
                     Way::TulleSockets

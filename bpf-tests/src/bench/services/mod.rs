@@ -5,6 +5,7 @@
 mod aims;
 mod catalog;
 mod iptables;
+mod ipvs;
 mod nftables;
 mod plots;
 mod report;
@@ -38,6 +39,12 @@ pub struct Args {
     /// Milliseconds of each measurement, at most: through node ports few flows are opened
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(5..=10_000))]
     millis: u64,
+    /// Only these ways, for a profile of one: others are not measured
+    #[arg(long, value_enum, value_delimiter = ',')]
+    ways: Vec<Way>,
+    /// Only these loads
+    #[arg(long, value_enum, value_delimiter = ',')]
+    loads: Vec<Work>,
     /// Write plots (SVG) into this directory, and lines that show them after the tables
     #[arg(long)]
     plots: Option<PathBuf>,
@@ -85,7 +92,10 @@ fn measure(args: &Args) -> Result<ServicesReport> {
         sites.grow(services)?;
         let start = Instant::now();
         for front in Front::ALL {
-            for work in Work::ALL {
+            for work in Work::ALL
+                .into_iter()
+                .filter(|work| wanted(&args.loads, work))
+            {
                 let case = Case {
                     front,
                     work,
@@ -97,6 +107,11 @@ fn measure(args: &Args) -> Result<ServicesReport> {
         eprintln!("  measured after {:.0} s", start.elapsed().as_secs_f64());
     }
     Ok(ServicesReport::new(machine, sites.iptables_program(), &all))
+}
+
+/// Whether it is to be measured: without a choice everything is.
+fn wanted<T: PartialEq>(chosen: &[T], one: &T) -> bool {
+    chosen.is_empty() || chosen.contains(one)
 }
 
 /// All rounds of one case: each way in turn.
@@ -112,9 +127,13 @@ fn readings(sites: &Sites, case: Case, cpus: Cpus, args: &Args) -> Result<Readin
         limit
     };
     let mut readings = Readings::new(case);
+    let ways = case.front.ways().iter().copied();
+    let ways: Vec<Way> = ways.filter(|way| wanted(&args.ways, way)).collect();
     for round in 0..args.rounds {
-        for way in case.front.ways().iter().copied() {
-            let site = sites.of(way);
+        for way in ways.iter().copied() {
+            let Some(site) = sites.of(way) else {
+                continue;
+            };
             let measured = once(site, case, way, cpus, limit).with_context(|| {
                 format!(
                     "{} to the {} by {}, {}",

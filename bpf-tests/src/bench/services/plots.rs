@@ -29,6 +29,9 @@ pub fn write(report: &ServicesReport, directory: &Path) -> Result<String> {
         for (work, figure) in DRAWN {
             let file = format!("services-{}-{}.svg", front.file(), work.file(figure));
             let plot = plot(report, front, work, figure);
+            if plot.series.iter().all(|series| series.points.is_empty()) {
+                continue;
+            }
             let path = directory.join(&file);
             std::fs::write(&path, plot.svg()?)
                 .with_context(|| format!("write {}", path.display()))?;

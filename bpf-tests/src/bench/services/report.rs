@@ -11,11 +11,12 @@ use crate::bench::report::Machine;
 use crate::bench::sample::Spread;
 
 /// Ways that are compared: the first over the second.
-const PAIRS: [(Way, Way); 8] = [
+const PAIRS: [(Way, Way); 9] = [
     (Way::TulleSockets, Way::TulleDirect),
     (Way::TullePackets, Way::TulleDirect),
     (Way::TullePackets, Way::Nftables),
     (Way::TullePackets, Way::Iptables),
+    (Way::TullePackets, Way::Ipvs),
     (Way::TulleSockets, Way::Nftables),
     (Way::TulleSockets, Way::Iptables),
     // What no translation can be above.
@@ -24,11 +25,12 @@ const PAIRS: [(Way, Way); 8] = [
 ];
 
 /// Ways that translate, each with the one on its node that does not.
-const ADDED: [(Way, Way); 4] = [
+const ADDED: [(Way, Way); 5] = [
     (Way::TulleSockets, Way::TulleDirect),
     (Way::TullePackets, Way::TulleDirect),
     (Way::Nftables, Way::KernelDirect),
     (Way::Iptables, Way::KernelDirect),
+    (Way::Ipvs, Way::KernelDirect),
 ];
 
 /// What is measured: where, what, and with how many services.
@@ -207,6 +209,11 @@ impl ServicesReport {
         all
     }
 
+    /// Whether a way was measured at all.
+    fn has(&self, way: Way) -> bool {
+        self.values.iter().any(|value| value.way == way)
+    }
+
     /// A way's figure.
     pub fn value(&self, case: Case, figure: Figure, way: Way) -> Option<Spread> {
         let mut of = self.values.iter();
@@ -248,11 +255,13 @@ impl ServicesReport {
 
     fn added_table(&self) -> String {
         let mut text = String::from("| to | load | services |");
-        for (way, _) in ADDED {
+        let added = ADDED.into_iter().filter(|(way, _)| self.has(*way));
+        let added: Vec<_> = added.collect();
+        for (way, _) in &added {
             let _ = write!(text, " {}, µs |", way.name());
         }
         text += "\n|---|---|--:|";
-        text += &"--:|".repeat(ADDED.len());
+        text += &"--:|".repeat(added.len());
         text.push('\n');
         for front in Front::ALL {
             for (work, figure) in steady() {
@@ -264,10 +273,10 @@ impl ServicesReport {
                     };
                     let (name, number) = (work.title(figure), grouped(&services.to_string()));
                     let _ = write!(text, "| {} | {name} | {number} |", front.name());
-                    for (way, _) in ADDED {
+                    for (way, _) in &added {
                         let mut of = self.added.iter();
                         let found =
-                            of.find(|a| a.case == case && a.figure == figure && a.way == way);
+                            of.find(|a| a.case == case && a.figure == figure && a.way == *way);
                         let cell = found.map(|found| shown(found.micros));
                         let _ = write!(text, " {} |", cell.as_deref().unwrap_or("–"));
                     }
@@ -281,7 +290,7 @@ impl ServicesReport {
     fn values_table(&self, front: Front) -> String {
         let ways: Vec<Way> = Way::ALL
             .into_iter()
-            .filter(|way| front.ways().contains(way))
+            .filter(|way| front.ways().contains(way) && self.has(*way))
             .collect();
         let mut text = String::from("| load | unit | services |");
         for way in &ways {
@@ -318,7 +327,7 @@ impl ServicesReport {
     }
 
     fn ratios_table(&self, front: Front) -> String {
-        let has = |way: &Way| front.ways().contains(way);
+        let has = |way: &Way| front.ways().contains(way) && self.has(*way);
         let pairs = PAIRS.iter().filter(|(way, _)| !way.is_direct());
         let pairs: Vec<_> = pairs.filter(|(way, over)| has(way) && has(over)).collect();
         let mut text = String::from("| load | services |");

@@ -20,7 +20,7 @@ use testkit::{Cluster, ClusterBuilder, NetNs, link, wait};
 use super::catalog::{self, CLUSTER_IP, NODE_PORTS, PORT, Proto};
 use super::iptables::Backend;
 use super::ways::{Front, Way};
-use super::{iptables, nftables};
+use super::{iptables, ipvs, nftables};
 use crate::bench::report::counted;
 use crate::bench::traffic::{Ends, Kind};
 
@@ -41,6 +41,8 @@ enum Carrier {
     Nftables,
     /// kube-proxy's rules in iptables.
     Iptables(Backend),
+    /// kube-proxy's virtual servers.
+    Ipvs,
 }
 
 impl Carrier {
@@ -50,6 +52,7 @@ impl Carrier {
             Self::Nobody => "nobody",
             Self::Nftables => "nft",
             Self::Iptables(backend) => backend.restore(),
+            Self::Ipvs => "ipvsadm",
         }
     }
 }
@@ -72,6 +75,8 @@ pub struct Sites {
     plain: Site,
     nftables: Site,
     iptables: Site,
+    /// Where the kernel has it.
+    ipvs: Option<Site>,
 }
 
 impl Sites {
@@ -89,12 +94,14 @@ impl Sites {
                 let node = cluster.nodes().first().context("no node")?;
                 Ok(Carrier::Iptables(Backend::probe(node.ns())))
             })?,
+            ipvs: Site::ipvs()?,
         })
     }
 
     /// Has as many services on each node; there are never fewer than before.
     pub fn grow(&mut self, services: usize) -> Result<()> {
-        for site in [&mut self.tulle, &mut self.nftables, &mut self.iptables] {
+        let all = [&mut self.tulle, &mut self.nftables, &mut self.iptables];
+        for site in all.into_iter().chain(&mut self.ipvs) {
             let start = Instant::now();
             site.grow(services)?;
             eprintln!(
@@ -107,13 +114,14 @@ impl Sites {
         Ok(())
     }
 
-    /// Where a way leads through.
-    pub fn of(&self, way: Way) -> &Site {
+    /// Where a way leads through, if it can be gone here.
+    pub fn of(&self, way: Way) -> Option<&Site> {
         match way {
-            Way::TulleDirect | Way::TullePackets | Way::TulleSockets => &self.tulle,
-            Way::KernelDirect => &self.plain,
-            Way::Nftables => &self.nftables,
-            Way::Iptables => &self.iptables,
+            Way::TulleDirect | Way::TullePackets | Way::TulleSockets => Some(&self.tulle),
+            Way::KernelDirect => Some(&self.plain),
+            Way::Nftables => Some(&self.nftables),
+            Way::Iptables => Some(&self.iptables),
+            Way::Ipvs => self.ipvs.as_ref(),
         }
     }
 
@@ -133,6 +141,23 @@ impl Site {
             .pods_per_node(2)
             .ipv6(false);
         Self::with(cluster, carrier)
+    }
+
+    /// With IPVS, if the kernel has it.
+    fn ipvs() -> Result<Option<Self>> {
+        let probe = NetNs::new("ipvs")?;
+        if !ipvs::is_there(&probe) {
+            return Ok(None);
+        }
+        let site = Self::build("svcipvs", |cluster| {
+            let ns = cluster.nodes().first().context("no node")?.ns();
+            link::sysctls(ns, &ipvs::SYSCTLS)?;
+            link::ip(ns, &["link", "add", ipvs::DEVICE, "type", "dummy"])?;
+            load(ns, "ipset", &["restore"], ipvs::SETS)?;
+            load(ns, Backend::probe(ns).restore(), &[], &ipvs::rules())?;
+            Ok(Carrier::Ipvs)
+        })?;
+        Ok(Some(site))
     }
 
     fn tulle(binary: &Path) -> Result<Self> {
@@ -275,6 +300,18 @@ impl Site {
                     load(node.ns(), "nft", &["-f", "-"], &nftables::more(some))?;
                 }
             }
+            Carrier::Ipvs => {
+                let mut ports: Vec<_> = (before.saturating_sub(1)..services - 1)
+                    .map(|n| catalog::other(n, pod))
+                    .collect();
+                if before == 0 {
+                    ports.extend(catalog::asked(pod));
+                }
+                let more = ipvs::More::of(&ports, node.ip4());
+                link::batch(node.ns(), &more.addresses)?;
+                load(node.ns(), "ipset", &["restore"], &more.members)?;
+                load(node.ns(), "ipvsadm", &["-R"], &more.servers)?;
+            }
             Carrier::Iptables(backend) => {
                 let tables = iptables::tables(&catalog::in_order(services, pod));
                 load(node.ns(), backend.restore(), &[], &tables)?;
@@ -327,7 +364,7 @@ impl Site {
     /// Flows that the kernel's connection tracking knows from the frontend to the
     /// server. `None` where no rules are.
     pub fn tracked(&self, front: Front, kind: Kind) -> Result<Option<u64>> {
-        if !matches!(self.carrier, Carrier::Nftables | Carrier::Iptables(_)) {
+        if matches!(self.carrier, Carrier::Tulle { .. } | Carrier::Nobody) {
             return Ok(None);
         }
         let ends = self.ends(front, Way::Nftables, kind)?;
@@ -337,6 +374,12 @@ impl Site {
         // Not /proc/net, which is that of the process.
         let path = "/proc/thread-self/net/nf_conntrack";
         let table = self.node()?.ns().run(|| std::fs::read_to_string(path))?;
+        if matches!(&table, Err(e) if e.kind() == std::io::ErrorKind::NotFound) {
+            // A kernel without that file says only how many there are.
+            let count = "net.netfilter.nf_conntrack_count";
+            let count = link::read_sysctl(self.node()?.ns(), count)?;
+            return Ok(Some(count.parse().context("read nf_conntrack_count")?));
+        }
         let table = table.with_context(|| format!("read {path}"))?;
         let proto = proto(kind).name();
         let of_it = table.lines().filter(|line| {

@@ -15,7 +15,7 @@ pub enum Front {
 }
 
 /// How a flow gets to the server's pod.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
     /// Sent to the pod's own address, on the node that has an agent.
@@ -30,6 +30,8 @@ pub enum Way {
     Nftables,
     /// By kube-proxy's rules in iptables.
     Iptables,
+    /// By kube-proxy's virtual servers, where the kernel has IPVS.
+    Ipvs,
 }
 
 /// What is read from a measurement.
@@ -45,7 +47,7 @@ pub enum Figure {
 }
 
 /// What runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
     /// A TCP connection, an octet there and back, the end of the connection.
@@ -86,6 +88,7 @@ impl Front {
                 Way::TullePackets,
                 Way::Nftables,
                 Way::Iptables,
+                Way::Ipvs,
                 Way::KernelDirect,
             ],
             // A host outside has no sockets of the node.
@@ -94,6 +97,7 @@ impl Front {
                 Way::TullePackets,
                 Way::Nftables,
                 Way::Iptables,
+                Way::Ipvs,
                 Way::KernelDirect,
             ],
         }
@@ -111,13 +115,14 @@ impl Front {
 
 impl Way {
     /// All, in the order of columns.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::TulleDirect,
         Self::TulleSockets,
         Self::TullePackets,
         Self::KernelDirect,
         Self::Nftables,
         Self::Iptables,
+        Self::Ipvs,
     ];
 
     /// For people.
@@ -129,6 +134,7 @@ impl Way {
             Self::KernelDirect => "direct, bare node",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ipvs => "IPVS",
         }
     }
 

@@ -5,8 +5,8 @@ pub const FRAME: usize = 128;
 /// The same in words.
 pub const FRAME_WORDS: usize = FRAME / 8;
 /// Words of the one row of `bench_scene`: the frame, the primer's frame, then
-/// the four that follow.
-pub const WORDS: usize = 2 * FRAME_WORDS + 4;
+/// the five that follow.
+pub const WORDS: usize = 2 * FRAME_WORDS + 5;
 /// Word that holds one of the `RESTORE_*`.
 pub const RESTORE: usize = 2 * FRAME_WORDS;
 /// Word that holds one of the `VARY_*`.
@@ -16,6 +16,9 @@ pub const ROUNDS: usize = 2 * FRAME_WORDS + 2;
 /// Word that selects the frame: the primer's while `ROUNDS` has not all of its
 /// bits.
 pub const MASK: usize = 2 * FRAME_WORDS + 3;
+
+/// Word that says of how many flows each round has any, by chance; 0 for one of its own each.
+pub const FLOWS: usize = 2 * FRAME_WORDS + 4;
 
 /// The program under test leaves the frame's length alone.
 pub const RESTORE_BYTES: u64 = 0;

@@ -17,7 +17,7 @@ const PAGE: &str = "docs/benchmarks.md";
 /// What can be measured, and the names of the page's parts.
 const KINDS: [&str; 4] = ["packets", "apply", "wire", "services"];
 /// Which of them draw.
-const DRAWN: [&str; 1] = ["services"];
+const DRAWN: [&str; 2] = ["packets", "services"];
 /// Where plots are, from the root of the workspace.
 const PLOTS: &str = "docs/plots";
 

@@ -5,6 +5,7 @@
 mod aims;
 mod apply;
 mod datapath;
+mod forward;
 mod outside;
 mod packets;
 pub mod plot;

@@ -1,5 +1,7 @@
 //! `packets`: nanoseconds for each packet.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use datapath_common::{Group, Hook, Reason};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -11,7 +13,7 @@ use super::sample::Spread;
 use super::scaffold::{PRIMED, Scaffold};
 use super::scenes::{self, Repeats, Scene, Table};
 use super::setup::Setup;
-use super::{outside, worlds, yard};
+use super::{forward, outside, worlds, yard};
 use crate::cases::{Fixture, NOW};
 use crate::model::Verdict;
 
@@ -34,6 +36,9 @@ const TRANSLATED: u32 = 2_000;
 /// Flows that fill every table.
 const FILL: u32 = 200_000;
 
+/// The name of what XDP sends on, for `--filter`.
+const FORWARDED: &str = "services by XDP";
+
 /// Nanoseconds for each packet of each program on its main ways
 #[derive(clap::Args)]
 pub struct Args {
@@ -49,6 +54,9 @@ pub struct Args {
     /// Only packets with this in their names: `pod_from v4`, `overlay`
     #[arg(long)]
     filter: Option<String>,
+    /// Write a plot (SVG) into this directory, and a line that shows it after its table
+    #[arg(long)]
+    plots: Option<PathBuf>,
 }
 
 /// Measures and prints.
@@ -57,7 +65,13 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", report.markdown());
+        let plots = args.plots.as_deref();
+        let plot = plots.filter(|_| !report.forwarded.is_empty());
+        let line = plot.map(|directory| forward::draw(&report.forwarded, directory));
+        print!(
+            "{}",
+            report.markdown(&line.transpose()?.unwrap_or_default())
+        );
     }
     Ok(())
 }
@@ -69,12 +83,22 @@ pub fn measure(args: &Args) -> Result<Report> {
     let mut all = scenes::scenes(&v4)?;
     all.extend(scenes::scenes(&v6)?);
     let mut scenes = all.clone();
+    let forwards = args.filter.as_ref().is_none_or(|f| FORWARDED.contains(f));
     if let Some(filter) = &args.filter {
         scenes.retain(|scene| label(scene).contains(filter.as_str()));
-        ensure!(!scenes.is_empty(), "no packet's name contains {filter:?}");
+        ensure!(
+            !scenes.is_empty() || forwards,
+            "no packet's name contains {filter:?}"
+        );
     }
     let mut report = Report::new()?;
     report.yardsticks = yard::measure()?;
+    if forwards {
+        report.forwarded = forward::measure().context(FORWARDED)?;
+    }
+    if scenes.is_empty() {
+        return Ok(report);
+    }
     eprintln!("filling the tables …");
     let mut benches = Vec::new();
     for services in &args.services {

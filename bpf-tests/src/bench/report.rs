@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::aims;
 use super::datapath::Size;
+use super::forward;
 use super::plot::grouped;
 use super::sample::Spread;
 use super::yard::Yardstick;
@@ -54,6 +55,8 @@ pub struct Report {
     pub sizes: Vec<Size>,
     /// The packets.
     pub figures: Vec<Figure>,
+    /// What is sent on before an skb is made.
+    pub forwarded: Vec<forward::Figure>,
 }
 
 /// What the figures depend on.
@@ -120,6 +123,7 @@ impl Report {
             yardsticks: Vec::new(),
             sizes: Vec::new(),
             figures: Vec::new(),
+            forwarded: Vec::new(),
         })
     }
 
@@ -160,15 +164,22 @@ impl Report {
         all
     }
 
-    /// All tables.
-    pub fn markdown(&self) -> String {
+    /// All tables; `plot` is the line that shows the plot of services by XDP.
+    pub fn markdown(&self, plot: &str) -> String {
         let mut text = self.machine.markdown();
-        text += "\n### Packets\n\n";
-        self.packet_table(&mut text);
-        text += "\n### Aims\n\n";
-        text += &aims::table(self);
-        text += "\n### Beside the hand-written twin\n\n";
-        text += &aims::twin_table(self);
+        if !self.figures.is_empty() {
+            text += "\n### Packets\n\n";
+            self.packet_table(&mut text);
+            text += "\n### Aims\n\n";
+            text += &aims::table(self);
+            text += "\n### Beside the hand-written twin\n\n";
+            text += &aims::twin_table(self);
+        }
+        if !self.forwarded.is_empty() {
+            text += "\n### Services by XDP\n\n";
+            text += &forward::markdown(&self.forwarded);
+            text += plot;
+        }
         text += "\n### Primitives\n\n| primitive | ns |\n|---|--:|\n";
         for Yardstick { what, nanos } in &self.yardsticks {
             let _ = writeln!(text, "| {what} | {nanos:.1} |");

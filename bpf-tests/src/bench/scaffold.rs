@@ -131,6 +131,30 @@ impl Scaffold {
         self.set_primed(rounds, &rounds.frame)
     }
 
+    /// Sets the packet of every round, which has one flow after the other from number `first`
+    /// on, or any of `among` by chance.
+    pub fn set_flows(&mut self, rounds: &Rounds, first: u32, among: Option<u32>) -> Result<()> {
+        self.set(rounds)?;
+        let mut scene: Array<_, [u64; layout::WORDS]> = table(&mut self.ebpf, "bench_scene")?;
+        let mut row = scene.get(&0, 0)?;
+        row[layout::ROUNDS] = u64::from(first);
+        row[layout::FLOWS] = among.map_or(0, u64::from);
+        Ok(scene.set(0, row, 0)?)
+    }
+
+    /// The scaffold's own program that does the least with which a packet is sent through the
+    /// overlay, instead of a target.
+    pub fn constant() -> Result<Self> {
+        let mut scaffold = Self::new(Hook::Xdp, None)?;
+        let name = "bench_xdp_constant";
+        crate::load::program(&mut scaffold.ebpf, name)?;
+        let target = fd_of(&scaffold.ebpf, true, name)?;
+        let mut next: ProgramArray<_> = table(&mut scaffold.ebpf, "bench_xdp_next")?;
+        next.set(0, &target, 0)
+            .context("set the scaffold's target")?;
+        Ok(scaffold)
+    }
+
     /// Sets the packet of every [`PRIMED`]th round, and the primer's frame,
     /// which is the packet of all others.
     pub fn set_primed(&mut self, rounds: &Rounds, primer: &[u8]) -> Result<()> {

@@ -52,7 +52,8 @@ pub enum FlowState {
 }
 
 /// Whether a flow's client is a process of this node, and where its packets meet the
-/// programs: answers are given back to the node there.
+/// programs: answers are given back to the node there. And whether another node has a part in it
+/// (direct server return).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum NodeClient {
@@ -62,6 +63,11 @@ pub enum NodeClient {
     Uplink = 1,
     /// At the loopback device: the frontend has an address of this node.
     Loopback = 2,
+    /// It is outside, and the backend's node answers it: there is a forward row only.
+    Direct = 3,
+    /// It is outside, and another node chose the backend: rows with backend 0 that are
+    /// translated all the same.
+    Forwarded = 4,
 }
 
 /// Value of `tulle_flow_v4` and `tulle_flow_v6`.

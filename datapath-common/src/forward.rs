@@ -23,7 +23,7 @@ pub enum ViaKind {
 pub struct Via {
     /// A [`ViaKind`].
     pub kind: u8,
-    /// Always zero.
+    /// [`Via::DIRECT`] or 0.
     pub flags: u8,
     /// Checksum of the outer IPv4 header with total length and identification
     /// zero, not complemented, folded, native order (`Vxlan`).
@@ -82,6 +82,10 @@ pod! {
 }
 
 impl Via {
+    /// Bit of `flags` (`Vxlan`): the node there takes packets as clients sent them, and answers
+    /// these itself (direct server return).
+    pub const DIRECT: u8 = 1;
+
     /// Leave it to the kernel.
     pub const KERNEL: Self = Self {
         kind: ViaKind::Kernel as u8,

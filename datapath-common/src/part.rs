@@ -45,6 +45,8 @@ parts! {
     Uplink6 = 13, "tulle_uplink6";
     Loopback4 = 14, "tulle_loopback4";
     Loopback6 = 15, "tulle_loopback6";
+    Direct4 = 16, "tulle_direct4";
+    Direct6 = 17, "tulle_direct6";
 }
 
 parts! {

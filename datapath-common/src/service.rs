@@ -65,6 +65,10 @@ impl FrontendFlags {
     /// A new flow has the better of two backends: the one with fewer living flows for its weight
     /// (KP-161: `lc`, `wlc`, `sed`). Ids ascend in a table too: how often one is there is its weight.
     pub const LEAST_FLOWS: u16 = 4096;
+    /// Direct server return for clients outside, where the way to the backend has
+    /// [`Via::DIRECT`]: its node gets the packet as it came and answers the client itself. A backend
+    /// of this node sees the client's address too. Other backends are as `MASQUERADE_OUTSIDE` says.
+    pub const DIRECT_RETURN: u16 = 8192;
 
     /// Those by which the flow table alone knows where a flow goes.
     pub const BY_HISTORY: u16 = Self::ROUND_ROBIN | Self::LEAST_FLOWS;

@@ -4,7 +4,7 @@
 //! variants would be undefined, and the verifier refuses a program that moves
 //! undefined bytes about.
 
-use datapath_common::{Address, Reason, Via};
+use datapath_common::{Address, Backend, Reason, Via};
 
 use crate::{Headers, flow::is_same, icmp::IcmpError};
 
@@ -60,6 +60,9 @@ pub struct Decision<'a, A> {
     pub reason: Reason,
     /// How it gets there ([`Verdict::Deliver`], [`Verdict::Encapsulate`]).
     pub via: Option<&'a Via>,
+    /// The backend that the node there is to give the packet to, as it came ([`Verdict::Encapsulate`];
+    /// direct server return). `None`: the packet says itself where it goes.
+    pub named: Option<&'a Backend<A>>,
     /// Outer source port ([`Verdict::Encapsulate`]).
     pub outer_port: u16,
     /// The answer ([`Verdict::Refuse`]).
@@ -97,6 +100,7 @@ impl<'a, A: Copy> Decision<'a, A> {
             verdict,
             reason,
             via: None,
+            named: None,
             outer_port: 0,
             error: IcmpError::PortUnreachable,
             rewrite: Rewrite::none(h),
@@ -167,6 +171,14 @@ impl<'a, A: Copy> Decision<'a, A> {
         let mut decision = Self::new(Verdict::Encapsulate, Reason::Encapsulated, h);
         decision.via = Some(via);
         decision.outer_port = outer_port;
+        decision
+    }
+
+    /// Sends the packet to a backend's node as it came.
+    #[inline(always)]
+    pub const fn forward(backend: &'a Backend<A>, outer_port: u16, h: &Headers<A>) -> Self {
+        let mut decision = Self::encapsulate(&backend.via, outer_port, h);
+        decision.named = Some(backend);
         decision
     }
 

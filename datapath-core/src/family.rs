@@ -2,7 +2,7 @@
 
 use datapath_common::{Address, Config, Ip4, Ip6, Reason};
 
-use crate::{Headers, Packet, parse, wire};
+use crate::{Headers, Named, Packet, parse, wire};
 
 /// IPv4 or IPv6.
 pub trait Family: Copy {
@@ -43,6 +43,26 @@ pub trait Family: Copy {
     /// The VTEP device's address: the first of this node's pod network;
     /// unspecified if it has none.
     fn vtep(config: &Config) -> Self::Addr;
+    /// A backend's address and port (host order) in the place of an inner frame's two Ethernet addresses, as words in
+    /// memory order: the last two octets are the port in network order; the others are the address,
+    /// of IPv6 the last ten octets.
+    fn name(addr: Self::Addr, port: u16) -> [u32; 3];
+    /// What [`Family::name`] made the words of; of this node's pod network where they do not say all.
+    fn named(config: &Config, words: [u32; 3]) -> Named<Self::Addr>;
+}
+
+/// Half a word before or behind a port, and the port, in one word in memory order.
+#[inline(always)]
+const fn with_port(half: [u8; 2], port: u16) -> u32 {
+    let [high, low] = port.to_be_bytes();
+    u32::from_ne_bytes([half[0], half[1], high, low])
+}
+
+/// The port of such a word.
+#[inline(always)]
+const fn port_of(word: u32) -> u16 {
+    let [_, _, high, low] = word.to_ne_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 /// IPv4.
@@ -115,6 +135,19 @@ impl Family for V4 {
     #[inline(always)]
     fn vtep(config: &Config) -> Ip4 {
         config.pod_net4
+    }
+
+    #[inline(always)]
+    fn name(addr: Ip4, port: u16) -> [u32; 3] {
+        [addr.word(), 0, with_port([0; 2], port)]
+    }
+
+    #[inline(always)]
+    fn named(_: &Config, [addr, _, last]: [u32; 3]) -> Named<Ip4> {
+        Named {
+            addr: bytemuck::cast(addr),
+            port: port_of(last),
+        }
     }
 }
 
@@ -196,5 +229,23 @@ impl Family for V6 {
     #[inline(always)]
     fn vtep(config: &Config) -> Ip6 {
         config.pod_net6
+    }
+
+    #[inline(always)]
+    fn name(addr: Ip6, port: u16) -> [u32; 3] {
+        let [_, b, c, d] = addr.words();
+        let [_, _, e, f] = b.to_ne_bytes();
+        [c, d, with_port([e, f], port)]
+    }
+
+    #[inline(always)]
+    fn named(config: &Config, [c, d, last]: [u32; 3]) -> Named<Ip6> {
+        let [a, b, ..] = config.pod_net6.words();
+        let ([g, h, ..], [e, f, ..]) = (b.to_ne_bytes(), last.to_ne_bytes());
+        let b = u32::from_ne_bytes([g, h, e, f]);
+        Named {
+            addr: bytemuck::cast([a, b, c, d]),
+            port: port_of(last),
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     hooks::front_key,
     open::{FAILED, LATER},
     ports::{KEEPS, ONLY},
-    states::{SEEN_LAG, idle_limit, live_state, met},
+    states::{SEEN_LAG, idle_limit, is_direct, live_state, met},
     straight::is_straight,
 };
 
@@ -340,7 +340,15 @@ fn touch_apart<A: Address, T: Tables<A>, const FORWARD: bool>(
     } else {
         Direction::Reply
     };
-    let said = match tables.flow(mate(&key(h, direction), &row.get())) {
+    // Where the backend's node answers there is no other row.
+    let alone = FORWARD && is_direct(&row.get());
+    let other = if alone {
+        None
+    } else {
+        tables.flow(mate(&key(h, direction), &row.get()))
+    };
+    let said = match other {
+        None if alone => DONE,
         None => GONE,
         Some(other) if is_mate::<A, T::Row, FORWARD>(h, row, other) => {
             other.touch(state, tables.now());

@@ -9,6 +9,7 @@
 
 pub mod checksum;
 mod decision;
+mod direct;
 mod driver;
 mod family;
 pub mod flow;
@@ -34,6 +35,7 @@ mod tables;
 pub mod wire;
 
 pub use decision::{Decision, Rewrite, Verdict};
+pub use direct::{Named, to_named};
 pub use driver::{answer_at_driver, serve_at_driver};
 pub use family::{Family, V4, V6};
 pub use flow::{is_translated, knows_ports, remember_ports};

@@ -4,7 +4,7 @@ use datapath_common::{Address, Config, Flow, Network, NodeClient, Reason};
 
 use crate::{
     Decision, Family, Grant, Headers, Rewrite, Signal, Tables, flow, flow_hash,
-    open::{FAILED, Opening, port_of, stage_reply},
+    open::{ANY, FAILED, Opening, port_of},
     ports::facts,
     tables::FlowRow,
 };
@@ -83,7 +83,7 @@ fn stage_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) 
     if !tables.grant(Grant::Flow) {
         return failed(Reason::NewFlowLimit);
     }
-    if !stage_reply(tables, h, &leaving::<F>(tables.config())) {
+    if !leaving::<F>(tables.config()).stage_reply(tables, h, ANY) {
         return failed(Reason::FlowTableFull);
     }
     flow_hash(h.src, h.dst, h.sport, h.dport, h.proto) as u64
@@ -99,6 +99,7 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>,
 fn leaving<F: Family>(config: &Config) -> Opening<'static, F::Addr> {
     Opening {
         through: None,
+        named: None,
         hairpin: false,
         node: NodeClient::No as u8,
         nat: F::node(config),

@@ -4,11 +4,12 @@ use core::hint::black_box;
 
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, Config, Direction, Feature, Flow, FlowKey, FlowState,
-    Frontend, FrontendFlags, Reason, Via, ViaKind, proto,
+    Frontend, FrontendFlags, NodeClient, Reason, Via, ViaKind, proto,
 };
 
 use crate::{
-    Family, Grant, Headers, Put, Tables,
+    Family, Grant, Headers, Put, Signal, Tables,
+    direct::Named,
     hooks::front_key,
     ports::{FORCE, KEEPS, facts},
     service::Client,
@@ -22,6 +23,7 @@ impl Manner {
     const HAIRPIN: u64 = 1 << 32;
     const AS_NODE: u64 = 1 << 33;
     const AS_VTEP: u64 = 1 << 34;
+    const DIRECT: u64 = 1 << 35;
     /// First of the bits of a [`datapath_common::NodeClient`].
     const NODE_SHIFT: u32 = 40;
 
@@ -43,10 +45,20 @@ impl Manner {
         Self(self.0 | (client.node() as u64) << Self::NODE_SHIFT)
     }
 
+    /// The backend's node answers the client itself: the flow has a forward row only.
+    #[inline(always)]
+    pub(crate) const fn direct(self, yes: bool) -> Self {
+        Self(self.0 | if yes { Self::DIRECT } else { 0 })
+    }
+
     /// A [`datapath_common::NodeClient`].
     #[inline(always)]
     const fn node(self) -> u8 {
-        (self.0 >> Self::NODE_SHIFT) as u8
+        if self.has(Self::DIRECT) {
+            NodeClient::Direct as u8
+        } else {
+            (self.0 >> Self::NODE_SHIFT) as u8
+        }
     }
 
     /// With a translated source.
@@ -133,9 +145,10 @@ impl Source {
 /// A flow that is to be opened. References, not copies: those would take much
 /// of the stack.
 pub(crate) struct Opening<'a, A> {
-    /// The frontend, and the backend with its id; `None` for a packet that goes
-    /// where it wants.
+    /// The frontend, and the backend with its id; `None` for a packet of no service here.
     pub through: Option<(&'a Frontend, u32, &'a Backend<A>)>,
+    /// Without them: where another node sends the packet; `None` for one that goes where it wants.
+    pub named: Option<&'a Named<A>>,
     /// The client is its own backend.
     pub hairpin: bool,
     /// A [`datapath_common::NodeClient`].
@@ -148,9 +161,10 @@ impl<A: Address> Opening<'_, A> {
     /// Where the packets go.
     #[inline(always)]
     fn target(&self, h: &Headers<A>) -> (A, u16) {
-        match self.through {
-            Some((_, _, backend)) => (backend.addr, backend.port),
-            None => (h.dst, h.dport),
+        match (self.through, self.named) {
+            (Some((_, _, backend)), _) => (backend.addr, backend.port),
+            (None, Some(named)) => (named.addr, named.port),
+            (None, None) => (h.dst, h.dport),
         }
     }
 
@@ -228,6 +242,25 @@ impl<A: Address> Opening<'_, A> {
         row.seen = now;
     }
 
+    /// Prepares the reply row, for [`crate::claim_port`]; `told` as the row of a port that is claimed
+    /// already is to say. False if there is no place.
+    #[inline(always)]
+    pub(crate) fn stage_reply<T: Tables<A>>(&self, tables: &T, h: &Headers<A>, told: u32) -> bool {
+        tables.stage(self.reply(h, heard(told), tables.now(), told as u16))
+    }
+
+    /// Writes the reply row once more if there is none. In a full table the kernel evicts what
+    /// was not looked up yet, and the forward row may have been given the reply's place. Not by
+    /// a look-up: a row that was looked up is kept longer, and those of unanswered flows would
+    /// push out others.
+    #[inline(always)]
+    pub(crate) fn stays<T: Tables<A>>(&self, tables: &T, h: &Headers<A>, told: u32) {
+        if self.stage_reply(tables, h, told) {
+            // As a rule it is there.
+            let _ = tables.put(Put::New);
+        }
+    }
+
     /// Writes the forward row, and what is remembered of the client.
     #[inline(always)]
     pub(crate) fn finish<T: Tables<A>>(&self, tables: &T, h: &Headers<A>, told: u32) -> u32 {
@@ -268,14 +301,19 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
     manner: Manner,
     hash: u32,
 ) -> Result<u16, Reason> {
-    let mut told = stage_apart::<F, T>(tables, h, front, manner.0);
-    if told & FAILED == 0 {
+    let direct = manner.has(Manner::DIRECT);
+    let mut told = if direct {
+        begins_directly::<F, T>(tables, h)
+    } else {
+        stage_apart::<F, T>(tables, h, front, manner.0)
+    };
+    if told & FAILED == 0 && !direct {
         told = tables.claim_port(hash, facts(h) | told);
     }
     if told & FAILED == 0 {
         told = finish_apart::<F, T>(tables, h, front, manner.0, told);
     }
-    if front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0 && told & FAILED == 0 {
+    if front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0 && told & FAILED == 0 && !direct {
         stays_apart::<F, T>(tables, h, front, manner.0, told);
     }
     // Not where the row is written, which needs most of the stack; and without a branch: a
@@ -318,6 +356,19 @@ pub(crate) fn port_of(told: u32) -> Result<u16, Reason> {
 
 // Functions of their own: each needs as much of the stack as a whole program.
 
+/// What an opening tells whose answers do not come by here.
+#[inline(always)]
+fn begins_directly<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> u32 {
+    if !tables.grant(Grant::Flow) {
+        FAILED | Reason::NewFlowLimit as u32
+    } else if h.signal == Signal::Data && h.proto != proto::UDP {
+        // Its rows were lost, or it came by another node.
+        HEARD
+    } else {
+        0
+    }
+}
+
 /// Prepares the reply row, which nobody else may have. Returns how to claim its port: a
 /// source that would stay is translated all the same if the row that it needs is another
 /// flow's; the client keeps its address then.
@@ -338,17 +389,31 @@ fn stage_apart<F: Family, T: Tables<F::Addr>>(
     let hairpin = Manner(manner).has(Manner::HAIRPIN);
     let new = &Opening {
         through: Some((front, manner as u32, backend)),
+        named: None,
         hairpin,
         node: Manner(manner).node(),
         nat: source.address::<F>(tables.config()),
     };
     // The port is the key's and not the row's, which says only that there is one.
-    let nat_port = if source == Source::Own { 0 } else { u16::MAX };
-    if !tables.stage(new.reply(h, FlowState::Opening, tables.now(), nat_port)) {
+    let told = if source == Source::Own { 0 } else { ANY };
+    if !new.stage_reply(tables, h, told) {
         FAILED | Reason::FlowTableFull as u32
     } else if source != Source::Own {
         0
-    } else if !hairpin && moves(tables.config()) && h.sport != 0 {
+    } else if hairpin {
+        KEEPS | FORCE
+    } else {
+        how_kept(tables.config(), h)
+    }
+}
+
+/// A port that is not known yet.
+pub(crate) const ANY: u32 = u16::MAX as u32;
+
+/// How a source claims its port that keeps its address.
+#[inline(always)]
+pub(crate) fn how_kept<A>(config: &Config, h: &Headers<A>) -> u32 {
+    if moves(config) && h.sport != 0 {
         KEEPS
     } else {
         KEEPS | FORCE
@@ -379,6 +444,7 @@ fn opening<'a, F: Family, T: Tables<F::Addr>>(
 ) -> Opening<'a, F::Addr> {
     Opening {
         through: Some((front, manner as u32, backend)),
+        named: None,
         hairpin: Manner(manner).has(Manner::HAIRPIN),
         node: Manner(manner).node(),
         nat: if is_moved(manner, told) {
@@ -409,10 +475,7 @@ fn finish_apart<F: Family, T: Tables<F::Addr>>(
     new.finish(tables, h, told)
 }
 
-/// Writes the reply row once more if there is none. In a full table the kernel evicts what
-/// was not looked up yet, and the forward row may have been given the reply's place. Not by
-/// a look-up: a row that was looked up is kept longer, and those of unanswered flows would
-/// push out others.
+/// As [`Opening::stays`].
 #[inline(never)]
 fn stays_apart<F: Family, T: Tables<F::Addr>>(
     tables: &T,
@@ -424,20 +487,5 @@ fn stays_apart<F: Family, T: Tables<F::Addr>>(
     let Some(backend) = tables.backend(manner as u32) else {
         return;
     };
-    let new = &opening::<F, T>(tables, h, front, manner, backend, told);
-    if tables.stage(new.reply(h, heard(told), tables.now(), told as u16)) {
-        // As a rule it is there.
-        let _ = tables.put(Put::New);
-    }
-}
-
-/// Prepares the reply row of a flow whose source gets another address, for
-/// [`crate::claim_port`]. False if there is no place.
-#[inline(always)]
-pub(crate) fn stage_reply<A: Address, T: Tables<A>>(
-    tables: &T,
-    h: &Headers<A>,
-    new: &Opening<'_, A>,
-) -> bool {
-    tables.stage(new.reply(h, FlowState::Opening, tables.now(), u16::MAX))
+    opening::<F, T>(tables, h, front, manner, backend, told).stays(tables, h, told);
 }

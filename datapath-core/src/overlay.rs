@@ -1,6 +1,8 @@
 //! VXLAN (RFC 7348) over IPv4: what is accepted, and the header that is put on.
 
-use datapath_common::{Address, Config, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto};
+use datapath_common::{
+    Address, Backend, Config, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto,
+};
 
 use crate::{ETH_LEN, Family, Packet, V4, V6, checksum::Sum, parse::Frame, wire};
 
@@ -13,6 +15,10 @@ const INNER_ETH: usize = ETH_LEN + 20 + 8 + 8;
 pub const INNER_IP: usize = INNER_ETH + ETH_LEN;
 /// VXLAN flags: "VNI is valid" and nothing else.
 const FLAGS: u8 = 0x08;
+/// The reserved octet behind the VNI, where the inner Ethernet addresses say which backend the packet is
+/// for, and the packet is as a client sent it (direct server return). Who does not know it drops
+/// the packet, Linux among them, or ignores it: then it is for nobody.
+const NAMED: u8 = 0x44;
 
 /// What an arriving packet is to the overlay.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +34,9 @@ pub enum Arrival<'t> {
     /// For the VTEP device's address, with this inside: perhaps the reply to
     /// what was masqueraded.
     ForVtep(Frame),
+    /// From a client outside, by way of another node, for the backend that [`Family::named`] reads
+    /// from these words.
+    Forwarded(Frame, [u32; 3]),
 }
 
 /// What [`arrival`] asks of the maps.
@@ -79,6 +88,16 @@ pub fn arrival<'t, P: Packet, T: OverlayTables>(packet: &P, tables: &'t T) -> Ar
     };
     if tables.node(&src).is_none() {
         return Arrival::Drop(Reason::UnknownNode);
+    }
+    if vxlan.vni.get() as u8 == NAMED && config.features & Feature::UPLINK_SERVICES != 0 {
+        return match (
+            packet.read::<[u32; 3]>(INNER_ETH),
+            inner_eth.ethertype.get(),
+        ) {
+            (Ok(words), 0x0800) => Arrival::Forwarded(Frame::V4, words),
+            (Ok(words), 0x86dd) => Arrival::Forwarded(Frame::V6, words),
+            _ => Arrival::Drop(Reason::BadHeader),
+        };
     }
     if inner_eth.dst != config.vtep_mac {
         return Arrival::Kernel(Reason::OverlayToKernel);
@@ -170,10 +189,12 @@ pub const HEADER_AT: usize = ETH_LEN - 2;
 
 /// The outer EtherType, the outer headers and the inner Ethernet header for an
 /// inner IP packet of `inner_len` octets, as words in memory order. `id` is the
-/// outer identification; the UDP checksum is zero (RFC 7348 §4.1).
+/// outer identification; the UDP checksum is zero (RFC 7348 §4.1). `named`: the backend that the node
+/// there is to give the packet to.
 #[inline(always)]
 pub fn header<F: Family>(
     via: &Via,
+    named: Option<&Backend<F::Addr>>,
     config: &Config,
     sport: u16,
     inner_len: u32,
@@ -191,7 +212,10 @@ pub fn header<F: Family>(
     let (sp, dp) = (sport.to_be_bytes(), config.vxlan_port.to_be_bytes());
     let u = total.wrapping_sub(20).to_be_bytes();
     let v = config.vni.to_be_bytes();
-    let [dst, both, src] = macs(via);
+    let ([dst, both, src], mark) = match named {
+        None => (macs(via), 0),
+        Some(backend) => (F::name(backend.addr, backend.port), NAMED),
+    };
     let w = u32::from_ne_bytes;
     // As the outer EtherType goes before the outer header, so does half a word before each of its words.
     let ethertype = if F::Addr::VERSION == 4 {
@@ -210,7 +234,7 @@ pub fn header<F: Family>(
         straddle(ports, w([u[0], u[1], 0, 0])),
         w([0, 0, FLAGS, 0]),
         w([0, 0, v[1], v[2]]),
-        straddle(w([0, 0, v[3], 0]), dst),
+        straddle(w([0, 0, v[3], mark]), dst),
         straddle(dst, both),
         straddle(both, src),
         straddle(src, ethertype),

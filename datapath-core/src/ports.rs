@@ -18,7 +18,7 @@
 
 use core::hint::black_box;
 
-use datapath_common::{Address, FlowState, Reason, proto};
+use datapath_common::{Address, Flow, FlowState, Reason, proto};
 
 use crate::{
     Headers, Signal, Tables,
@@ -276,13 +276,14 @@ fn whose<A: Address, T: Tables<A>>(tables: &T, there: T::Row, how: u32) -> u32 {
     }
 }
 
-/// Whether a reply row is of the flow that another is prepared for: the same client and
-/// frontend; and the same backend, unless the client comes with the port: then no other
+/// Whether a reply row is of the flow that another is prepared for: the same client (not one
+/// that is its own backend, which is known as the frontend) and frontend; and the same backend, unless the client comes with the port: then no other
 /// flow can be meant. But a connection that lost its forward row is its backend's.
 #[inline(always)]
 fn is_own<A: Address, R: FlowRow<A>>(mine: R, there: R, how: u32) -> bool {
     let (a, b) = (mine.get(), there.get());
-    if (a.port, a.nat_port) != (b.port, b.nat_port) || !is_same(a.addr, b.addr) {
+    let facts = |row: &Flow<A>| (row.port, row.nat_port, row.hairpin);
+    if facts(&a) != facts(&b) || !is_same(a.addr, b.addr) {
         return false;
     }
     // Opaque: the compiler would read both pairs of addresses first, onto the stack.

@@ -7,6 +7,9 @@ use crate::{
     room::Extent, service::Client,
 };
 
+const UPLINK: u8 = NodeClient::Uplink as u8;
+const LOOPBACK: u8 = NodeClient::Loopback as u8;
+
 /// Sends a reply to its client, `rewrite.dst`. `from` is who sends it, `asker` whose it is.
 #[inline(always)]
 pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
@@ -27,8 +30,9 @@ pub(crate) fn to_client<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     if h.ttl <= 1 {
         return Decision::kernel(Reason::SlowPath, h);
     }
-    if node != NodeClient::No as u8 || client == F::node(config) {
-        return if node == NodeClient::Loopback as u8 && !from.is_node() {
+    let of_node = matches!(node, UPLINK | LOOPBACK);
+    if of_node || client == F::node(config) {
+        return if node == LOOPBACK && !from.is_node() {
             Decision::to_loopback(Reason::ReplyTranslated, h)
         } else if from == Client::Pod {
             Decision::turn_back(Reason::ReplyTranslated, h)

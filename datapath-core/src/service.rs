@@ -63,6 +63,8 @@ struct Offer {
     empty: Reason,
     /// Whether flows are masqueraded, unless the backend is on this node itself.
     masquerade: bool,
+    /// Whether backends see the client as it is, where their nodes answer it.
+    direct: bool,
 }
 
 impl Offer {
@@ -100,7 +102,15 @@ impl Offer {
                 Reason::NoLocalEndpoints
             },
             masquerade: whole && masquerade,
+            direct: outside && front.flags & FrontendFlags::DIRECT_RETURN != 0,
         }
+    }
+
+    /// Whether the way to a backend asks for masquerade.
+    #[inline(always)]
+    const fn hides(&self, via: &Via) -> bool {
+        let sees = via.kind == ViaKind::Local as u8 || is_direct(via);
+        self.masquerade && !(self.direct && sees)
     }
 
     /// The slot that a new flow is given; there are some.
@@ -113,6 +123,12 @@ impl Offer {
         };
         first.wrapping_add(reduce(hash, slots))
     }
+}
+
+/// Whether the node there takes packets as they came, and answers their clients itself.
+#[inline(always)]
+const fn is_direct(via: &Via) -> bool {
+    via.flags & Via::DIRECT != 0 && via.kind == ViaKind::Vxlan as u8
 }
 
 /// Decides about a packet for the frontend `front`. `headers` has its ports.
@@ -143,13 +159,21 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     };
     let via: &Via = &backend.via;
     let way = Way::to::<F, P, T>(packet, tables, h, backend, client);
-    if way.is_too_narrow() {
+    // A flow that has no row here, or one with the client's own address.
+    let direct =
+        offer.outside && is_direct(via) && chosen.nat_port == 0 && (offer.direct || chosen.pinned);
+    // It has a hop more to go.
+    if direct && h.ttl <= 2 {
+        return expired(h);
+    }
+    // No router divides what is not addressed to anybody on its way.
+    if way.is_too_narrow() || (direct && way.divides()) {
         return Decision::refuse(IcmpError::TooBig, Reason::TooBig, h);
     }
     let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
     if !chosen.pinned {
         // What a pod of this node answers comes by here, whoever asked.
-        let source = if offer.masquerade && !way.is_bridged() {
+        let source = if offer.hides(via) && !way.is_bridged() {
             Source::masqueraded::<F>(tables.config(), client, via, h)
         } else {
             Source::Own
@@ -158,6 +182,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             let manner = Manner::to(chosen.id)
                 .hairpin(way.is_hairpin() && source == Source::Own)
                 .client(client)
+                .direct(direct)
                 .source(source);
             match open::<F, T>(tables, h, front, manner, hash) {
                 Ok(port) => nat_port = port,
@@ -174,6 +199,9 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     }
     tables.count(front.service, chosen.id, Direction::Forward);
     flow::remember_ports(tables, h);
+    if direct {
+        return Decision::forward(backend, outer_port(hash), h);
+    }
     // It may keep its address, and get another port all the same.
     let masqueraded = nat_port != 0 && !flow::is_same(nat, h.src);
     let (src, sport) = if nat_port != 0 {
@@ -245,12 +273,18 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         | FrontendFlags::FLOWS_MAY_BE_LOST
         | FrontendFlags::SOURCE_RANGES;
     // Data of TCP and SCTP on an unchanged service: the segment has the answer.
-    let known = h.signal == Signal::Data
+    let unchanged = h.signal == Signal::Data
         && h.proto != proto::UDP
         && front.flags & ASK == 0
         && front.affinity_secs == 0
-        && !offer.masquerade
         && offer.len != 0;
+    let hash = if front.flags & FrontendFlags::SOURCE_HASH == 0 {
+        hash
+    } else {
+        source_hash(h.src)
+    };
+    let known =
+        unchanged && (!offer.masquerade || (offer.direct && keeps_client(tables, offer, hash)));
     let mut chosen = Chosen {
         backend: None,
         missing: Reason::BackendGone,
@@ -288,11 +322,6 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         chosen.backend = Some(backend);
         return chosen;
     }
-    let hash = if front.flags & FrontendFlags::SOURCE_HASH == 0 {
-        hash
-    } else {
-        source_hash(h.src)
-    };
     let by_history = front.flags & FrontendFlags::BY_HISTORY != 0;
     let slot = if by_history && (h.signal == Signal::Open || h.proto == proto::UDP) {
         Rules::new(front, offer.outside).slot(tables, hash)
@@ -305,6 +334,14 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     chosen.id = id;
     chosen.backend = tables.backend(id).filter(|backend| backend.is_active());
     chosen
+}
+
+/// Whether the backend that the hash selects sees clients as they are.
+#[inline(always)]
+fn keeps_client<A, T: Tables<A>>(tables: &T, offer: &Offer, hash: u32) -> bool {
+    let id = tables.slot(offer.slot(hash));
+    let backend = id.and_then(|id| tables.backend(id));
+    backend.is_some_and(|backend| !offer.hides(&backend.via))
 }
 
 /// The backend of the client's last new flow, if new ones may still go there.

@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use datapath_common::{Direction, Flow, FlowState, IdleTicks, proto};
+use datapath_common::{Direction, Flow, FlowState, IdleTicks, NodeClient, proto};
 
 use crate::{Headers, Signal};
 
@@ -133,14 +133,25 @@ const PROTO: u32 = 8;
 const SIGNAL: u32 = 16;
 const REPLY: u32 = 1 << 24;
 
-/// A packet with these headers meets the row of this direction.
+/// A packet with these headers meets the row of this direction. What a client goes on with
+/// whose answers do not come by here says that there was one.
 #[inline(always)]
 pub(crate) fn met<A>(row: &Flow<A>, h: &Headers<A>, direction: Direction) -> u32 {
     let facts = row.state as u32 | (h.proto as u32) << PROTO | (h.signal as u32) << SIGNAL;
     match direction {
-        Direction::Forward => facts,
+        Direction::Forward => {
+            // Without a branch: a verifier would follow both sides to the program's end.
+            let goes_on = is_direct(row) as u32 * (h.signal == Signal::Data) as u32;
+            facts | (goes_on * REPLY)
+        }
         Direction::Reply => facts | REPLY,
     }
+}
+
+/// Whether a forward row is of a client that the backend's node answers.
+#[inline(always)]
+pub(crate) const fn is_direct<A>(row: &Flow<A>) -> bool {
+    row.node == NodeClient::Direct as u8
 }
 
 #[cfg(test)]

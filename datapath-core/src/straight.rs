@@ -1,7 +1,7 @@
 //! Connections from outside straight to a pod's address: what the pod answers is
 //! not masqueraded.
 
-use datapath_common::{Address, Direction, Flow, FlowKey, FlowState, proto};
+use datapath_common::{Address, Direction, Flow, FlowKey, FlowState, NodeClient, proto};
 
 use crate::{
     Family, Grant, Headers, Signal, Tables,
@@ -98,5 +98,5 @@ fn back<A: Address>(h: &Headers<A>, direction: Direction) -> FlowKey<A> {
 /// Whether a reply row is of such a flow.
 #[inline(always)]
 pub(crate) const fn is_straight<A>(row: &Flow<A>) -> bool {
-    row.backend == 0 && row.nat_port == 0
+    row.backend == 0 && row.nat_port == 0 && row.node != NodeClient::Forwarded as u8
 }

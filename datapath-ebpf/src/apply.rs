@@ -190,7 +190,7 @@ where
     }
     skb.look();
     let id = identification(counter_index(maps.hook(), decision.reason), port);
-    let header = overlay::header::<F>(via, config, port, inner, id);
+    let header = overlay::header::<F>(via, decision.named, config, port, inner, id);
     skb.write(overlay::HEADER_AT, header)
 }
 

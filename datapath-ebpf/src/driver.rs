@@ -79,6 +79,9 @@ fn translate<F: Shape>(
     new: &Rewrite<F::Addr>,
 ) -> Result<(), Reason> {
     let addresses = F::write_header(frame, ip, h, new, h.ttl.wrapping_sub(1))?;
+    if !new.any {
+        return Ok(());
+    }
     let l4 = ip + F::HEADER;
     let (was, is) = (words(h.sport, h.dport), words(new.sport, new.dport));
     frame.write(l4, is)?;
@@ -129,7 +132,7 @@ pub fn encapsulate<F: Shape>(
     }
     let port = decision.outer_port;
     let id = identification(counter_index(origin.hook, decision.reason), port);
-    let header = overlay::header::<F>(via, config(), port, inner, id);
+    let header = overlay::header::<F>(via, decision.named, config(), port, inner, id);
     let written = frame
         .write(0, hop)
         .and_then(|()| frame.write(overlay::HEADER_AT, header))

@@ -58,6 +58,28 @@ impl Note {
     }
 }
 
+/// What an overlay packet says of the backend that it is for, in the words of the control block
+/// behind the note.
+#[derive(Clone, Copy)]
+pub struct Words(pub [u32; 3]);
+
+impl Words {
+    /// Leaves them for the next program.
+    #[inline(always)]
+    pub fn write(self, raw: *mut __sk_buff) {
+        let [a, b, c] = self.0;
+        // SAFETY: as in `Note::write`.
+        unsafe { ((*raw).cb[1], (*raw).cb[2], (*raw).cb[3]) = (a, b, c) };
+    }
+
+    /// What the program before left.
+    #[inline(always)]
+    pub fn read(raw: *mut __sk_buff) -> Self {
+        // SAFETY: the program's own context.
+        Self(unsafe { [(*raw).cb[1], (*raw).cb[2], (*raw).cb[3]] })
+    }
+}
+
 /// Goes on with a part. Returns only if it is not there.
 #[inline(always)]
 fn go_on<const PART: u32>(raw: *mut __sk_buff) {
@@ -109,6 +131,18 @@ pub fn go_on_to_uplink(raw: *mut __sk_buff, v6: bool) -> i32 {
         go_on::<{ Part::Uplink6 as u32 }>(raw);
     } else {
         go_on::<{ Part::Uplink4 as u32 }>(raw);
+    }
+    missing(Origin::of(Hook::NicIn, &Skb::new(TcContext::new(raw))))
+}
+
+/// Goes on with the part for packets that another node sends to a backend of this one, as it
+/// came out of the overlay here.
+#[inline(always)]
+pub fn go_on_directly(raw: *mut __sk_buff, frame: Frame) -> i32 {
+    Note::new(Hook::NicIn, true).write(raw);
+    match frame {
+        Frame::V4 => go_on::<{ Part::Direct4 as u32 }>(raw),
+        Frame::V6 => go_on::<{ Part::Direct6 as u32 }>(raw),
     }
     missing(Origin::of(Hook::NicIn, &Skb::new(TcContext::new(raw))))
 }

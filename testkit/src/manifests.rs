@@ -121,7 +121,19 @@ impl StateDir {
 
     /// Writes the cluster's nodes to `nodes.yaml`.
     pub fn write_nodes(&self, cluster: &Cluster) -> Result<SystemTime> {
-        let nodes: Vec<String> = cluster.nodes().iter().map(node_yaml).collect();
+        self.write_returning_nodes(cluster, &[])
+    }
+
+    /// The same with the families, such as `IPv4,IPv6`, of which nodes answer clients of other
+    /// nodes' services themselves: of as many nodes as are said.
+    pub fn write_returning_nodes(
+        &self,
+        cluster: &Cluster,
+        returning: &[&str],
+    ) -> Result<SystemTime> {
+        let families = returning.iter().copied().chain(std::iter::repeat(""));
+        let nodes = cluster.nodes().iter().zip(families);
+        let nodes: Vec<String> = nodes.map(|(node, of)| node_yaml(node, of)).collect();
         self.put("nodes.yaml", &nodes.join("---\n"))
     }
 
@@ -392,9 +404,14 @@ pub fn many_services(prefix: &str, n: usize, endpoints: &[Endpoint]) -> Result<V
 }
 
 /// A Node as YAML.
-fn node_yaml(node: &Node) -> String {
+fn node_yaml(node: &Node, returning: &str) -> String {
+    let annotations = if returning.is_empty() {
+        String::new()
+    } else {
+        format!("  annotations:\n    tulle.io/direct-return: {returning}\n")
+    };
     let mut out = format!(
-        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\nspec:\n  podCIDR: {}\n  podCIDRs:\n    - {}\n",
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n{annotations}spec:\n  podCIDR: {}\n  podCIDRs:\n    - {}\n",
         node.name(),
         node.pod_cidr4(),
         node.pod_cidr4()

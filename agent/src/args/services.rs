@@ -7,8 +7,8 @@ use std::str::FromStr;
 use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
 
-use crate::model::Scheduler;
 use crate::model::address::not_unicast;
+use crate::model::{Forwarding, Scheduler};
 use crate::plan::table;
 
 /// Node ports as Kubernetes allots them unless told otherwise.
@@ -101,6 +101,13 @@ pub struct ServiceArgs {
     #[arg(long, value_name = "N", env = "TULLE_MAGLEV_SLOTS")]
     #[arg(value_parser = maglev_slots, default_value_t = table::MAGLEV_SLOTS)]
     pub maglev_slots: u16,
+    /// How clients outside reach backends on other nodes, where a Service's annotation
+    /// tulle.io/forwarding does not say it: snat (source translation), or dsr (direct server return: the
+    /// backend sees the client, and its node answers, where its Node has the annotation
+    /// tulle.io/direct-return)
+    #[arg(long, value_name = "HOW", env = "TULLE_FORWARDING")]
+    #[arg(default_value_t = Forwarding::Snat)]
+    pub forwarding: Forwarding,
     /// Count flows, packets and bytes of each service port and backend
     #[arg(
         long,

@@ -13,7 +13,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 
-use datapath_common::{Address, Direction, Flow, FlowKey, IdleTicks, Ip4, Ip6, maps, proto};
+use datapath_common::{
+    Address, Direction, Flow, FlowKey, IdleTicks, Ip4, Ip6, NodeClient, maps, proto,
+};
 
 pub use datapath_core::flow::mate;
 pub use datapath_core::states::idle_limit;
@@ -295,6 +297,10 @@ where
     FlowKey<A>: bytemuck::Pod,
     Flow<A>: bytemuck::Pod,
 {
+    // Where the backend's node answers there is one row.
+    if flow.node == NodeClient::Direct as u8 {
+        return Ok(false);
+    }
     let other = mate(key, flow);
     if map.get(bytemuck::bytes_of(&other))?.is_some() {
         return Ok(false);

@@ -5,6 +5,7 @@ pub mod address;
 mod choice;
 pub mod convert;
 mod endpoints;
+mod forwarding;
 mod pod;
 mod service;
 pub(crate) mod shared;
@@ -13,6 +14,7 @@ mod warning;
 
 pub use choice::{Choice, MAX_WEIGHT, Scheduler, Weights};
 pub use endpoints::{EndpointSets, ready_here, select};
+pub use forwarding::{DirectReturn, Forwarding};
 pub use pod::{HostPort, Pod};
 pub use service::{Exposure, Policy, Service, ServicePort};
 pub use state::{Dirty, Model};
@@ -203,6 +205,8 @@ pub struct Node {
     pub public_ip: Option<Ipv4Addr>,
     /// `VtepMAC` of annotation `flannel.alpha.coreos.com/backend-data` (FL-15).
     pub vtep_mac: Option<Mac>,
+    /// Annotation `tulle.io/direct-return`: what it takes of [`Forwarding::Dsr`].
+    pub direct_return: DirectReturn,
 }
 
 impl Node {
@@ -216,6 +220,7 @@ impl Node {
             zone: None,
             public_ip: None,
             vtep_mac: None,
+            direct_return: DirectReturn::default(),
         }
     }
 

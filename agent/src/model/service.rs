@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Choice, NamespacedName, Protocol};
+use super::{Choice, Forwarding, NamespacedName, Protocol};
 
 /// How a Service is exposed, as far as this node's tables are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -62,6 +62,9 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// How new flows are given a backend: annotations.
     pub choice: Choice,
+    /// How clients outside reach backends on other nodes, by annotation; `None`: as the node usually
+    /// does it.
+    pub forwarding: Option<Forwarding>,
 }
 
 impl Service {
@@ -77,6 +80,7 @@ impl Service {
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
             affinity_secs: None,
+            forwarding: None,
             source_ranges: Vec::new(),
             load_balancer: false,
             health_check_node_port: None,

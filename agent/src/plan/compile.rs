@@ -13,8 +13,8 @@ use super::kind::Kind;
 use super::ops::FrontKey;
 use super::table;
 use crate::model::{
-    EndpointSets, Exposure, Family, Model, NamespacedName, Pod, Policy, Scheduler, Service,
-    ServicePort, Weights, select,
+    EndpointSets, Exposure, Family, Forwarding, Model, NamespacedName, Pod, Policy, Scheduler,
+    Service, ServicePort, Weights, select,
 };
 
 /// What of this node decides frontends.
@@ -34,6 +34,8 @@ pub struct Here {
     pub scheduler: Scheduler,
     /// Slots of Maglev tables, a prime.
     pub maglev_slots: u16,
+    /// How clients outside reach backends on other nodes where the Service does not say it.
+    pub forwarding: Forwarding,
 }
 
 /// The frontends of one Service on this node, or of the Pod of which `name` is the
@@ -191,6 +193,7 @@ fn frontend(
         flags |= FrontendFlags::SOURCE_RANGES;
     }
     flags |= choosing(scheduler(service, here), service, kind);
+    flags |= returning(service, kind, here);
     Wanted {
         front,
         port,
@@ -222,6 +225,16 @@ const fn choosing(scheduler: Scheduler, service: &Service, kind: Kind) -> u16 {
             };
             FrontendFlags::ROUND_ROBIN | local
         }
+    }
+}
+
+/// Flags of how clients outside are answered. With `externalTrafficPolicy: Local` no backend is on
+/// another node, and a ClusterIP is no address to answer from outside of the cluster's nodes.
+fn returning(service: &Service, kind: Kind, here: &Here) -> u16 {
+    let forwarding = service.forwarding.unwrap_or(here.forwarding);
+    match (kind, service.external_policy, forwarding) {
+        (Kind::ClusterIp, ..) | (_, Policy::Local, _) | (.., Forwarding::Snat) => 0,
+        (_, Policy::Cluster, Forwarding::Dsr) => FrontendFlags::DIRECT_RETURN,
     }
 }
 

@@ -365,12 +365,14 @@ const PLANNED: u16 =
 
 /// Whether what flows were opened by is no longer asked for: the list does not
 /// name the backend that an affinity chose, a masqueraded flow has its
-/// port in the flow table only, and another hash selects another slot.
+/// port in the flow table only, another hash selects another slot, and a flow that was opened with
+/// its client's own address, or without it, stays so.
 fn forgets(old: &Frontend, claim: &Claim) -> bool {
     let masquerade = FrontendFlags::MASQUERADE_PODS | FrontendFlags::MASQUERADE_OUTSIDE;
     old.affinity_secs != 0 && claim.affinity_secs == 0
         || old.flags & !claim.flags & masquerade != 0
-        || (old.flags ^ claim.flags) & FrontendFlags::SOURCE_HASH != 0
+        || (old.flags ^ claim.flags) & (FrontendFlags::SOURCE_HASH | FrontendFlags::DIRECT_RETURN)
+            != 0
 }
 
 /// Writes that make the row which marks an address present or absent.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::facts::{NodeFacts, derived_vtep_mac};
 use super::networks;
-use crate::model::{Fault, Model, Node, Warning};
+use crate::model::{DirectReturn, Fault, Model, Node, Warning};
 
 /// Another node that takes part in the overlay.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +21,29 @@ pub struct Peer {
     pub vtep_mac: Mac,
     /// Networks of its pods, without those that another node has.
     pub pod_cidrs: Vec<IpNet>,
+    /// Of which families it answers other nodes' clients itself.
+    pub direct_return: DirectReturn,
+}
+
+impl Peer {
+    /// Bits of the way to one of its networks. Its programs know the first of each family, and of
+    /// IPv6 addresses the packets carry the last ten octets.
+    fn flags(&self, net: &IpNet) -> u8 {
+        let family = net.addr().is_ipv4();
+        let first = self
+            .pod_cidrs
+            .iter()
+            .find(|other| other.addr().is_ipv4() == family);
+        let taken = match net {
+            IpNet::V4(_) => self.direct_return.v4,
+            IpNet::V6(net) => self.direct_return.v6 && net.prefix_len() >= 48,
+        };
+        if taken && first == Some(net) {
+            Via::DIRECT
+        } else {
+            0
+        }
+    }
 }
 
 /// A node's address on the IPv4 underlay: the annotation, else its first IPv4 InternalIP.
@@ -111,6 +134,7 @@ pub fn peers(
             underlay: address,
             vtep_mac,
             pod_cidrs,
+            direct_return: node.direct_return,
         });
     }
     (peers, warnings)
@@ -183,7 +207,8 @@ impl Ways {
                 continue;
             };
             for net in &peer.pod_cidrs {
-                ways.peers.insert(*net, via);
+                let flags = peer.flags(net);
+                ways.peers.insert(*net, Via { flags, ..via });
                 if !facts.direct.contains(net) {
                     direct.remove(&net.trunc());
                 }
@@ -222,6 +247,15 @@ impl Ways {
         } else {
             via
         }
+    }
+
+    /// Whether some node that answered clients itself no longer does, or the other way round.
+    /// `before`: rows of `tulle_peers_*`.
+    pub fn returns_otherwise(&self, before: &BTreeMap<IpNet, Via>) -> bool {
+        before.iter().any(|(net, was)| {
+            let is = self.peers.get(net);
+            is.is_some_and(|is| (is.flags ^ was.flags) & Via::DIRECT != 0)
+        })
     }
 
     /// Ranges of addresses, both ends included, to which the way may differ from `before`.

@@ -19,6 +19,7 @@ pub fn here(node: &Node, uplink: &Uplink, args: &ServiceArgs) -> Here {
         masquerade_all: args.masquerade_all,
         scheduler: args.scheduler,
         maglev_slots: args.maglev_slots,
+        forwarding: args.forwarding,
     }
 }
 

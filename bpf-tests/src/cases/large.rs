@@ -102,7 +102,7 @@ fn case(u: &Uplink, way: &Way, name: &str, frame: Vec<u8>) -> Case {
 fn loopback(way: &Way) -> u32 {
     match way.flow.node {
         NodeClient::Loopback => LOOPBACK,
-        NodeClient::No | NodeClient::Uplink => LOOPBACK + 8,
+        _ => LOOPBACK + 8,
     }
 }
 
@@ -138,7 +138,7 @@ fn services(u: &Uplink) -> Vec<Case> {
                 let config = &case.world.config;
                 let ifindex = match way.flow.node {
                     NodeClient::Loopback => config.loopback,
-                    NodeClient::No | NodeClient::Uplink => config.uplink,
+                    _ => config.uplink,
                 };
                 let error = u.base.error_from(spec.dst, spec, kind, code, mtu);
                 case.leaves(Reason::TooBig, Verdict::AnswerNode { ifindex }, error)

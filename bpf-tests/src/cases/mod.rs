@@ -4,6 +4,7 @@
 mod answers;
 mod bridged;
 mod choice;
+mod direct;
 mod fewest;
 mod fixture;
 mod flows;
@@ -151,7 +152,10 @@ impl Case {
         const INNER_TYPE: std::ops::Range<usize> = 62..64;
         self.world.config.features &= !Feature::DECAP_6_IN_4;
         let inner_v6 = self.frame.get(INNER_TYPE) == Some(&[0x86, 0xdd]);
-        let taken_out = matches!(self.reason, Reason::Decapsulated | Reason::ReplyTranslated)
+        let named = matches!(self.reason, Reason::BackendGone | Reason::TtlExceeded)
+            && self.verdict == Verdict::Drop;
+        let taken_out = named
+            || matches!(self.reason, Reason::Decapsulated | Reason::ReplyTranslated)
             || matches!(self.verdict, Verdict::RedirectIngress { .. });
         if self.hook == Hook::NicIn && inner_v6 && taken_out && self.frame[12..14] == [0x08, 0] {
             self.flows.clear();
@@ -304,6 +308,7 @@ pub fn all() -> Vec<Case> {
         cases.extend(straight::cases(&uplink));
         cases.extend(tuples::cases(&uplink));
         cases.extend(own_sources::cases(&uplink));
+        cases.extend(direct::cases(&uplink));
         cases.extend(vtep::cases(&uplink));
         cases.extend(service_networks::cases(&uplink));
         cases.extend(icmp_errors::cases(&uplink));

@@ -172,6 +172,8 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         0 => NodeClient::No,
         1 => NodeClient::Uplink,
         2 => NodeClient::Loopback,
+        3 => NodeClient::Direct,
+        4 => NodeClient::Forwarded,
         other => anyhow::bail!("flow row with node client {other}"),
     };
     let nat = (value.nat_addr.to_ip(), value.nat_port);

@@ -95,7 +95,7 @@ pub fn to_client(
         (NodeClient::Loopback, _) => return to_loopback(world, out, reason),
         (NodeClient::Uplink, Hook::PodFrom) => return turn_back(world, out, reason),
         (NodeClient::Uplink, _) => return Outcome::kernel(reason, &out),
-        (NodeClient::No, _) => {}
+        (NodeClient::No | NodeClient::Direct | NodeClient::Forwarded, _) => {}
     }
     if let Some(via) = world.local_pod(dst) {
         deliver(out, packet, &via, Client::Pod, reason)

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use datapath_common::{BackendState, Direction, FlowState, Limit, NodeClient, proto};
 
+use super::direct::{forward_row, state_after};
 use super::parse::{Fragment, Packet};
 use super::world::{FlowId, FlowRow, FragmentId, FragmentRow, Tuple, World, version_of};
 use crate::packet::ETHERNET;
@@ -205,6 +206,19 @@ impl World {
         Some(self.open_to(packet, flow, (to.addr, to.port), to.generation))
     }
 
+    /// Writes the row of a new flow to a backend whose node answers.
+    pub fn open_directly(&mut self, packet: &Packet, flow: &NewFlow) -> Option<FlowId> {
+        let version = version_of(packet.ip.src);
+        let to = *self.backends.get(&(version, flow.backend))?;
+        let row = forward_row(self, packet, flow, (to.addr, to.port), to.generation);
+        let id = packet.tuple().forward();
+        self.flows.insert(id, row);
+        if flow.counted {
+            self.count_live((version, flow.backend), 1);
+        }
+        Some(id)
+    }
+
     /// Writes both rows of a new flow to this address and port.
     pub fn open_to(
         &mut self,
@@ -260,12 +274,19 @@ impl World {
     #[must_use]
     pub fn note_forward(&mut self, packet: &Packet, row: &FlowRow, lost: bool) -> bool {
         let tuple = packet.tuple();
-        let state = if packet.closes() {
+        let alone = row.node == NodeClient::Direct;
+        let state = if alone {
+            state_after(packet, row)
+        } else if packet.closes() {
             FlowState::Closing
         } else {
             row.state
         };
         if !lost && !self.is_written(row, state) {
+            return true;
+        }
+        if alone {
+            self.write(tuple.forward(), state);
             return true;
         }
         let (other, own) = (reply_of(tuple, row), reply_row(tuple, row));

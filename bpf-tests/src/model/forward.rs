@@ -1,8 +1,11 @@
 //! The ways out: "Deliver", "Encapsulate", "Route", "Turn back".
 
+use std::net::IpAddr;
+
 use datapath_common::{Ip4, Mac, Reason, Via, proto};
 
 use super::client::Client;
+use super::direct;
 use super::icmp::refuse;
 use super::leaving::ends_former;
 use super::parse::{Packet, octets};
@@ -114,6 +117,18 @@ pub fn encapsulated(
     via: &Via,
     reason: Reason,
 ) -> Outcome {
+    into_overlay(world, out, packet, via, None, reason)
+}
+
+/// The same; `named`: the backend that the node there is to give the packet to.
+pub fn into_overlay(
+    world: &World,
+    out: &[u8],
+    packet: &Packet,
+    via: &Via,
+    named: Option<(IpAddr, u16)>,
+    reason: Reason,
+) -> Outcome {
     let mut out = out.to_vec();
     decrement_ttl(&mut out, &packet.ip);
     let next_hop = <Ip4 as Into<std::net::Ipv4Addr>>::into(via.next_hop);
@@ -121,7 +136,8 @@ pub fn encapsulated(
         ifindex: via.ifindex,
         next_hop,
     };
-    Outcome::new(reason, verdict, encapsulate(world, via, &out))
+    let name = named.map(|(addr, port)| direct::name(addr, port));
+    Outcome::new(reason, verdict, encapsulate(world, via, &out, name))
 }
 
 /// Whether a packet fits the overlay.

@@ -71,7 +71,7 @@ pub fn icmp_error(world: &World, hook: Hook, frame: &[u8], ctx: &Ctx) -> Option<
         NodeClient::Loopback if at_uplink => return Some(to_loopback(world, out, reason)),
         NodeClient::Uplink if hook == Hook::PodFrom => return Some(turn_back(world, out, reason)),
         NodeClient::Loopback | NodeClient::Uplink => return Some(left()),
-        NodeClient::No => {}
+        NodeClient::No | NodeClient::Direct | NodeClient::Forwarded => {}
     }
     Some(if let Some(via) = world.local_pod(to.dst) {
         deliver(out.clone(), &packet, &via, client, reason)

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use datapath_common::{Feature, Hook, Reason, Via, proto};
+use datapath_common::{Feature, Group, Hook, Reason, Via, proto};
 
 use super::client::{Client, row_to_client, to_client};
+use super::direct::{self, to_named};
 use super::icmp::is_martian;
 use super::icmp_errors::icmp_error;
 use super::leaving::comes_straight;
@@ -25,6 +26,8 @@ enum Overlay {
     Pod(Via),
     /// One for the VTEP address.
     Vtep,
+    /// One for a backend that another node named.
+    Named(IpAddr, u16),
 }
 
 /// What arrives at the uplink, before the stack.
@@ -34,6 +37,7 @@ pub fn xdp(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
         Overlay::Leaves(reason) => reason,
         // Only the other program can ask for a reply.
         Overlay::Vtep => Reason::OverlayToKernel,
+        Overlay::Named(..) => Reason::LeftByXdp,
         Overlay::Pod(_) => {
             let mut out = frame[OVERLAY..].to_vec();
             let config = &world.config;
@@ -67,9 +71,17 @@ pub fn nic_in(world: &mut World, frame: &[u8], ctx: &Ctx) -> Outcome {
     match target {
         Overlay::Leaves(reason) => return Outcome::leave(reason, frame),
         Overlay::No => return from_wire(world, frame, ctx),
-        Overlay::Pod(_) | Overlay::Vtep => {}
+        Overlay::Pod(_) | Overlay::Vtep | Overlay::Named(..) => {}
     }
     let inner = &frame[OVERLAY..];
+    if let Overlay::Named(addr, port) = target {
+        return match parse::parse(inner, &Ctx::default()) {
+            Ok(packet) => to_named(world, inner, &packet, (addr, port), ctx),
+            // Nobody else may have it.
+            Err(reason) if reason.group() == Group::Dropped => Outcome::drop(reason, frame),
+            Err(_) => Outcome::drop(Reason::BadHeader, frame),
+        };
+    }
     // XDP leaves the rest of the inner headers' faults to this.
     let packet = match parse::parse(inner, &Ctx::default()) {
         Ok(packet) => packet,
@@ -245,6 +257,18 @@ fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Ov
     let inner = &frame[OVERLAY..];
     let header: [u8; ETHERNET] = octets(inner, 0).ok_or(Reason::Truncated)?;
     let ether_type = u16::from_be_bytes([header[12], header[13]]);
+    if vxlan[7] == direct::MARK && world.has(Feature::UPLINK_SERVICES) {
+        if !matches!(ether_type, IPV4 | IPV6) {
+            return Err(Reason::BadHeader);
+        }
+        let protocol_changes = ether_type == IPV6 && hook == Hook::NicIn;
+        if protocol_changes && !world.has(Feature::DECAP_6_IN_4) {
+            return Err(Reason::OverlayToKernel);
+        }
+        let name = octets(inner, 0).ok_or(Reason::Truncated)?;
+        let (addr, port) = direct::named(&world.config, ether_type == IPV4, name);
+        return Ok(Overlay::Named(addr, port));
+    }
     if header[..6] != world.config.vtep_mac.octets() || !matches!(ether_type, IPV4 | IPV6) {
         return Err(Reason::OverlayToKernel);
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use datapath_common::{Mac, Reason, Via, proto};
 
 use super::parse::{Echo, Ip, Packet, echo, octets};
-use super::{Tuple, World};
+use super::{Tuple, World, direct};
 use crate::packet::{ETHERNET, crc32c, internet_checksum, octets_of};
 
 /// Octets that the overlay adds before the inner packet and its Ethernet header.
@@ -164,9 +164,14 @@ pub fn set_macs(frame: &mut [u8], dst: Mac, src: Mac) {
 
 /// `inner` as it leaves through the overlay. Outer Ethernet addresses,
 /// identification and source port are the program's to choose; here they are 0.
-pub fn encapsulate(world: &World, via: &Via, inner: &[u8]) -> Vec<u8> {
+/// `named`: what its inner frame has in the place of Ethernet addresses.
+pub fn encapsulate(world: &World, via: &Via, inner: &[u8], named: Option<[u8; 12]>) -> Vec<u8> {
     let mut inner = inner.to_vec();
-    set_macs(&mut inner, via.dst_mac, via.src_mac);
+    match named {
+        None => set_macs(&mut inner, via.dst_mac, via.src_mac),
+        Some(name) => put(&mut inner, 0, &name),
+    }
+    let mark = named.map_or(0, |_| direct::MARK);
     let mut header = vec![0x45, 0];
     header.extend((20 + 8 + 8 + inner.len() as u16).to_be_bytes());
     header.extend([0, 0, 0, 0, 64, proto::UDP, 0, 0]);
@@ -182,7 +187,7 @@ pub fn encapsulate(world: &World, via: &Via, inner: &[u8]) -> Vec<u8> {
     frame.extend((8 + 8 + inner.len() as u16).to_be_bytes());
     frame.extend([0, 0]);
     frame.extend([0x08, 0, 0, 0]);
-    frame.extend((world.config.vni << 8).to_be_bytes());
+    frame.extend(((world.config.vni << 8) | u32::from(mark)).to_be_bytes());
     frame.extend(inner);
     frame
 }

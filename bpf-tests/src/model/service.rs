@@ -1,15 +1,17 @@
 //! "Service", and "Service address".
 
 use datapath_common::{
-    BackendState, Feature, Frontend, FrontendFlags, Group, Reason, Via, ViaKind, proto,
+    BackendState, Feature, Frontend, FrontendFlags, Group, NodeClient, Reason, Via, ViaKind, proto,
 };
 
 use std::net::IpAddr;
 
 use super::client::{Client, as_reply};
+use super::direct::is_direct;
 use super::flow::{NewFlow, granted};
 use super::forward::{
-    Size, deliver, encapsulated, fits, over_bridge, route, size, to_loopback, turn_back,
+    Size, deliver, encapsulated, fits, into_overlay, over_bridge, route, size, to_loopback,
+    turn_back,
 };
 use super::icmp::{is_martian, refuse};
 use super::parse::Packet;
@@ -79,8 +81,26 @@ pub fn service(
         }
     };
     let segment = world.segment(start, len);
-    let asked =
-        every_packet_asks(frontend, client) || packet.asks_flow_table() || segment.is_empty();
+    // A table, where there is one, instead of the segment.
+    let slots = if table == 0 {
+        segment.clone()
+    } else {
+        world.segment(start + len, table.into())
+    };
+    let by_source = has(frontend, FrontendFlags::SOURCE_HASH);
+    let hash = if by_source {
+        ctx.hash.of_source(packet.ip.src)
+    } else {
+        ctx.hash
+    };
+    // Where backends see the client only some packets ask, as their slots say.
+    let shown = is_shown(frontend, client);
+    let first = slots.get(hash.slot(slots.len())).copied();
+    let keeps = shown && first.is_some_and(|id| sees_client(world, packet, id));
+    let asks = every_packet_asks(frontend, client)
+        || (masquerades(frontend, client) && !keeps)
+        || segment.is_empty();
+    let asked = asks || packet.asks_flow_table();
     let row = asked
         .then(|| world.live(packet.tuple().forward(), packet))
         .flatten()
@@ -104,6 +124,7 @@ pub fn service(
         ctx,
         backend: 0,
         row,
+        asks,
         opened: None,
     };
     if let Some(row) = row {
@@ -111,6 +132,9 @@ pub fn service(
         let mut outcome = way.forward(world, frame);
         way.give(&mut outcome);
         outcome.opened_flow = way.opened;
+        if shown {
+            outcome.slots = slots.len();
+        }
         return outcome;
     }
     let src = packet.ip.src;
@@ -133,21 +157,9 @@ pub fn service(
     way.backend = if let Some(id) = remembered(world, frontend, packet, &segment) {
         id
     } else {
-        // A table, where there is one, instead of the segment.
-        let slots = if table == 0 {
-            segment
-        } else {
-            world.segment(start + len, table.into())
-        };
         // Only what begins a flow takes a turn.
         let begins = packet.opens() || packet.ip.proto == proto::UDP;
         let in_turn = begins && has(frontend, FrontendFlags::ROUND_ROBIN);
-        let by_source = has(frontend, FrontendFlags::SOURCE_HASH);
-        let hash = if by_source {
-            ctx.hash.of_source(src)
-        } else {
-            ctx.hash
-        };
         if in_turn {
             let turn = world.take_turn(frontend, client == Client::Outside);
             slots[(turn % slots.len() as u64) as usize]
@@ -165,7 +177,7 @@ pub fn service(
                 } else {
                     Hashed::Flow(packet.tuple())
                 },
-                segment: slots,
+                segment: slots.clone(),
                 backend: id,
                 repeats: !by_flows,
             });
@@ -174,8 +186,22 @@ pub fn service(
     };
     let mut outcome = way.forward(world, frame);
     way.give(&mut outcome);
+    if shown || choice.is_some() {
+        outcome.slots = slots.len();
+    }
     (outcome.choice, outcome.opened_flow) = (choice, way.opened);
     outcome
+}
+
+/// Whether backends whose nodes answer see clients like this one as they are.
+fn is_shown(frontend: &Frontend, client: Client) -> bool {
+    client == Client::Outside && has(frontend, FrontendFlags::DIRECT_RETURN)
+}
+
+/// Whether a backend is one of them.
+fn sees_client(world: &World, packet: &Packet, id: u32) -> bool {
+    let row = world.backends.get(&(version_of(packet.ip.src), id));
+    row.is_some_and(|row| goes(&row.via, ViaKind::Local) || is_direct(&row.via))
 }
 
 fn has(frontend: &Frontend, flag: u16) -> bool {
@@ -196,10 +222,7 @@ fn every_packet_asks(frontend: &Frontend, client: Client) -> bool {
     let any = FrontendFlags::FLOWS_DECIDE
         | FrontendFlags::FLOWS_MAY_BE_LOST
         | FrontendFlags::SOURCE_RANGES;
-    frontend.flags & any != 0
-        || frontend.affinity_secs != 0
-        || client.is_node()
-        || masquerades(frontend, client)
+    frontend.flags & any != 0 || frontend.affinity_secs != 0 || client.is_node()
 }
 
 impl World {
@@ -259,6 +282,8 @@ struct Way<'a> {
     backend: u32,
     /// The live row that named it; otherwise affinity or segment did.
     row: Option<FlowRow>,
+    /// Whether the segment alone does not do for data.
+    asks: bool,
     opened: Option<FlowId>,
 }
 
@@ -300,7 +325,18 @@ impl Way<'_> {
         } else {
             Size::Fits
         };
-        if size == Size::TooBig {
+        // As it was opened, or as the frontend says.
+        let hidden = self
+            .row
+            .is_some_and(|row| row.translated_source().is_some());
+        let direct = client == Client::Outside
+            && is_direct(&via)
+            && !hidden
+            && (is_shown(self.frontend, client) || self.row.is_some());
+        if direct && packet.ip.ttl <= 2 {
+            return refuse(world, frame, packet, Reason::TtlExceeded, client, self.ctx);
+        }
+        if size == Size::TooBig || (direct && size == Size::Divisible) {
             return refuse(world, frame, packet, Reason::TooBig, client, self.ctx);
         }
         let masquerade = match self.row {
@@ -319,6 +355,9 @@ impl Way<'_> {
             let (limit, now) = (world.config.flows_per_tick, world.now);
             if !granted(&mut world.flow_grants, limit, now) {
                 return Outcome::drop(Reason::NewFlowLimit, frame);
+            }
+            if direct {
+                return self.open_directly(world, frame, &backend);
             }
             let wish = snat::Wish {
                 tuple,
@@ -353,6 +392,9 @@ impl Way<'_> {
             self.opened = world.open(packet, &flow);
             self.remember(world, &backend);
         }
+        if direct {
+            return self.forward_directly(world, frame, &backend);
+        }
         let (src, sport) = match nat {
             Some(source) => source,
             None if is_own => (tuple.dst, tuple.sport),
@@ -386,6 +428,29 @@ impl Way<'_> {
         self.leave(world, out, &via, masqueraded)
     }
 
+    /// Opens a flow whose answers do not come by here.
+    fn open_directly(&mut self, world: &mut World, frame: &[u8], backend: &BackendRow) -> Outcome {
+        let flow = NewFlow {
+            service: self.frontend.service,
+            backend: self.backend,
+            hairpin: false,
+            nat: None,
+            node: NodeClient::Direct,
+            counted: has(self.frontend, FrontendFlags::LEAST_FLOWS),
+        };
+        self.opened = world.open_directly(self.packet, &flow);
+        self.remember(world, backend);
+        self.forward_directly(world, frame, backend)
+    }
+
+    /// As it came, to the backend's node.
+    fn forward_directly(&self, world: &mut World, frame: &[u8], backend: &BackendRow) -> Outcome {
+        world.leave_fragment_ports(self.packet);
+        let to = Some((backend.addr, backend.port));
+        let (via, reason) = (&backend.via, Reason::Encapsulated);
+        into_overlay(world, frame, self.packet, via, to, reason)
+    }
+
     /// Every packet to the frontend has to ask for the port of its source.
     fn ask_always(&self, world: &mut World) {
         let packet = self.packet;
@@ -396,7 +461,7 @@ impl Way<'_> {
     }
 
     fn opens(&self) -> bool {
-        let known = self.packet.is_data() && !every_packet_asks(self.frontend, self.client);
+        let known = self.packet.is_data() && !self.asks;
         self.row.is_none() && !known && !self.packet.closes()
     }
 
@@ -443,7 +508,9 @@ impl Way<'_> {
         let src = self.packet.ip.src;
         // What comes back from outside is known by the node's first address only.
         let elsewhere = goes(via, ViaKind::Kernel) && world.node_address(src) != src;
-        let wanted = masquerades(self.frontend, self.client)
+        let shown =
+            is_shown(self.frontend, self.client) && (goes(via, ViaKind::Local) || is_direct(via));
+        let wanted = (masquerades(self.frontend, self.client) && !shown)
             || (self.client.is_node() && (goes(via, ViaKind::Vxlan) || elsewhere));
         if !wanted || goes(via, ViaKind::Host) || world.config.snat_ports == 0 {
             return None;

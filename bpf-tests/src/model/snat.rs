@@ -72,7 +72,9 @@ impl Wish {
         let id = self.row(self.tuple.sport);
         let row = world.flows.get(&id);
         let is_mine = |row: &&FlowRow| {
-            (row.addr, row.port) == (self.tuple.dst, self.tuple.dport) && row.nat.is_none()
+            (row.addr, row.port) == (self.tuple.dst, self.tuple.dport)
+                && row.nat.is_none()
+                && !row.hairpin
         };
         let mine = row.filter(is_mine);
         let goes_on = mine.is_some_and(|row| (row.backend, row.generation) == self.backend);

@@ -72,7 +72,8 @@ impl FlowRow {
     /// A reply row of a flow that was not translated at all: from outside straight
     /// to a pod.
     pub fn is_straight(&self) -> bool {
-        self.backend == 0 && self.translated_source().is_none()
+        let forwarded = self.node == NodeClient::Forwarded;
+        self.backend == 0 && self.translated_source().is_none() && !forwarded
     }
 }
 

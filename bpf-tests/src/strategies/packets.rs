@@ -10,9 +10,20 @@ use proptest::sample::Index;
 
 use super::places::{node_ip, outside_ip, own_ip, pod_ip, remote_ip, service_ip};
 use super::targets::{self, echo_of, pick_flow};
+use crate::model::direct::{MARK, name};
 use crate::model::flow::reply_of;
 use crate::model::{Ctx, FlowId, FlowRow, Tuple, World};
 use crate::packet::{Piece, Spec, Sum, Tunnel, Upper, tcp_flag, tunnel};
+
+/// Places in an overlay packet without outer options.
+mod tunnelled {
+    use std::ops::Range;
+
+    /// The octet behind the VNI.
+    pub const MARK_AT: usize = 49;
+    /// The inner Ethernet addresses.
+    pub const NAME: Range<usize> = 50..62;
+}
 
 /// Where a packet is aimed at.
 #[derive(Clone, Debug)]
@@ -89,6 +100,8 @@ struct TunnelPlan {
     other_port: bool,
     other_mac: bool,
     other_destination: bool,
+    /// Whether another node chose the backend.
+    names: bool,
 }
 
 /// A packet, planned.
@@ -172,17 +185,21 @@ fn tunnel_plan() -> impl Strategy<Value = TunnelPlan> {
         prop_oneof![19 => Just(None), 1 => piece()],
         prop_oneof![15 => Just(8_u8), 1 => any::<u8>()],
         (rare(), rare(), rare(), rare()),
+        prop::bool::weighted(0.35),
     )
-        .prop_map(|(node, option_words, piece, flags, other)| TunnelPlan {
-            node,
-            option_words,
-            piece,
-            flags,
-            other_vni: other.0,
-            other_port: other.1,
-            other_mac: other.2,
-            other_destination: other.3,
-        })
+        .prop_map(
+            |(node, option_words, piece, flags, other, names)| TunnelPlan {
+                node,
+                option_words,
+                piece,
+                flags,
+                other_vni: other.0,
+                other_port: other.1,
+                other_mac: other.2,
+                other_destination: other.3,
+                names,
+            },
+        )
 }
 
 /// Any packet at any hook.
@@ -336,6 +353,9 @@ impl PacketPlan {
         let mut frame = spec.build();
         if let Some(plan) = &self.tunnel {
             frame = tunnel(&self.outer(plan, world), &frame);
+            if plan.names {
+                self.name_backend(world, tuple, &mut frame);
+            }
         }
         frame.extend(vec![0xee; self.padding]);
         if let Some((cut, within)) = self.cut {
@@ -347,6 +367,18 @@ impl PacketPlan {
             frame[at] ^= bits;
         }
         frame
+    }
+
+    /// Makes the overlay packet `frame` one of which another node chose the backend: that of the
+    /// flow if there is one, as a rule, or some pod.
+    fn name_backend(&self, world: &World, tuple: Tuple, frame: &mut [u8]) {
+        let row = world.flows.get(&tuple.forward());
+        let (addr, port) = match row.filter(|_| !self.source.is_multiple_of(4)) {
+            Some(row) => (row.addr, row.port),
+            None => (pod_ip(tuple.src.is_ipv6(), self.source % 6), 8080),
+        };
+        frame[tunnelled::MARK_AT] = MARK;
+        frame[tunnelled::NAME].copy_from_slice(&name(addr, port));
     }
 
     fn follows_flow(&self) -> bool {

@@ -169,9 +169,10 @@ pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
         ranges,
         prop::bool::weighted(0.2),
         by_history,
+        prop::bool::weighted(0.4),
     )
         .prop_map(
-            |(inside, outside, pods, clients, ranges, by_source, by_history)| {
+            |(inside, outside, pods, clients, ranges, by_source, by_history, direct)| {
                 [
                     (inside, FrontendFlags::DROP_INSIDE),
                     (outside, FrontendFlags::DROP_OUTSIDE),
@@ -179,6 +180,7 @@ pub(super) fn policy_flags() -> impl Strategy<Value = u16> {
                     (clients, FrontendFlags::MASQUERADE_OUTSIDE),
                     (ranges, FrontendFlags::SOURCE_RANGES),
                     (by_source, FrontendFlags::SOURCE_HASH),
+                    (direct, FrontendFlags::DIRECT_RETURN),
                 ]
                 .into_iter()
                 .filter(|(set, _)| *set)
@@ -466,10 +468,10 @@ impl BackendPlan {
             Place::Local(number) => (pod_ip(self.v6, number), local_via(number)),
             Place::Remote(number) if overlay => {
                 let node = number % 4;
-                (
-                    remote_ip(self.v6, node, 10 + number),
-                    vxlan_via(config, node_ip(node)),
-                )
+                let mut via = vxlan_via(config, node_ip(node));
+                // Some of the nodes answer clients themselves.
+                via.flags = if node % 2 == 0 { Via::DIRECT } else { 0 };
+                (remote_ip(self.v6, node, 10 + number), via)
             }
             Place::Remote(number) => (remote_ip(self.v6, number % 4, 10 + number), Via::KERNEL),
             Place::Kernel(number) => (remote_ip(self.v6, 100, number), Via::KERNEL),

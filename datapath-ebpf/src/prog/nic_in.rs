@@ -16,7 +16,7 @@ use crate::{
     ctx::Skb,
     exit::{Origin, TcExit, leave_unparsed},
     parsed::parse,
-    parts::{Note, dispatch, go_on_to_uplink},
+    parts::{Note, Words, dispatch, go_on_directly, go_on_to_uplink},
     shape::Shape,
     tables::{Maps, config},
 };
@@ -32,6 +32,7 @@ pub fn tulle_nic_in(ctx: TcContext) -> i32 {
     } else {
         arrival(&skb, &maps)
     };
+    let mut named = false;
     let inner = match arrived {
         // Decapsulated by XDP or the VTEP device before, routed without an overlay, or
         // the kernel's.
@@ -44,12 +45,20 @@ pub fn tulle_nic_in(ctx: TcContext) -> i32 {
         Arrival::Kernel(reason) => return origin.leave::<Ip4>(TcExit::NEXT, reason, None),
         Arrival::Drop(reason) => return origin.leave::<Ip4>(TcExit::DROP, reason, None),
         Arrival::ForPod(_, inner) | Arrival::ForVtep(inner) => inner,
+        Arrival::Forwarded(inner, words) => {
+            Words(words).write(skb.raw());
+            named = true;
+            inner
+        }
     };
     if inner == Frame::V6 && config().features & Feature::DECAP_6_IN_4 == 0 {
         return origin.leave::<Ip4>(TcExit::NEXT, Reason::OverlayToKernel, None);
     }
     if let Err(reason) = decapsulate(&mut skb, inner) {
         return origin.leave::<Ip4>(TcExit::DROP, reason, None);
+    }
+    if named {
+        return go_on_directly(skb.raw(), inner);
     }
     dispatch(&Skb::open(skb.raw()), Hook::NicIn, inner, true)
 }
@@ -178,7 +187,7 @@ where
 
 /// Where the packet is, as it arrived, and whether it came out of the overlay here.
 #[inline(always)]
-fn arrived(skb: &Skb) -> (Origin, bool) {
+pub fn arrived(skb: &Skb) -> (Origin, bool) {
     let tunneled = Note::read(skb.raw()).tunneled();
     let mut origin = Origin::of(Hook::NicIn, skb);
     if tunneled {

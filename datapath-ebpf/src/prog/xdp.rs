@@ -64,6 +64,8 @@ pub fn tulle_xdp(ctx: XdpContext) -> u32 {
             // `tulle_nic_in` looks whether it is a reply.
             leave(origin, XdpExit::Pass, Reason::OverlayToKernel)
         }
+        // The rows of its flow are written with an skb.
+        Arrival::Forwarded(..) => leave(origin, XdpExit::Pass, Reason::LeftByXdp),
         Arrival::ForPod(_, inner) => match strip(&mut frame, inner) {
             Ok(()) => leave(origin, XdpExit::Pass, Reason::Decapsulated),
             Err(reason) => leave(origin, XdpExit::Drop, reason),

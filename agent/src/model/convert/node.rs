@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as api;
 
 use super::{Converted, name};
 use crate::model::address::{not_unicast, parse_ip, parse_mac, parse_net};
-use crate::model::{Fault, Node};
+use crate::model::{DirectReturn, Fault, Node};
 
 /// The node's address on the underlay, if it is not its InternalIP (FL-13).
 const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
@@ -16,6 +16,8 @@ const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
 const BACKEND_DATA: &str = "flannel.alpha.coreos.com/backend-data";
 /// The label that names the node's zone (KP-84).
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The families of which the node answers clients of other nodes' services itself.
+const DIRECT_RETURN: &str = "tulle.io/direct-return";
 
 /// Converts a Node.
 pub fn node(from: &api::Node) -> Result<Converted<Node>, Fault> {
@@ -28,6 +30,7 @@ pub fn node(from: &api::Node) -> Result<Converted<Node>, Fault> {
         zone: zone(from),
         public_ip: public_ip(from, &mut notes),
         vtep_mac: vtep_mac(from, &mut notes),
+        direct_return: direct_return(from, &mut notes),
     };
     Ok(Converted { object, notes })
 }
@@ -142,6 +145,18 @@ fn vtep_mac(from: &api::Node, notes: &mut Vec<Fault>) -> Option<Mac> {
         Some(mac) => Some(mac),
         None => note(format!("VtepMAC {mac} is not a unicast Ethernet address")),
     }
+}
+
+fn direct_return(from: &api::Node, notes: &mut Vec<Fault>) -> DirectReturn {
+    let text = annotation(from, DIRECT_RETURN).unwrap_or_default();
+    text.parse().unwrap_or_else(|problem| {
+        notes.push(Fault::new(
+            format!("metadata.annotations[{DIRECT_RETURN}]"),
+            format!("{problem}, so packets for its pods are translated"),
+            "write IPv4, IPv6 or IPv4,IPv6, or remove the annotation",
+        ));
+        DirectReturn::default()
+    })
 }
 
 fn is_unicast(mac: Mac) -> bool {

@@ -16,6 +16,8 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const SCHEDULER: &str = "tulle.io/scheduler";
 /// Annotation with the weights of endpoints.
 const WEIGHTS: &str = "tulle.io/weights";
+/// Annotation that says how clients outside reach backends on other nodes.
+const FORWARDING: &str = "tulle.io/forwarding";
 
 /// Converts a Service; its namespace defaults to `default`.
 pub fn service(from: &api::Service) -> Result<Converted<Service>, Fault> {
@@ -47,6 +49,12 @@ pub fn service(from: &api::Service) -> Result<Converted<Service>, Fault> {
         load_balancer: exposed::is_load_balancer(spec),
         health_check_node_port: exposed::health_check_node_port(spec, &mut notes)?,
         choice: choice(from, &mut notes),
+        forwarding: annotation(
+            from,
+            FORWARDING,
+            "write snat or dsr, or leave the annotation out",
+            &mut notes,
+        ),
     };
     Ok(Converted { object, notes })
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use datapath_common::{Address, Frontend, FrontendFlags, Ip4, Network, ViaKind};
+use datapath_common::{Address, Frontend, FrontendFlags, Ip4, Network, Via, ViaKind};
 use ipnet::IpNet;
 use support::{CAPACITIES, Clock, Sim, batch, facts, run};
 use tulle_agent::plan::{Applied, Here, Planner};
@@ -93,6 +93,7 @@ cases! {
     kp81_dead_terminating
     peers_bad_vtep
     peers_by_internal_ip
+    peers_direct_return
     peers_flannel_annotations
     peers_same_network
     peers_unknown_route
@@ -222,8 +223,13 @@ fn rows(sim: &Sim) -> Vec<String> {
     }
     for ((addr, len), via) in &sim.peers {
         let node: Ip4 = via.node;
+        let answers = if via.flags & Via::DIRECT == 0 {
+            ""
+        } else {
+            ", answers"
+        };
         rows.push(format!(
-            "peer {addr}/{len} via {} {}",
+            "peer {addr}/{len} via {} {}{answers}",
             node.to_ip(),
             via.dst_mac
         ));

@@ -53,6 +53,7 @@ macro_rules! cases {
 }
 
 cases! {
+    forwarding
     host_port_beside_services
     host_port_of_a_sidecar
     host_port_of_no_running_pod
@@ -293,6 +294,9 @@ fn row(wanted: &Wanted) -> String {
         .collect();
     if !who.is_empty() {
         parts.push(format!("masquerade {}", who.join(", ")));
+    }
+    if has(FrontendFlags::DIRECT_RETURN) {
+        parts.push("direct return".to_owned());
     }
     if wanted.affinity_secs > 0 {
         parts.push(format!("sticky {} s", wanted.affinity_secs));

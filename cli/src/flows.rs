@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use anyhow::bail;
-use datapath_common::{FlowState, proto};
+use datapath_common::{FlowState, NodeClient, proto};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{FlowFilter, FlowsAction, FlowsArgs, Format};
@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::datapath::Datapath;
 use crate::flows_summary;
 use crate::format;
-use crate::names::{NO_SERVICE, Names, Wanted, service_text};
+use crate::names::{NO_SERVICE, Names, OTHER_NODES, Wanted, service_text};
 use crate::output::{Style, left, right};
 use crate::tables::{FlowRow, FlowRowKey};
 
@@ -60,6 +60,10 @@ pub struct Row {
     pub idle_secs: u64,
     /// Whether the client is its own backend.
     pub hairpin: bool,
+    /// Whether the backend's node answers the client: such a flow has a forward row only.
+    pub direct: bool,
+    /// Whether another node chose the backend, and this one answers the client.
+    pub forwarded: bool,
     /// Rows of the flow: `both`, or `forward` or `reply` where only one is left.
     pub rows: String,
 }
@@ -98,7 +102,8 @@ impl FlowView {
             (true, None) => (row.dst, None, row.target, row.src),
         };
         // Without a service the client talks to whoever answers.
-        let of_service = row.backend != 0;
+        let forwarded = row.node == Some(NodeClient::Forwarded);
+        let of_service = row.backend != 0 || forwarded;
         let backend = match (of_service, row.reply) {
             (true, _) | (false, true) => backend,
             (false, false) => row.dst,
@@ -217,6 +222,8 @@ impl Row {
             age_secs: format::ticks_to_secs(row.opened, now),
             idle_secs: format::ticks_to_secs(row.seen, now),
             hairpin: row.hairpin,
+            direct: row.node == Some(NodeClient::Direct),
+            forwarded: row.node == Some(NodeClient::Forwarded),
             rows: match (view.forward, view.reply) {
                 (Some(_), Some(_)) => "both",
                 (Some(_), None) => "forward",
@@ -228,13 +235,20 @@ impl Row {
 
     /// The state, with an asterisk if a row is missing.
     pub fn state_text(&self) -> String {
-        let half = if self.rows == "both" { "" } else { "*" };
+        let half = if self.is_half() { "*" } else { "" };
         format!("{}{half}", self.state)
+    }
+
+    /// Whether one of its rows is missing.
+    fn is_half(&self) -> bool {
+        self.rows != "both" && !self.direct
     }
 
     /// The service in a word.
     pub fn service_text(&self) -> String {
-        if self.backend_id == 0 {
+        if self.forwarded {
+            OTHER_NODES.into()
+        } else if self.backend_id == 0 {
             NO_SERVICE.into()
         } else {
             service_text(self.service.as_deref(), self.number)
@@ -308,7 +322,7 @@ pub fn or_dash(addr: Option<SocketAddr>) -> String {
 
 /// The line that explains the asterisks of [`Row::state_text`].
 pub fn half_flows(flows: &[Row]) -> &'static str {
-    if flows.iter().any(|flow| flow.rows != "both") {
+    if flows.iter().any(Row::is_half) {
         "* only one of the two rows of the flow is in the table\n"
     } else {
         ""

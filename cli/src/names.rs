@@ -108,6 +108,8 @@ impl<'a> FullName<'a> {
 
 /// What flows are called that go through no service.
 pub const NO_SERVICE: &str = "(no service)";
+/// What stands for the service of a flow for which another node chose the backend.
+pub const OTHER_NODES: &str = "(another node's)";
 
 /// A service by name, or by number where the name is not known.
 ///

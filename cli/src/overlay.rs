@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use admin_api::Overlay;
-use datapath_common::ViaKind;
+use datapath_common::{Via, ViaKind};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,8 @@ pub struct Peer {
     pub network: IpNet,
     /// VTEP address of the node; absent unless it is reached through VXLAN.
     pub vtep_mac: Option<String>,
+    /// Whether the node answers clients of this one's services itself (`--forwarding dsr`).
+    pub direct_return: bool,
     /// The way there.
     pub via: Way,
 }
@@ -73,6 +75,7 @@ pub fn rows(
         .map(|peer| Peer {
             network: peer.network,
             vtep_mac: (via_kind(&peer.via) == ViaKind::Vxlan).then(|| peer.via.dst_mac.to_string()),
+            direct_return: peer.via.flags & Via::DIRECT != 0,
             via: Way::new(&peer.via, names, interfaces),
         })
         .collect();
@@ -105,17 +108,28 @@ pub fn render(report: &Report, style: Style) -> String {
     if report.peers.is_empty() {
         out.push_str("no pod networks of other nodes\n");
     } else {
-        out.push_str(&style.table(
-            &[
-                left("POD NETWORK"),
-                left("NODE"),
-                left("ADDRESS"),
-                left("VTEP MAC"),
-                left("NEXT HOP"),
-                left("INTERFACE"),
-            ],
-            report.peers.iter().map(peer_cells).collect(),
-        ));
+        // Where nobody does the column would only take room.
+        let returning = report.peers.iter().any(|peer| peer.direct_return);
+        out.push_str(
+            &style.table(
+                &[
+                    left("POD NETWORK"),
+                    left("NODE"),
+                    left("ADDRESS"),
+                    left("VTEP MAC"),
+                    left("NEXT HOP"),
+                    left("INTERFACE"),
+                ]
+                .into_iter()
+                .chain(returning.then(|| left("DIRECT RETURN")))
+                .collect::<Vec<_>>(),
+                report
+                    .peers
+                    .iter()
+                    .map(|peer| peer_cells(peer, returning))
+                    .collect(),
+            ),
+        );
     }
     out.push('\n');
     if report.nodes.is_empty() {
@@ -166,7 +180,7 @@ fn this_node(report: &Report) -> String {
     out
 }
 
-fn peer_cells(peer: &Peer) -> Vec<String> {
+fn peer_cells(peer: &Peer, returning: bool) -> Vec<String> {
     let mac = peer.vtep_mac.clone().unwrap_or_else(|| "-".into());
     let dash = || "-".to_owned();
     let (node, address, next_hop, interface) = match &peer.via {
@@ -194,14 +208,18 @@ fn peer_cells(peer: &Peer) -> Vec<String> {
         ),
         Way::Kernel | Way::Host => (dash(), dash(), peer.via.text(), dash()),
     };
-    vec![
+    let mut cells = vec![
         peer.network.to_string(),
         node,
         address,
         mac,
         next_hop,
         interface,
-    ]
+    ];
+    if returning {
+        cells.push(if peer.direct_return { "yes" } else { "-" }.to_owned());
+    }
+    cells
 }
 
 /// Runs the verb.

@@ -56,6 +56,8 @@ pub struct ServiceRow {
     pub masquerades_pods: bool,
     /// Whether clients outside do.
     pub masquerades_outside: bool,
+    /// Whether clients outside are not masqueraded where the backend's node answers them itself.
+    pub returns_directly: bool,
     /// Networks that may open flows; absent if all may.
     pub source_ranges: Option<Vec<IpNet>>,
     /// Whether the client's address alone selects a slot.
@@ -251,6 +253,7 @@ fn row(
         affinity_secs: value.affinity_secs,
         masquerades_pods: frontend.has(FrontendFlags::MASQUERADE_PODS),
         masquerades_outside: frontend.has(FrontendFlags::MASQUERADE_OUTSIDE),
+        returns_directly: frontend.has(FrontendFlags::DIRECT_RETURN),
         source_ranges,
         by_source: frontend.has(FrontendFlags::SOURCE_HASH),
         by_turn: frontend.has(FrontendFlags::ROUND_ROBIN),

@@ -72,6 +72,9 @@ fn flags(row: &ServiceRow, wide: bool) -> String {
         (false, true) => words.push("masq outside".to_owned()),
         (false, false) => {}
     }
+    if row.returns_directly {
+        words.push("dsr".to_owned());
+    }
     match &row.source_ranges {
         Some(ranges) if wide => {
             let list: Vec<_> = ranges.iter().map(ToString::to_string).collect();

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, BackendState, Direction, Flow, FlowKey, FlowState,
-    Frontend, FrontendFlags, FrontendKey, Hook, Ip4, Ip6, Mac, Reason, SourceNet, Via, ViaKind,
+    Frontend, FrontendFlags, FrontendKey, Hook, Ip4, Ip6, Mac, NodeClient, Reason, SourceNet, Via,
+    ViaKind,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -161,6 +162,8 @@ pub struct FlowRow {
     pub state: Option<FlowState>,
     /// Whether the client is its own backend.
     pub hairpin: bool,
+    /// The client's place, if the number is one.
+    pub node: Option<NodeClient>,
     /// Backend id.
     pub backend: u32,
     /// Generation of the backend.
@@ -190,6 +193,7 @@ impl FlowRow {
                 .then(|| SocketAddr::new(flow.nat_addr.to_ip(), flow.nat_port)),
             state: FlowState::from_u8(flow.state),
             hairpin: flow.hairpin != 0,
+            node: NodeClient::from_u8(flow.node),
             backend: flow.backend,
             generation: flow.generation,
             service: flow.service,

@@ -131,6 +131,20 @@ pod! {
     Flow<Ip6> = 60 [Ip6, Ip6, u16, u16, u8, u8, u8, u8, u32, u32, u32, u32, u32];
 }
 
+impl NodeClient {
+    /// From a row, if its number is one.
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        match n {
+            0 => Some(Self::No),
+            1 => Some(Self::Uplink),
+            2 => Some(Self::Loopback),
+            3 => Some(Self::Direct),
+            4 => Some(Self::Forwarded),
+            _ => None,
+        }
+    }
+}
+
 impl FlowState {
     /// The state of a row, if its number is one.
     pub const fn from_u8(n: u8) -> Option<Self> {

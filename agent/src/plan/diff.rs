@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use datapath_common::{BackendState, Frontend, FrontendFlags};
+use datapath_common::{BackendState, Frontend, FrontendFlags, Via};
 
 use super::allocator::{CapacityError, Region};
 use super::applied::Applied;
@@ -314,7 +314,11 @@ fn backend_id(
         .id(&key)
         .and_then(|id| Some((id, backends.row(id)?)));
     let (id, generation) = match known {
-        Some((id, row)) if row.state == BackendState::Active && row.via == via => return Ok(id),
+        // Who answers its clients is written with the backend's own unit: after the frontends, whose
+        // flows decide by then.
+        Some((id, row)) if row.state == BackendState::Active && same_way(&row.via, &via) => {
+            return Ok(id);
+        }
         Some((id, row)) => (id, row.generation),
         None => {
             let (id, generation) = backends.take()?;
@@ -330,6 +334,11 @@ fn backend_id(
     };
     draft.ops.push(MapOp::put_backend(id, &row));
     Ok(id)
+}
+
+/// Whether two ways differ by no more than by who answers clients there.
+fn same_way(a: &Via, b: &Via) -> bool {
+    Via { flags: 0, ..*a } == Via { flags: 0, ..*b }
 }
 
 /// The flow table decides once flows may be alive that the row would treat

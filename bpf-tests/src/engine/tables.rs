@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use anyhow::Context as _;
 use datapath_common::{
     Address, Affinity, AffinityKey, Backend, Direction, Flow, FlowKey, FlowState, FragmentKey,
     FragmentPorts, FrontendKey, Ip4, Ip6, NodeClient, Scope, SourceNet, maps,
@@ -168,14 +169,8 @@ pub fn flow_row<A: Family>(value: &Flow<A>) -> anyhow::Result<FlowRow> {
         "flow row with counted {}",
         value.counted
     );
-    let node = match value.node {
-        0 => NodeClient::No,
-        1 => NodeClient::Uplink,
-        2 => NodeClient::Loopback,
-        3 => NodeClient::Direct,
-        4 => NodeClient::Forwarded,
-        other => anyhow::bail!("flow row with node client {other}"),
-    };
+    let node = NodeClient::from_u8(value.node)
+        .with_context(|| format!("flow row with node client {}", value.node))?;
     let nat = (value.nat_addr.to_ip(), value.nat_port);
     Ok(FlowRow {
         addr: value.addr.to_ip(),

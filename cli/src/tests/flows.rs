@@ -235,3 +235,38 @@ fn a_flush_keeps_the_reply_rows_that_nobody_would_write_anew() {
     let other: Front = ((VIP, 81).into(), proto::TCP);
     assert_eq!(of(&[other], false), (2, 2, 0), "of another service");
 }
+
+#[test]
+fn flows_of_direct_return_are_whole_on_either_node() {
+    let of = |node: NodeClient, backend: u32, row4: &Row4| FlowRow {
+        node: Some(node),
+        backend,
+        ..row(row4)
+    };
+    // Where the client asked: one row.
+    let asked = of(
+        NodeClient::Direct,
+        5,
+        &forward(40_000, FlowState::Established, 1090),
+    );
+    // Where the backend is: both, of no service that this node knows.
+    let here = [
+        forward(40_001, FlowState::Established, 1080),
+        reply(40_001, FlowState::Established, 1080),
+    ];
+    let here = here.each_ref().map(|row| of(NodeClient::Forwarded, 0, row));
+    let all = join(&[asked, here[0], here[1]]);
+    let report = rows(&all, &Names::default(), 1100, usize::MAX);
+    let [first, second] = &report.flows[..] else {
+        panic!("{report:?}");
+    };
+    assert!(first.direct && !first.forwarded, "{first:?}");
+    assert_eq!(
+        (first.rows.as_str(), first.state_text()),
+        ("forward", "established".into())
+    );
+    assert!(second.forwarded && !second.direct, "{second:?}");
+    assert_eq!(second.frontend, Some(SocketAddr::from((VIP, 80))));
+    assert_eq!(second.service_text(), OTHER_NODES);
+    assert_eq!(half_flows(&report.flows), "");
+}

@@ -77,3 +77,19 @@ fn a_prefix_longer_than_the_address_is_no_row() {
         None
     );
 }
+
+#[test]
+fn nodes_that_answer_clients_are_shown() {
+    let mut peers = peers();
+    peers[2].via.flags = Via::DIRECT;
+    let report = rows(&peers, &[], None, &Names::default(), &|_| None);
+    let style = Style {
+        color: false,
+        width: None,
+    };
+    let text = render(&report, style);
+    let row = text.lines().find(|line| line.starts_with("10.244.3.0/24"));
+    assert!(row.unwrap().ends_with("yes"), "{text}");
+    let row = text.lines().find(|line| line.starts_with("10.244.9.0/24"));
+    assert!(row.unwrap().ends_with('-'), "{text}");
+}

@@ -53,7 +53,6 @@ macro_rules! cases {
 }
 
 cases! {
-    forwarding
     host_port_beside_services
     host_port_of_a_sidecar
     host_port_of_no_running_pod
@@ -71,6 +70,7 @@ cases! {
     kp106_matrix_cluster
     kp106_matrix_external_local
     kp106_matrix_internal_local
+    kp111_direct_return
     kp13_named_ports_of_slices
     kp144_node_addresses
     kp14_protocols_on_one_number

@@ -6,7 +6,7 @@
 
 use datapath_common::{Address, Backend, Reason, Via};
 
-use crate::{Headers, flow::is_same, icmp::IcmpError};
+use crate::{Family, Headers, flow::is_same, icmp::IcmpError};
 
 /// Where a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +20,9 @@ pub enum Verdict {
     Deliver,
     /// To another node through VXLAN, by `via`; TTL decremented.
     Encapsulate,
+    /// The same, as the packet came: to a backend that the node there is to give it to, by its `via` and
+    /// named by the destination of `rewrite`, which changes nothing here (direct server return).
+    Forward,
     /// Out of the uplink by the kernel's routing; TTL decremented.
     Route,
     /// To a pod of this node behind the bridge, by the kernel's neighbours; TTL
@@ -38,7 +41,7 @@ pub enum Verdict {
 /// Addresses and ports (host order) that the packet is to have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rewrite<A> {
-    /// Whether anything differs from what the packet has.
+    /// Whether anything is to change; otherwise the packet keeps what it has.
     pub any: bool,
     /// Source address.
     pub src: A,
@@ -60,9 +63,6 @@ pub struct Decision<'a, A> {
     pub reason: Reason,
     /// How it gets there ([`Verdict::Deliver`], [`Verdict::Encapsulate`]).
     pub via: Option<&'a Via>,
-    /// The backend that the node there is to give the packet to, as it came ([`Verdict::Encapsulate`];
-    /// direct server return). `None`: the packet says itself where it goes.
-    pub named: Option<&'a Backend<A>>,
     /// Outer source port ([`Verdict::Encapsulate`]).
     pub outer_port: u16,
     /// The answer ([`Verdict::Refuse`]).
@@ -86,6 +86,13 @@ impl<A: Copy> Rewrite<A> {
 }
 
 impl<A: Address> Decision<'_, A> {
+    /// What names the backend that the packet does not name itself.
+    #[inline(always)]
+    pub fn name<F: Family<Addr = A>>(&self) -> Option<[u32; 3]> {
+        let to = &self.rewrite;
+        (self.verdict == Verdict::Forward).then(|| F::name(to.dst, to.dport))
+    }
+
     /// Whether the packet gets another source address.
     #[inline(always)]
     pub fn has_other_source(&self, h: &Headers<A>) -> bool {
@@ -100,7 +107,6 @@ impl<'a, A: Copy> Decision<'a, A> {
             verdict,
             reason,
             via: None,
-            named: None,
             outer_port: 0,
             error: IcmpError::PortUnreachable,
             rewrite: Rewrite::none(h),
@@ -178,7 +184,8 @@ impl<'a, A: Copy> Decision<'a, A> {
     #[inline(always)]
     pub const fn forward(backend: &'a Backend<A>, outer_port: u16, h: &Headers<A>) -> Self {
         let mut decision = Self::encapsulate(&backend.via, outer_port, h);
-        decision.named = Some(backend);
+        decision.verdict = Verdict::Forward;
+        (decision.rewrite.dst, decision.rewrite.dport) = (backend.addr, backend.port);
         decision
     }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Decides about a whole packet of TCP or UDP that comes by the uplink as it is:
-/// [`Verdict::Encapsulate`], [`Verdict::Drop`], or `None`.
+/// [`Verdict::Encapsulate`], [`Verdict::Forward`], [`Verdict::Drop`], or `None`.
 #[inline(always)]
 pub fn serve_at_driver<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     packet: &P,
@@ -32,7 +32,11 @@ pub fn serve_at_driver<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
         return None;
     }
     let decision = service::decide::<F, P, T>(packet, tables, h, front, Client::Outside);
-    matches!(decision.verdict, Verdict::Encapsulate | Verdict::Drop).then_some(decision)
+    let decided = matches!(
+        decision.verdict,
+        Verdict::Encapsulate | Verdict::Forward | Verdict::Drop
+    );
+    decided.then_some(decision)
 }
 
 /// Decides about a whole packet of TCP or UDP inside the overlay for the VTEP device:

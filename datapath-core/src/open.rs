@@ -47,8 +47,8 @@ impl Manner {
 
     /// The backend's node answers the client itself: the flow has a forward row only.
     #[inline(always)]
-    pub(crate) const fn direct(self, yes: bool) -> Self {
-        Self(self.0 | if yes { Self::DIRECT } else { 0 })
+    const fn direct(self) -> Self {
+        Self(self.0 | Self::DIRECT)
     }
 
     /// A [`datapath_common::NodeClient`].
@@ -301,19 +301,14 @@ pub(crate) fn open<F: Family, T: Tables<F::Addr>>(
     manner: Manner,
     hash: u32,
 ) -> Result<u16, Reason> {
-    let direct = manner.has(Manner::DIRECT);
-    let mut told = if direct {
-        begins_directly::<F, T>(tables, h)
-    } else {
-        stage_apart::<F, T>(tables, h, front, manner.0)
-    };
-    if told & FAILED == 0 && !direct {
+    let mut told = stage_apart::<F, T>(tables, h, front, manner.0);
+    if told & FAILED == 0 {
         told = tables.claim_port(hash, facts(h) | told);
     }
     if told & FAILED == 0 {
         told = finish_apart::<F, T>(tables, h, front, manner.0, told);
     }
-    if front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0 && told & FAILED == 0 && !direct {
+    if front.flags & FrontendFlags::FLOWS_MAY_BE_LOST != 0 && told & FAILED == 0 {
         stays_apart::<F, T>(tables, h, front, manner.0, told);
     }
     // Not where the row is written, which needs most of the stack; and without a branch: a
@@ -356,7 +351,24 @@ pub(crate) fn port_of(told: u32) -> Result<u16, Reason> {
 
 // Functions of their own: each needs as much of the stack as a whole program.
 
-/// What an opening tells whose answers do not come by here.
+/// Opens a flow whose answers do not come by here: it has a forward row only. A function of its own, for
+/// its stack. Returns what an opening tells.
+#[inline(never)]
+pub(crate) fn open_directly<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    backend: u32,
+) -> u32 {
+    let manner = Manner::to(backend).direct();
+    let mut told = begins_directly::<F, T>(tables, h);
+    if told & FAILED == 0 {
+        told = finish::<F, T>(tables, h, front, manner.0, told);
+    }
+    told
+}
+
+/// What such an opening begins with.
 #[inline(always)]
 fn begins_directly<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> u32 {
     if !tables.grant(Grant::Flow) {
@@ -458,6 +470,17 @@ fn opening<'a, F: Family, T: Tables<F::Addr>>(
 /// Writes the forward row of a flow whose reply row is written, as `told`.
 #[inline(never)]
 fn finish_apart<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    manner: u64,
+    told: u32,
+) -> u32 {
+    finish::<F, T>(tables, h, front, manner, told)
+}
+
+#[inline(always)]
+fn finish<F: Family, T: Tables<F::Addr>>(
     tables: &T,
     h: &Headers<F::Addr>,
     front: &Frontend,

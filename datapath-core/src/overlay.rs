@@ -1,8 +1,6 @@
 //! VXLAN (RFC 7348) over IPv4: what is accepted, and the header that is put on.
 
-use datapath_common::{
-    Address, Backend, Config, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto,
-};
+use datapath_common::{Address, Config, Feature, Ip4, Ip6, Node, Reason, Via, ViaKind, proto};
 
 use crate::{ETH_LEN, Family, Packet, V4, V6, checksum::Sum, parse::Frame, wire};
 
@@ -190,11 +188,11 @@ pub const HEADER_AT: usize = ETH_LEN - 2;
 /// The outer EtherType, the outer headers and the inner Ethernet header for an
 /// inner IP packet of `inner_len` octets, as words in memory order. `id` is the
 /// outer identification; the UDP checksum is zero (RFC 7348 §4.1). `named`: the backend that the node
-/// there is to give the packet to.
+/// there is to give the packet to, as [`Family::name`] says.
 #[inline(always)]
 pub fn header<F: Family>(
     via: &Via,
-    named: Option<&Backend<F::Addr>>,
+    named: Option<[u32; 3]>,
     config: &Config,
     sport: u16,
     inner_len: u32,
@@ -214,7 +212,7 @@ pub fn header<F: Family>(
     let v = config.vni.to_be_bytes();
     let ([dst, both, src], mark) = match named {
         None => (macs(via), 0),
-        Some(backend) => (F::name(backend.addr, backend.port), NAMED),
+        Some(name) => (name, NAMED),
     };
     let w = u32::from_ne_bytes;
     // As the outer EtherType goes before the outer header, so does half a word before each of its words.

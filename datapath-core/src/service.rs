@@ -9,7 +9,7 @@ use crate::{
     Decision, Family, Headers, Packet, Rewrite, Signal, Tables, flow, flow_hash,
     hooks::{expired, is_bridged_pod, outer_port},
     icmp::IcmpError,
-    open::{Manner, Source, open},
+    open::{Manner, Source, open, open_directly, port_of},
     pick::Rules,
     reduce,
     room::Way,
@@ -63,8 +63,6 @@ struct Offer {
     empty: Reason,
     /// Whether flows are masqueraded, unless the backend is on this node itself.
     masquerade: bool,
-    /// Whether backends see the client as it is, where their nodes answer it.
-    direct: bool,
 }
 
 impl Offer {
@@ -102,15 +100,21 @@ impl Offer {
                 Reason::NoLocalEndpoints
             },
             masquerade: whole && masquerade,
-            direct: outside && front.flags & FrontendFlags::DIRECT_RETURN != 0,
         }
+    }
+
+    /// Whether backends see the client as it is, where their nodes answer it. Read when it is asked
+    /// for: kept it would take some of the stack.
+    #[inline(always)]
+    const fn shows(&self, front: &Frontend) -> bool {
+        self.outside && front.flags & FrontendFlags::DIRECT_RETURN != 0
     }
 
     /// Whether the way to a backend asks for masquerade.
     #[inline(always)]
-    const fn hides(&self, via: &Via) -> bool {
+    const fn hides(&self, front: &Frontend, via: &Via) -> bool {
         let sees = via.kind == ViaKind::Local as u8 || is_direct(via);
-        self.masquerade && !(self.direct && sees)
+        self.masquerade && !(self.shows(front) && sees)
     }
 
     /// The slot that a new flow is given; there are some.
@@ -160,20 +164,20 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let via: &Via = &backend.via;
     let way = Way::to::<F, P, T>(packet, tables, h, backend, client);
     // A flow that has no row here, or one with the client's own address.
-    let direct =
-        offer.outside && is_direct(via) && chosen.nat_port == 0 && (offer.direct || chosen.pinned);
-    // It has a hop more to go.
-    if direct && h.ttl <= 2 {
-        return expired(h);
+    let direct = offer.outside
+        && is_direct(via)
+        && chosen.nat_port == 0
+        && (offer.shows(front) || chosen.pinned);
+    if direct {
+        return forward::<F, T>(tables, h, front, &chosen, backend, way, hash);
     }
-    // No router divides what is not addressed to anybody on its way.
-    if way.is_too_narrow() || (direct && way.divides()) {
+    if way.is_too_narrow() {
         return Decision::refuse(IcmpError::TooBig, Reason::TooBig, h);
     }
     let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
     if !chosen.pinned {
         // What a pod of this node answers comes by here, whoever asked.
-        let source = if offer.hides(via) && !way.is_bridged() {
+        let source = if offer.hides(front, via) && !way.is_bridged() {
             Source::masqueraded::<F>(tables.config(), client, via, h)
         } else {
             Source::Own
@@ -182,7 +186,6 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
             let manner = Manner::to(chosen.id)
                 .hairpin(way.is_hairpin() && source == Source::Own)
                 .client(client)
-                .direct(direct)
                 .source(source);
             match open::<F, T>(tables, h, front, manner, hash) {
                 Ok(port) => nat_port = port,
@@ -199,9 +202,6 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     }
     tables.count(front.service, chosen.id, Direction::Forward);
     flow::remember_ports(tables, h);
-    if direct {
-        return Decision::forward(backend, outer_port(hash), h);
-    }
     // It may keep its address, and get another port all the same.
     let masqueraded = nat_port != 0 && !flow::is_same(nat, h.src);
     let (src, sport) = if nat_port != 0 {
@@ -243,6 +243,38 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     .translated(rewrite)
 }
 
+/// A packet of a client outside for a backend whose node answers the client: it goes there as it came.
+#[inline(always)]
+fn forward<'t, F: Family, T: Tables<F::Addr>>(
+    tables: &'t T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    chosen: &Chosen<'t, F::Addr>,
+    backend: &'t Backend<F::Addr>,
+    way: Way,
+    hash: u32,
+) -> Decision<'t, F::Addr> {
+    // It has a hop more to go.
+    if h.ttl <= 2 {
+        return expired(h);
+    }
+    // No router divides what is not addressed to anybody on its way.
+    if way.is_too_narrow() || way.divides() {
+        return Decision::refuse(IcmpError::TooBig, Reason::TooBig, h);
+    }
+    if chosen.opens
+        && let Err(reason) = port_of(open_directly::<F, T>(tables, h, front, chosen.id))
+    {
+        return Decision::drop(reason, h);
+    }
+    if chosen.opens && front.flags & FrontendFlags::LEAST_FLOWS != 0 {
+        tables.count_live(chosen.id, true);
+    }
+    tables.count(front.service, chosen.id, Direction::Forward);
+    flow::remember_ports(tables, h);
+    Decision::forward(backend, outer_port(hash), h)
+}
+
 /// A choice. Like a [`Decision`] it has no field that is undefined at times.
 struct Chosen<'t, A> {
     /// The backend, if there is one.
@@ -278,13 +310,8 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         && front.flags & ASK == 0
         && front.affinity_secs == 0
         && offer.len != 0;
-    let hash = if front.flags & FrontendFlags::SOURCE_HASH == 0 {
-        hash
-    } else {
-        source_hash(h.src)
-    };
-    let known =
-        unchanged && (!offer.masquerade || (offer.direct && keeps_client(tables, offer, hash)));
+    let known = unchanged
+        && (!offer.masquerade || (offer.shows(front) && keeps_client(tables, h, front, hash)));
     let mut chosen = Chosen {
         backend: None,
         missing: Reason::BackendGone,
@@ -322,6 +349,7 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         chosen.backend = Some(backend);
         return chosen;
     }
+    let hash = selecting(h, front, hash);
     let by_history = front.flags & FrontendFlags::BY_HISTORY != 0;
     let slot = if by_history && (h.signal == Signal::Open || h.proto == proto::UDP) {
         Rules::new(front, offer.outside).slot(tables, hash)
@@ -336,12 +364,29 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     chosen
 }
 
-/// Whether the backend that the hash selects sees clients as they are.
+/// The hash that selects a slot; `hash`: the flow's.
 #[inline(always)]
-fn keeps_client<A, T: Tables<A>>(tables: &T, offer: &Offer, hash: u32) -> bool {
-    let id = tables.slot(offer.slot(hash));
+fn selecting<A: Address>(h: &Headers<A>, front: &Frontend, hash: u32) -> u32 {
+    if front.flags & FrontendFlags::SOURCE_HASH == 0 {
+        hash
+    } else {
+        source_hash(h.src)
+    }
+}
+
+/// Whether the backend that the hash selects sees clients outside as they are. A function of its own,
+/// for its stack.
+#[inline(never)]
+fn keeps_client<A: Address, T: Tables<A>>(
+    tables: &T,
+    h: &Headers<A>,
+    front: &Frontend,
+    hash: u32,
+) -> bool {
+    let offer = Offer::of(front, Client::Outside, tables.config());
+    let id = tables.slot(offer.slot(selecting(h, front, hash)));
     let backend = id.and_then(|id| tables.backend(id));
-    backend.is_some_and(|backend| !offer.hides(&backend.via))
+    backend.is_some_and(|backend| !offer.hides(front, &backend.via))
 }
 
 /// The backend of the client's last new flow, if new ones may still go there.

@@ -84,7 +84,11 @@ where
             };
         }
         Verdict::Kernel | Verdict::TurnBack | Verdict::ToVtep | Verdict::ToLoopback => 0,
-        Verdict::Deliver | Verdict::Encapsulate | Verdict::Route | Verdict::Bridge => 1,
+        Verdict::Deliver
+        | Verdict::Encapsulate
+        | Verdict::Forward
+        | Verdict::Route
+        | Verdict::Bridge => 1,
     };
     if let Err(reason) = translate::<F>(skb, headers, &decision.rewrite, hops) {
         return (TcExit::DROP, reason);
@@ -190,7 +194,7 @@ where
     }
     skb.look();
     let id = identification(counter_index(maps.hook(), decision.reason), port);
-    let header = overlay::header::<F>(via, decision.named, config, port, inner, id);
+    let header = overlay::header::<F>(via, decision.name::<F>(), config, port, inner, id);
     skb.write(overlay::HEADER_AT, header)
 }
 

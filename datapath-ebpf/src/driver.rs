@@ -78,10 +78,11 @@ fn translate<F: Shape>(
     h: &Headers<F::Addr>,
     new: &Rewrite<F::Addr>,
 ) -> Result<(), Reason> {
-    let addresses = F::write_header(frame, ip, h, new, h.ttl.wrapping_sub(1))?;
+    let ttl = h.ttl.wrapping_sub(1);
     if !new.any {
-        return Ok(());
+        return F::write_ttl(frame, ip, ttl);
     }
+    let addresses = F::write_header(frame, ip, h, new, ttl)?;
     let l4 = ip + F::HEADER;
     let (was, is) = (words(h.sport, h.dport), words(new.sport, new.dport));
     frame.write(l4, is)?;
@@ -132,7 +133,7 @@ pub fn encapsulate<F: Shape>(
     }
     let port = decision.outer_port;
     let id = identification(counter_index(origin.hook, decision.reason), port);
-    let header = overlay::header::<F>(via, decision.named, config(), port, inner, id);
+    let header = overlay::header::<F>(via, decision.name::<F>(), config(), port, inner, id);
     let written = frame
         .write(0, hop)
         .and_then(|()| frame.write(overlay::HEADER_AT, header))

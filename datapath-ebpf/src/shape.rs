@@ -40,6 +40,8 @@ pub trait Shape: Family {
         new: &Rewrite<Self::Addr>,
         ttl: u8,
     ) -> Result<Sum, Reason>;
+    /// Writes the TTL alone (and IPv4's own checksum) of the header at `ip`.
+    fn write_ttl<B: Bytes>(packet: &B, ip: usize, ttl: u8) -> Result<(), Reason>;
     /// Writes the addresses of the packet that an ICMP error quotes (and IPv4's
     /// own checksum). Returns the change of the sum over all that.
     fn write_quoted(
@@ -120,6 +122,20 @@ impl Shape for V4 {
     }
 
     #[inline(always)]
+    fn write_ttl<B: Bytes>(packet: &B, ip: usize, ttl: u8) -> Result<(), Reason> {
+        let [hops, checksum]: [u16; 2] = packet
+            .read(ip + HOPS_AT)
+            .map_err(|_| Reason::RewriteFailed)?;
+        let [_, protocol] = hops.to_ne_bytes();
+        let new = u16::from_ne_bytes([ttl, protocol]);
+        let checksum = Sum::from_field(checksum)
+            .sub(hops as u32)
+            .add(new as u32)
+            .to_field();
+        packet.write(ip + HOPS_AT, [new, checksum])
+    }
+
+    #[inline(always)]
     fn reset(skb: &mut Skb, h: &Headers<Ip4>, refused: &wire::Tcp) -> Result<(), Reason> {
         let packet = reset::packet_v4(h, refused);
         turn_round(skb, packet.len())?;
@@ -191,6 +207,17 @@ impl Shape for V6 {
         // header's checksum in IPv4, by nothing in IPv6.
         packet.balance(all.fold32());
         Ok(change)
+    }
+
+    #[inline(always)]
+    fn write_ttl<B: Bytes>(packet: &B, ip: usize, ttl: u8) -> Result<(), Reason> {
+        let [next, hops]: [u8; 2] = packet.read(ip + 6).map_err(|_| Reason::RewriteFailed)?;
+        packet.write(ip + 7, ttl)?;
+        let change = Sum::ZERO
+            .sub(u16::from_ne_bytes([next, hops]) as u32)
+            .add(u16::from_ne_bytes([next, ttl]) as u32);
+        packet.balance(change.fold32());
+        Ok(())
     }
 
     #[inline(always)]

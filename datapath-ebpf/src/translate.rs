@@ -30,8 +30,11 @@ pub fn translate<F: Shape>(
         return Ok(());
     }
     let ttl = headers.ttl.wrapping_sub(hops);
+    if !rewrite.any {
+        return F::write_ttl(skb, ETH_LEN, ttl);
+    }
     let change = F::write_header(skb, ETH_LEN, headers, rewrite, ttl)?;
-    if !rewrite.any || headers.fragment == Fragment::Later {
+    if headers.fragment == Fragment::Later {
         return Ok(());
     }
     let ports = [

@@ -7,7 +7,7 @@ mod run_support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use datapath_common::{Hook, Reason};
+use datapath_common::{Hook, Reason, TICK_NANOS};
 use run_services_support::{Client, EVERY_WAY, EXTERNAL, SOON, Source, Town, pods_of};
 use run_support::{LIMIT, counted};
 use testkit::cluster::UPLINK;
@@ -107,6 +107,8 @@ fn what_xdp_cannot_send_the_stack_does_and_counts_once() {
     // Nobody knows the other node: the stack asks who it is.
     let (node, other) = (town.node(0), town.node(1).ips()[0].to_string());
     link::ip(node.ns(), &["neigh", "flush", "dev", UPLINK]).unwrap();
+    // XDP remembers for a tick what the kernel told it.
+    std::thread::sleep(Duration::from_nanos(TICK_NANOS));
     let (stack, counts) = (sent(&town, Hook::NicIn), traffic(&town));
     let xdp = sent(&town, Hook::Xdp);
     ask();

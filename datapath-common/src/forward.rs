@@ -74,7 +74,26 @@ pub struct Node {
     pub reserved: u16,
 }
 
+/// Value of `tulle_hops`, for each CPU: where the kernel sends what goes to a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct NextHop {
+    /// The node's underlay address.
+    pub node: Ip4,
+    /// The tick in which the kernel was asked; the row says nothing in any other.
+    pub tick: u32,
+    /// The neighbour's address on the link.
+    pub dst_mac: Mac,
+    /// The uplink's.
+    pub src_mac: Mac,
+    /// Largest IP packet in bytes that fits the way; 0 if the kernel did not say.
+    pub mtu: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+
 pod! {
+    NextHop = 24 [Ip4, u32, Mac, Mac, u16, u16];
     Via = 28 [u8, u8, u16, u32, Ip4, Ip4, Mac, Mac];
     PeerKey<Ip4> = 8 [u32, Ip4];
     PeerKey<Ip6> = 20 [u32, Ip6];

@@ -26,7 +26,7 @@ pub use config::{Config, Feature, IdleTicks};
 pub use counter::{COUNTERS, Counter, Hook, Limit, counter_index};
 pub use event::{Event, EventKind, MonitorControl};
 pub use flow::{Direction, Flow, FlowKey, FlowState, NodeClient, TICK_NANOS, TICK_SHIFT, Work};
-pub use forward::{Network, Node, PeerKey, Via, ViaKind};
+pub use forward::{Network, NextHop, Node, PeerKey, Via, ViaKind};
 pub use fragment::{FragmentKey, FragmentPorts, HELD_FRAGMENTS, HELD_OCTETS, Held, HeldKey};
 pub use part::{PARTS, Part, XDP_PARTS, XdpPart};
 pub use reason::{Group, Reason};

@@ -3,7 +3,7 @@
 
 use crate::{
     Affinity, AffinityKey, Backend, Connection, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node, PeerKey,
+    Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, NextHop, Node, PeerKey,
     SocketClient, SocketId, SocketKey, SocketPeer, SourceKey, Traffic, Via, Work,
 };
 
@@ -87,6 +87,7 @@ maps! {
     LOCKS = "tulle_locks", LOCK_WORDS, Programs, "locks of ports that flows take: a word is 1 while a CPU has it";
     COUNTERS = "tulle_counters", crate::COUNTERS, Programs, "packets and bytes by hook and reason, for each CPU";
     LIMITS = "tulle_limits", LIMIT_NEXT_HOPS + NEXT_HOP_ROWS, Programs, "new flows, ICMP errors and held fragments granted in this tick, and next hops of XDP, for each CPU";
+    HOPS = "tulle_hops", NEXT_HOP_ROWS, Programs, "next hops towards other nodes that XDP asked the kernel for in this tick, for each CPU";
     EVENTS = "tulle_events", 262_144, Programs, "events for `tulle monitor` (a ring; its size is in bytes)";
     MONITOR = "tulle_monitor", 1, Cli, "what watchers want to see";
 }
@@ -109,7 +110,7 @@ pub const LIMIT_ERRORS: u32 = 1;
 pub const LIMIT_HELD: u32 = 2;
 /// First row of `tulle_limits` for next hops that XDP sends to: the last ones.
 pub const LIMIT_NEXT_HOPS: u32 = 3;
-/// How many rows there are for next hops: a power of two.
+/// How many rows there are for next hops, there and in `tulle_hops`: a power of two.
 pub const NEXT_HOP_ROWS: u32 = 64;
 
 /// Bytes of a key and of a value of a map, as both sides know them;
@@ -151,6 +152,7 @@ pub fn layout(map: &str) -> Option<(usize, usize)> {
         LOCKS | TURNS | LIVE_V4 | LIVE_V6 => of::<u32, u64>(),
         COUNTERS => of::<u32, Counter>(),
         LIMITS => of::<u32, Limit>(),
+        HOPS => of::<u32, NextHop>(),
         WORK_V4 => of::<u32, Work<Ip4>>(),
         WORK_V6 => of::<u32, Work<Ip6>>(),
         EVENTS => (0, 0),

@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as look_up_route,
 };
 use datapath_common::{
-    Mac, Reason, Via, counter_index,
+    Ip4, Mac, NextHop, Reason, Via, counter_index,
     maps::{LIMIT_NEXT_HOPS, NEXT_HOP_ROWS},
     proto,
 };
@@ -22,18 +22,63 @@ use crate::{
     apply::identification,
     ctx::{Bytes as _, Frame},
     exit::Origin,
+    maps,
     shape::Shape,
-    tables::{config, is_first},
+    tables::{config, is_first, now},
     translate::words,
 };
 
-/// Destination and source of the Ethernet header to the next hop.
-type Hop = [Mac; 2];
+/// The next hop as the kernel knows it.
+#[derive(Clone, Copy)]
+struct Hop {
+    /// Destination and source of the Ethernet header.
+    macs: [Mac; 2],
+    /// Largest IP packet in bytes that fits the way; 0 if the kernel did not say.
+    mtu: u16,
+}
+
+/// The next hop to another node, as [`next_hop`] says. The kernel is asked once in a tick on each CPU: its answer
+/// costs more than all else that is done to a packet. Functions of their own, these two, for their stack.
+#[inline(never)]
+fn hop_to_node(frame: &Frame, node: Ip4, octets: u32) -> Option<[Mac; 2]> {
+    let row = u32::from_be(node.word()) % NEXT_HOP_ROWS;
+    let row = maps::HOPS.get_ptr_mut(row)?;
+    let now = now();
+    // SAFETY: the row is this CPU's own; programs are not preempted by programs of the same kind.
+    unsafe {
+        if (*row).node == node && (*row).tick == now {
+            let fits = (*row).mtu == 0 || octets <= (*row).mtu as u32;
+            return fits.then_some([(*row).dst_mac, (*row).src_mac]);
+        }
+    }
+    let hop = next_hop::<datapath_core::V4>(frame, config().node_ip4, node, octets)?;
+    let [dst_mac, src_mac] = hop.macs;
+    let heard = NextHop {
+        node,
+        tick: now,
+        dst_mac,
+        src_mac,
+        mtu: hop.mtu,
+        reserved: 0,
+    };
+    // SAFETY: as above.
+    unsafe { *row = heard };
+    Some(hop.macs)
+}
+
+/// The next hop to a client, as [`next_hop`] says; there are too many of these to remember them.
+#[inline(never)]
+fn hop_to_client<F: Shape>(
+    frame: &Frame,
+    rewrite: &Rewrite<F::Addr>,
+    octets: u32,
+) -> Option<[Mac; 2]> {
+    next_hop::<F>(frame, rewrite.src, rewrite.dst, octets).map(|hop| hop.macs)
+}
 
 /// The next hop between two addresses, if it is behind the uplink and known, but for one packet
-/// in each tick; `octets`: of the IP packet, which has to fit the way. A function of its own, for its
-/// stack.
-#[inline(never)]
+/// in each tick; `octets`: of the IP packet, which has to fit the way.
+#[inline(always)]
 fn next_hop<F: Shape>(frame: &Frame, src: F::Addr, dst: F::Addr, octets: u32) -> Option<Hop> {
     // SAFETY: plain integers and unions of them.
     let mut fib: bpf_fib_lookup = unsafe { mem::zeroed() };
@@ -54,7 +99,12 @@ fn next_hop<F: Shape>(frame: &Frame, src: F::Addr, dst: F::Addr, octets: u32) ->
     // A neighbour that was not heard of lately is used by the look-up, and asked by nobody. The
     // kernel asks where it sends itself: a packet now and then.
     let row = LIMIT_NEXT_HOPS + (fib.dmac[4] ^ fib.dmac[5]) as u32 % NEXT_HOP_ROWS;
-    (known && !is_first(row)).then_some([Mac::new(fib.dmac), Mac::new(fib.smac)])
+    let hop = Hop {
+        macs: [Mac::new(fib.dmac), Mac::new(fib.smac)],
+        // SAFETY: the kernel leaves the way's MTU where it found the length (Linux 5.12).
+        mtu: unsafe { fib.__bindgen_anon_1.mtu_result },
+    };
+    (known && !is_first(row)).then_some(hop)
 }
 
 /// Where the transport header's checksum lies.
@@ -124,8 +174,7 @@ pub fn encapsulate<F: Shape>(
 ) -> Sent {
     const GROWTH: u32 = overlay::OVERHEAD as u32;
     let inner = origin.len.wrapping_sub(ETH_LEN as u32);
-    let hop = next_hop::<datapath_core::V4>(frame, config().node_ip4, via.node, inner + GROWTH);
-    let Some(hop) = hop else {
+    let Some(hop) = hop_to_node(frame, via.node, inner + GROWTH) else {
         return Sent::Not;
     };
     if !frame.move_start(-GROWTH.cast_signed()) {
@@ -152,7 +201,7 @@ pub fn answer<F: Shape>(
 ) -> Sent {
     const SHRINKAGE: u32 = overlay::OVERHEAD as u32;
     let octets = origin.len.wrapping_sub(SHRINKAGE + ETH_LEN as u32);
-    let Some(hop) = next_hop::<F>(frame, rewrite.src, rewrite.dst, octets) else {
+    let Some(hop) = hop_to_client::<F>(frame, rewrite, octets) else {
         return Sent::Not;
     };
     if !frame.move_start(SHRINKAGE.cast_signed()) {

@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use datapath_common::{
     Affinity, AffinityKey, Backend, COUNTERS, Connection, Counter, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, Node,
-    Part, SocketClient, SocketId, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work, XdpPart,
+    FragmentPorts, Frontend, FrontendKey, Held, HeldKey, Ip4, Ip6, Limit, MonitorControl, NextHop,
+    Node, Part, SocketClient, SocketId, SocketKey, SocketPeer, SourceNet, Traffic, Via, Work,
+    XdpPart,
     maps::{LIMIT_NEXT_HOPS, LOCK_WORDS, NEXT_HOP_ROWS},
 };
 
@@ -95,6 +96,8 @@ pub static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::ne
 #[btf_map(name = "tulle_limits")]
 pub static LIMITS: PerCpuArray<Limit, { (LIMIT_NEXT_HOPS + NEXT_HOP_ROWS) as usize }> =
     PerCpuArray::new();
+#[btf_map(name = "tulle_hops")]
+pub static HOPS: PerCpuArray<NextHop, { NEXT_HOP_ROWS as usize }> = PerCpuArray::new();
 #[btf_map(name = "tulle_events")]
 pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 #[btf_map(name = "tulle_monitor")]

@@ -96,7 +96,14 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         loader.override_global("CONFIG", &config, true);
         for map in maps::ALL {
-            if ![maps::COUNTERS, maps::LIMITS, maps::EVENTS, maps::MONITOR].contains(&map.name) {
+            let fixed = [
+                maps::COUNTERS,
+                maps::LIMITS,
+                maps::HOPS,
+                maps::EVENTS,
+                maps::MONITOR,
+            ];
+            if !fixed.contains(&map.name) {
                 let entries = if map.name == maps::TURNS {
                     2 * ENTRIES
                 } else {

@@ -219,6 +219,7 @@ fn kind(name: &str) -> (u32, u32, u32) {
         maps::COUNTERS => (PERCPU_ARRAY, COUNTERS, 0),
         maps::SVC_STATS | maps::BK_STATS4 | maps::BK_STATS6 => (PERCPU_ARRAY, 64, 0),
         maps::LIMITS => (PERCPU_ARRAY, 3, 0),
+        maps::HOPS => (PERCPU_ARRAY, maps::NEXT_HOP_ROWS, 0),
         maps::LOCKS => (ARRAY, maps::LOCK_WORDS, 0),
         maps::WORK_V4 | maps::WORK_V6 => (PERCPU_ARRAY, 1, 0),
         maps::EVENTS => (RINGBUF, 65_536, 0),

@@ -15,6 +15,7 @@ use run_services_support::{
 };
 use run_support::{LIMIT, counted};
 use testkit::bulk::transfer;
+use testkit::cluster::UPLINK;
 use testkit::echo::{LongConnection, LongReport, udp_exchange};
 use testkit::manifests::{Protocol, Service};
 use testkit::probe::Probe;
@@ -177,6 +178,21 @@ fn a_pod_of_the_asked_node_and_processes_see_no_difference() {
 }
 
 #[test]
+fn a_pod_of_another_node_with_its_own_address_is_hidden() {
+    let town = returning("excluded", &["--masquerade-exclude", "192.168.0.0/16"]);
+    for (n, pods, here) in [(99, &SECOND_NODE[..], 1), (100, &EVERY_POD[..2], 0)] {
+        let service = town.service(n, pods);
+        town.world.write(&service);
+        let of_v4 = EVERY_WAY.into_iter().filter(|by| !by.v6);
+        all_well(of_v4.map(|by| {
+            let (client, at) = (Client::Pod(1, 0), Front::NodePort(0));
+            let source = Source::NodeSide(0);
+            town.spread(client, &service, at, by, pods_of(here), source)
+        }));
+    }
+}
+
+#[test]
 fn a_node_that_says_nothing_is_sent_translated_packets() {
     let town = returning("silent", &[]);
     announce(&town, [BOTH, "IPv4"]);
@@ -195,7 +211,7 @@ fn a_node_that_says_nothing_is_sent_translated_packets() {
 
 #[test]
 fn connections_stay_as_they_were_opened() {
-    let town = returning("switched", &[]);
+    let mut town = returning("switched", &[]);
     announce(&town, [BOTH, ""]);
     let mut service = echo(&town, 95, &SECOND_NODE);
     town.world.write(&service);
@@ -219,9 +235,25 @@ fn connections_stay_as_they_were_opened() {
         };
         every_frontend(&town, &service, source);
     }
-    // Agents come and go.
-    for at in [0, 1] {
-        town.world.agents[at].status().unwrap();
+    // Agents are killed and come again.
+    for agent in &mut town.world.agents {
+        agent.restart(LIMIT).unwrap();
+    }
+    go_on(&hidden, 20);
+    go_on(&shown, 20);
+    // Backends come, and go again.
+    let endpoints = service.endpoints.clone();
+    for near in [true, false] {
+        service.endpoints.clone_from(&endpoints);
+        if near {
+            let more = EVERY_POD[..2].iter();
+            service.endpoints.extend(more.map(|(node, pod)| {
+                testkit::manifests::Endpoint::of(town.node(*node), town.pod(*node, *pod))
+            }));
+        }
+        town.world.write(&service);
+        go_on(&hidden, 20);
+        go_on(&shown, 20);
     }
     whole(hidden);
     whole(shown);
@@ -261,6 +293,13 @@ fn what_does_not_fit_the_overlay_is_told() {
         .port(Protocol::Tcp, 77, ECHO_PORT);
     town.world.write(&service);
     let ns = town.ns(OUTSIDE);
+    let pod = town.pod(1, 0);
+    link::set_mtu(pod.ns(), UPLINK, 1500).unwrap();
+    wait::until("larger MTU at the pod's link", LIMIT, || {
+        let mtu = link::mtu(town.node(1).ns(), pod.host_if())?;
+        Ok((mtu == 1500).then_some(()))
+    })
+    .unwrap();
     for v6 in [false, true] {
         let to = town.address(&service, Front::Vip, By { udp: true, v6 });
         let probe = Probe::connect(ns, to).unwrap();
@@ -269,13 +308,13 @@ fn what_does_not_fit_the_overlay_is_told() {
         let error = probe.icmp_error(SOON).unwrap();
         assert_eq!(error.mtu, 1450, "{to}");
         udp_exchange(probe.socket(), &vec![7; 1450 - headers], SOON).unwrap();
-        // A connection finds out by itself. Its segments are the client's link's to begin with.
-        let to = SocketAddr::new(service.exposure.balancer_ips[usize::from(v6)], 77);
-        link::ip(ns, &["route", "flush", "cache"]).unwrap();
-        let told = counted(town.node(0), Hook::NicIn, Reason::TooBig);
+        // A connection to a pod that asks for segments of the client's link finds out by itself.
+        let to = SocketAddr::new(service.exposure.external_ips[usize::from(v6)], 77);
+        let before = counted(town.node(0), Hook::NicIn, Reason::TooBig);
         let report = transfer(ns, to, 1 << 20, LIMIT).unwrap();
         assert_eq!(report.pod, service.endpoints[0].pod);
-        assert!(told > 0);
+        let told = counted(town.node(0), Hook::NicIn, Reason::TooBig) - before;
+        assert!(told > 0, "{to}");
     }
 }
 

@@ -73,7 +73,7 @@ fn is_served_by_xdp(mode: &str) {
                 let (by_xdp, left) = (now[way] - xdp[way], left[way] - stack[way]);
                 // Once a second for each next hop, so that the kernel knows it still.
                 assert!(
-                    by_xdp >= 24 && left <= by_xdp / 4,
+                    by_xdp + left >= 24 && left <= by_xdp / 4,
                     "{at:?} {by:?}, way {way}: {by_xdp}, {left} left"
                 );
                 let counted = after[way] - counts[way];

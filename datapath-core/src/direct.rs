@@ -4,7 +4,7 @@
 //! The other node is trusted as any node of the overlay is, and knows better: this one may not know
 //! the frontend (a node port of the other), nor yet the backend. So its rows have backend 0.
 
-use datapath_common::{Address, Flow, NodeClient, Reason, ViaKind};
+use datapath_common::{Address, Flow, NodeClient, Reason, ViaKind, proto};
 
 use crate::{
     Decision, Family, Grant, Headers, Rewrite, Signal, Tables,
@@ -34,6 +34,10 @@ pub fn to_named<'t, F: Family, T: Tables<F::Addr>>(
     named: &Named<F::Addr>,
 ) -> Decision<'t, F::Addr> {
     let config = tables.config();
+    // No service has others.
+    if !matches!(h.proto, proto::TCP | proto::UDP | proto::SCTP) {
+        return Decision::drop(Reason::BadHeader, h);
+    }
     let via = if F::is_own_pod(config, named.addr) {
         tables.pod(&named.addr)
     } else {
@@ -42,6 +46,11 @@ pub fn to_named<'t, F: Family, T: Tables<F::Addr>>(
     let via = via.filter(|via| via.kind == ViaKind::Local as u8);
     if via.is_none() && !is_behind_bridge::<F>(config, named.addr) {
         return Decision::drop(Reason::BackendGone, h);
+    }
+    // Whose answers would not leave this node, nor its own pods' go on as they are. (The node itself
+    // asks another one with its own address.)
+    if F::is_own_pod(config, h.src) || F::is_martian(h.src) {
+        return Decision::drop(Reason::MartianSource, h);
     }
     // The other node sends nothing that would expire here.
     if h.ttl <= 1 {

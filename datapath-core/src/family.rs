@@ -60,7 +60,7 @@ const fn with_port(half: [u8; 2], port: u16) -> u32 {
 
 /// The port of such a word.
 #[inline(always)]
-const fn port_of(word: u32) -> u16 {
+const fn last_port(word: u32) -> u16 {
     let [_, _, high, low] = word.to_ne_bytes();
     u16::from_be_bytes([high, low])
 }
@@ -146,7 +146,7 @@ impl Family for V4 {
     fn named(_: &Config, [addr, _, last]: [u32; 3]) -> Named<Ip4> {
         Named {
             addr: bytemuck::cast(addr),
-            port: port_of(last),
+            port: last_port(last),
         }
     }
 }
@@ -245,7 +245,7 @@ impl Family for V6 {
         let b = u32::from_ne_bytes([g, h, e, f]);
         Named {
             addr: bytemuck::cast([a, b, c, d]),
-            port: port_of(last),
+            port: last_port(last),
         }
     }
 }

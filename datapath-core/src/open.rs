@@ -8,7 +8,7 @@ use datapath_common::{
 };
 
 use crate::{
-    Family, Grant, Headers, Put, Signal, Tables,
+    Family, Grant, Headers, Put, Tables,
     direct::Named,
     hooks::front_key,
     ports::{FORCE, KEEPS, facts},
@@ -360,24 +360,11 @@ pub(crate) fn open_directly<F: Family, T: Tables<F::Addr>>(
     front: &Frontend,
     backend: u32,
 ) -> u32 {
-    let manner = Manner::to(backend).direct();
-    let mut told = begins_directly::<F, T>(tables, h);
-    if told & FAILED == 0 {
-        told = finish::<F, T>(tables, h, front, manner.0, told);
-    }
-    told
-}
-
-/// What such an opening begins with.
-#[inline(always)]
-fn begins_directly<F: Family, T: Tables<F::Addr>>(tables: &T, h: &Headers<F::Addr>) -> u32 {
-    if !tables.grant(Grant::Flow) {
-        FAILED | Reason::NewFlowLimit as u32
-    } else if h.signal == Signal::Data && h.proto != proto::UDP {
-        // Its rows were lost, or it came by another node.
-        HEARD
+    if tables.grant(Grant::Flow) {
+        // What the client sends next says that it was answered.
+        finish::<F, T>(tables, h, front, Manner::to(backend).direct().0, 0)
     } else {
-        0
+        FAILED | Reason::NewFlowLimit as u32
     }
 }
 

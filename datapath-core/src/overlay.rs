@@ -88,13 +88,16 @@ pub fn arrival<'t, P: Packet, T: OverlayTables>(packet: &P, tables: &'t T) -> Ar
         return Arrival::Drop(Reason::UnknownNode);
     }
     if vxlan.vni.get() as u8 == NAMED && config.features & Feature::UPLINK_SERVICES != 0 {
-        return match (
-            packet.read::<[u32; 3]>(INNER_ETH),
-            inner_eth.ethertype.get(),
-        ) {
-            (Ok(words), 0x0800) => Arrival::Forwarded(Frame::V4, words),
-            (Ok(words), 0x86dd) => Arrival::Forwarded(Frame::V6, words),
-            _ => Arrival::Drop(Reason::BadHeader),
+        let (frame, header) = match inner_eth.ethertype.get() {
+            0x0800 => (Frame::V4, V4::HEADER),
+            0x86dd => (Frame::V6, V6::HEADER),
+            _ => return Arrival::Drop(Reason::BadHeader),
+        };
+        return match packet.read::<[u32; 3]>(INNER_ETH) {
+            Ok(words) if packet.length() >= (INNER_IP + header) as u32 => {
+                Arrival::Forwarded(frame, words)
+            }
+            _ => Arrival::Drop(Reason::Truncated),
         };
     }
     if inner_eth.dst != config.vtep_mac {

@@ -103,20 +103,6 @@ impl Offer {
         }
     }
 
-    /// Whether backends see the client as it is, where their nodes answer it. Read when it is asked
-    /// for: kept it would take some of the stack.
-    #[inline(always)]
-    const fn shows(&self, front: &Frontend) -> bool {
-        self.outside && front.flags & FrontendFlags::DIRECT_RETURN != 0
-    }
-
-    /// Whether the way to a backend asks for masquerade.
-    #[inline(always)]
-    const fn hides(&self, front: &Frontend, via: &Via) -> bool {
-        let sees = via.kind == ViaKind::Local as u8 || is_direct(via);
-        self.masquerade && !(self.shows(front) && sees)
-    }
-
     /// The slot that a new flow is given; there are some.
     #[inline(always)]
     fn slot(&self, hash: u32) -> u32 {
@@ -133,6 +119,22 @@ impl Offer {
 #[inline(always)]
 const fn is_direct(via: &Via) -> bool {
     via.flags & Via::DIRECT != 0 && via.kind == ViaKind::Vxlan as u8
+}
+
+/// Whether the backend is to see the client of a new flow as it is: direct server return. Not who is a
+/// pod of another node, to whom the backend's node would send its answers as they are.
+#[inline(always)]
+fn shows<F: Family, T: Tables<F::Addr>>(
+    tables: &T,
+    h: &Headers<F::Addr>,
+    front: &Frontend,
+    via: &Via,
+    client: Client,
+) -> bool {
+    client == Client::Outside
+        && front.flags & FrontendFlags::DIRECT_RETURN != 0
+        && (via.kind == ViaKind::Local as u8 || is_direct(via))
+        && tables.peer(&h.src).is_none()
 }
 
 /// Decides about a packet for the frontend `front`. `headers` has its ports.
@@ -163,12 +165,13 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     };
     let via: &Via = &backend.via;
     let way = Way::to::<F, P, T>(packet, tables, h, backend, client);
-    // A flow that has no row here, or one with the client's own address.
-    let direct = offer.outside
+    let shown = !chosen.pinned && shows::<F, T>(tables, h, front, via, client);
+    // A flow stays as it was opened.
+    if client == Client::Outside
         && is_direct(via)
         && chosen.nat_port == 0
-        && (offer.shows(front) || chosen.pinned);
-    if direct {
+        && (shown || chosen.pinned)
+    {
         return forward::<F, T>(tables, h, front, &chosen, backend, way, hash);
     }
     if way.is_too_narrow() {
@@ -177,7 +180,7 @@ pub(crate) fn decide<'t, F: Family, P: Packet, T: Tables<F::Addr>>(
     let (mut nat, mut nat_port) = (chosen.nat, chosen.nat_port);
     if !chosen.pinned {
         // What a pod of this node answers comes by here, whoever asked.
-        let source = if offer.hides(front, via) && !way.is_bridged() {
+        let source = if offer.masquerade && !shown && !way.is_bridged() {
             Source::masqueraded::<F>(tables.config(), client, via, h)
         } else {
             Source::Own
@@ -305,13 +308,12 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         | FrontendFlags::FLOWS_MAY_BE_LOST
         | FrontendFlags::SOURCE_RANGES;
     // Data of TCP and SCTP on an unchanged service: the segment has the answer.
-    let unchanged = h.signal == Signal::Data
+    let known = h.signal == Signal::Data
         && h.proto != proto::UDP
         && front.flags & ASK == 0
         && front.affinity_secs == 0
+        && !offer.masquerade
         && offer.len != 0;
-    let known = unchanged
-        && (!offer.masquerade || (offer.shows(front) && keeps_client(tables, h, front, hash)));
     let mut chosen = Chosen {
         backend: None,
         missing: Reason::BackendGone,
@@ -349,7 +351,11 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
         chosen.backend = Some(backend);
         return chosen;
     }
-    let hash = selecting(h, front, hash);
+    let hash = if front.flags & FrontendFlags::SOURCE_HASH == 0 {
+        hash
+    } else {
+        source_hash(h.src)
+    };
     let by_history = front.flags & FrontendFlags::BY_HISTORY != 0;
     let slot = if by_history && (h.signal == Signal::Open || h.proto == proto::UDP) {
         Rules::new(front, offer.outside).slot(tables, hash)
@@ -362,31 +368,6 @@ fn choose<'t, F: Family, T: Tables<F::Addr>>(
     chosen.id = id;
     chosen.backend = tables.backend(id).filter(|backend| backend.is_active());
     chosen
-}
-
-/// The hash that selects a slot; `hash`: the flow's.
-#[inline(always)]
-fn selecting<A: Address>(h: &Headers<A>, front: &Frontend, hash: u32) -> u32 {
-    if front.flags & FrontendFlags::SOURCE_HASH == 0 {
-        hash
-    } else {
-        source_hash(h.src)
-    }
-}
-
-/// Whether the backend that the hash selects sees clients outside as they are. A function of its own,
-/// for its stack.
-#[inline(never)]
-fn keeps_client<A: Address, T: Tables<A>>(
-    tables: &T,
-    h: &Headers<A>,
-    front: &Frontend,
-    hash: u32,
-) -> bool {
-    let offer = Offer::of(front, Client::Outside, tables.config());
-    let id = tables.slot(offer.slot(selecting(h, front, hash)));
-    let backend = id.and_then(|id| tables.backend(id));
-    backend.is_some_and(|backend| !offer.hides(front, &backend.via))
 }
 
 /// The backend of the client's last new flow, if new ones may still go there.

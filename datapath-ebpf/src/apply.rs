@@ -128,6 +128,9 @@ where
     if let Err(reason) = encapsulate::<F>(skb, maps, via, decision) {
         return if reason.group().is_loss() {
             (TcExit::DROP, reason)
+        } else if decision.verdict == Verdict::Forward {
+            // It is addressed to the frontend: the kernel here would refuse it, or send it round.
+            (TcExit::DROP, Reason::RewriteFailed)
         } else if side == Side::Egress || decision.has_other_source(headers) {
             // Here it would leave as it is, or its source would be no stranger's.
             turn_in(skb, LOOPBACK_MAC, config.loopback, reason)

@@ -144,7 +144,9 @@ pub fn go_on_directly(raw: *mut __sk_buff, frame: Frame) -> i32 {
         Frame::V4 => go_on::<{ Part::Direct4 as u32 }>(raw),
         Frame::V6 => go_on::<{ Part::Direct6 as u32 }>(raw),
     }
-    missing(Origin::of(Hook::NicIn, &Skb::new(TcContext::new(raw))))
+    // What it is addressed to is no address of this node's.
+    let origin = Origin::of(Hook::NicIn, &Skb::new(TcContext::new(raw)));
+    origin.leave::<Ip4>(TcExit::DROP, Reason::PartMissing, None)
 }
 
 /// Goes on with the part that the packet is for: its family's of this hook, or

@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use datapath_common::{BackendState, Frontend, FrontendFlags, Via};
+use datapath_common::{BackendState, Frontend, FrontendFlags};
 
 use super::allocator::{CapacityError, Region};
 use super::applied::Applied;
@@ -314,11 +314,7 @@ fn backend_id(
         .id(&key)
         .and_then(|id| Some((id, backends.row(id)?)));
     let (id, generation) = match known {
-        // Who answers its clients is written with the backend's own unit: after the frontends, whose
-        // flows decide by then.
-        Some((id, row)) if row.state == BackendState::Active && same_way(&row.via, &via) => {
-            return Ok(id);
-        }
+        Some((id, row)) if row.state == BackendState::Active && row.via == via => return Ok(id),
         Some((id, row)) => (id, row.generation),
         None => {
             let (id, generation) = backends.take()?;
@@ -334,11 +330,6 @@ fn backend_id(
     };
     draft.ops.push(MapOp::put_backend(id, &row));
     Ok(id)
-}
-
-/// Whether two ways differ by no more than by who answers clients there.
-fn same_way(a: &Via, b: &Via) -> bool {
-    Via { flags: 0, ..*a } == Via { flags: 0, ..*b }
 }
 
 /// The flow table decides once flows may be alive that the row would treat
@@ -374,14 +365,12 @@ const PLANNED: u16 =
 
 /// Whether what flows were opened by is no longer asked for: the list does not
 /// name the backend that an affinity chose, a masqueraded flow has its
-/// port in the flow table only, another hash selects another slot, and a flow that was opened with
-/// its client's own address, or without it, stays so.
+/// port in the flow table only, and another hash selects another slot.
 fn forgets(old: &Frontend, claim: &Claim) -> bool {
     let masquerade = FrontendFlags::MASQUERADE_PODS | FrontendFlags::MASQUERADE_OUTSIDE;
     old.affinity_secs != 0 && claim.affinity_secs == 0
         || old.flags & !claim.flags & masquerade != 0
-        || (old.flags ^ claim.flags) & (FrontendFlags::SOURCE_HASH | FrontendFlags::DIRECT_RETURN)
-            != 0
+        || (old.flags ^ claim.flags) & FrontendFlags::SOURCE_HASH != 0
 }
 
 /// Writes that make the row which marks an address present or absent.

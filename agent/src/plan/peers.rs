@@ -249,15 +249,6 @@ impl Ways {
         }
     }
 
-    /// Whether some node that answered clients itself no longer does, or the other way round.
-    /// `before`: rows of `tulle_peers_*`.
-    pub fn returns_otherwise(&self, before: &BTreeMap<IpNet, Via>) -> bool {
-        before.iter().any(|(net, was)| {
-            let is = self.peers.get(net);
-            is.is_some_and(|is| (is.flags ^ was.flags) & Via::DIRECT != 0)
-        })
-    }
-
     /// Ranges of addresses, both ends included, to which the way may differ from `before`.
     pub fn changed_since(&self, before: &Self) -> Vec<(IpAddr, IpAddr)> {
         let pods = differing(&self.pods, &before.pods).map(|addr| (*addr, *addr));

@@ -250,10 +250,7 @@ impl Planner {
         } = self;
         let rows = &applied.fronts;
         let noted = |key: &&FrontKey| rows.get(key).is_some_and(|row| !decides(row));
-        // What was not written yet stays, whoever noted it.
-        let late = |key: &FrontKey| pending.contains_key(&Unit::Frontend(*key));
-        applied.moved.retain(late);
-        applied.moved.extend(fronts.iter().filter(noted));
+        applied.moved = fronts.iter().filter(noted).copied().collect();
         for key in &applied.moved {
             pending.entry(Unit::Frontend(*key)).or_default();
         }
@@ -428,15 +425,6 @@ impl Planner {
                 .copied()
                 .map(Unit::Network),
         );
-        if ways.returns_otherwise(&self.applied.peers) {
-            // Flows that are open stay as they were opened, which only the flow table knows. The rows
-            // are written before those of the ways.
-            let returns = |row: &Frontend| row.flags & FrontendFlags::DIRECT_RETURN != 0;
-            let fronts = self.applied.fronts.iter().filter(|(_, row)| returns(row));
-            let fronts: Vec<FrontKey> = fronts.map(|(key, _)| *key).collect();
-            units.extend(fronts.iter().copied().map(Unit::Frontend));
-            self.applied.moved.extend(fronts);
-        }
         let changed = ways.changed_since(&self.ways);
         for family in [Family::V4, Family::V6] {
             let ids = self.applied.backends(family).within(&changed);

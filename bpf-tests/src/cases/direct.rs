@@ -4,7 +4,7 @@
 use datapath_common::{Feature, FlowState, FrontendFlags, Hook, NodeClient, Reason, Via};
 
 use super::Case;
-use super::fixture::{Fixture, LOCAL_ID, NOW, REMOTE_ID};
+use super::fixture::{Fixture, LOCAL_ID, NOW, REMOTE_ID, SPORT};
 use super::north_south::masqueraded;
 use super::uplink::{Flow, MASQUERADE, NODE_PORT, OPENERS, SNAT, SYN, Uplink};
 use crate::model::direct::{MARK, name};
@@ -105,6 +105,21 @@ fn kept_or_hidden(u: &Uplink) -> Vec<Case> {
     let world = direct(u, &flow, MASQUERADE);
     let name = "a service that does not return directly";
     cases.push(case(name, Hook::NicIn, &flow, &world));
+    // To a pod of another node the backend's node would answer as to any.
+    let far = Flow {
+        client: (u.base.remote, SPORT),
+        ..u.outside_flow(SYN, REMOTE_ID)
+    };
+    for id in [REMOTE_ID, LOCAL_ID] {
+        let flow = masqueraded(u, Flow { id, ..far });
+        let world = direct(u, &flow, FLAGS);
+        cases.push(case(
+            "a pod of another node asks",
+            Hook::NicIn,
+            &flow,
+            &world,
+        ));
+    }
     // Not of a pod's.
     let flow = masqueraded(u, u.pod_flow(SYN, REMOTE_ID));
     let world = direct(u, &flow, FLAGS);
@@ -122,15 +137,15 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
     let (verdict, out) = forward(u, &flow, &data);
     let case =
         |name: &str, world: &World, spec: &Spec| u.case(Hook::NicIn, name, world, spec.build());
-    // Unchanged, the segment says it all; nothing is opened.
+    // A connection that was opened by another node, or whose row was lost.
     let world = direct(u, &flow, FLAGS);
-    cases.push(case("data without a row", &world, &data).leaves(
-        Reason::Encapsulated,
-        verdict,
-        out.clone(),
-    ));
+    cases.push(
+        case("data of a connection that is not known", &world, &data)
+            .leaves(Reason::Encapsulated, verdict, out.clone())
+            .writes([row(u, &flow, FlowState::Opening, 0)]),
+    );
     // What goes on says that there was an answer.
-    let mut world = direct(u, &flow, FLAGS | FrontendFlags::FLOWS_DECIDE);
+    let mut world = direct(u, &flow, FLAGS);
     world.flows.extend([row(u, &flow, FlowState::Opening, 1)]);
     let mut established = row(u, &flow, FlowState::Established, 0);
     established.1.opened = NOW - 1;
@@ -138,13 +153,6 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
         case("data after an opening", &world, &data)
             .leaves(Reason::Encapsulated, verdict, out.clone())
             .writes([established]),
-    );
-    // A connection that was opened by another node.
-    let world = direct(u, &flow, FLAGS | FrontendFlags::FLOWS_DECIDE);
-    cases.push(
-        case("data of a connection that is not known", &world, &data)
-            .leaves(Reason::Encapsulated, verdict, out)
-            .writes([row(u, &flow, FlowState::Established, 0)]),
     );
     // It ends.
     let fin = Spec {
@@ -165,7 +173,7 @@ fn later_packets(u: &Uplink) -> Vec<Case> {
     );
     // Opened with a translated source it stays so.
     let hidden = masqueraded(u, flow);
-    let mut world = direct(u, &flow, FLAGS | FrontendFlags::FLOWS_DECIDE);
+    let mut world = direct(u, &flow, FLAGS);
     world
         .flows
         .extend(u.rows(&hidden, FlowState::Established, 1));
@@ -416,6 +424,16 @@ fn refused(u: &Uplink) -> Vec<Case> {
     let mut other = frame;
     (other[NAME_AT + 12], other[NAME_AT + 13]) = (0x88, 0xcc);
     cases.push(case("no IP packet", &unknown(u), &other).drops(Reason::BadHeader));
+    for src in [u.base.client, u.vtep] {
+        let spec = Spec {
+            src,
+            ..spec.clone()
+        };
+        let frame = arriving(u, &flow, &spec);
+        cases.push(
+            case("a source of this node's", &unknown(u), &frame).drops(Reason::MartianSource),
+        );
+    }
     let expired = Spec { ttl: 1, ..spec };
     let frame = arriving(u, &flow, &expired);
     cases.push(case("its last hop", &unknown(u), &frame).drops(Reason::TtlExceeded));

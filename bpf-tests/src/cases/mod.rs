@@ -152,8 +152,12 @@ impl Case {
         const INNER_TYPE: std::ops::Range<usize> = 62..64;
         self.world.config.features &= !Feature::DECAP_6_IN_4;
         let inner_v6 = self.frame.get(INNER_TYPE) == Some(&[0x86, 0xdd]);
-        let named = matches!(self.reason, Reason::BackendGone | Reason::TtlExceeded)
-            && self.verdict == Verdict::Drop;
+        let of_named = [
+            Reason::BackendGone,
+            Reason::TtlExceeded,
+            Reason::MartianSource,
+        ];
+        let named = of_named.contains(&self.reason) && self.verdict == Verdict::Drop;
         let taken_out = named
             || matches!(self.reason, Reason::Decapsulated | Reason::ReplyTranslated)
             || matches!(self.verdict, Verdict::RedirectIngress { .. });

@@ -95,7 +95,9 @@ impl Memory {
                 after.now = now;
                 let hash = Hash::Seen { slot, port };
                 let outcome = run(&mut after, hook, frame, &Ctx { hash, ..*ctx });
-                slots = slots.max(outcome.slots);
+                if let Some(choice) = &outcome.choice {
+                    slots = choice.segment.len().max(1);
+                }
                 slot += 1;
                 let met = sent_packet(world, met_frame(hook, frame, &outcome), ctx);
                 let found = differences(&outcome, &after, hook, frame, met.as_ref(), observed);

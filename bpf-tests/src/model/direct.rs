@@ -8,6 +8,7 @@ use datapath_common::{Config, Feature, FlowState, NodeClient, Reason, Via, ViaKi
 use super::client::Client;
 use super::flow::{NewFlow, granted};
 use super::forward::{deliver, over_bridge};
+use super::icmp::is_martian;
 use super::parse::Packet;
 use super::rewrite::translate;
 use super::{Ctx, FlowId, FlowRow, Outcome, Tuple, World, snat};
@@ -48,22 +49,12 @@ pub fn is_direct(via: &Via) -> bool {
 }
 
 /// The only row of a flow whose answers come by another node.
-pub fn forward_row(
-    world: &World,
-    packet: &Packet,
-    flow: &NewFlow,
-    to: (IpAddr, u16),
-    generation: u32,
-) -> FlowRow {
+pub fn forward_row(world: &World, flow: &NewFlow, to: (IpAddr, u16), generation: u32) -> FlowRow {
     FlowRow {
         addr: to.0,
         port: to.1,
         nat: None,
-        state: if packet.is_data() {
-            FlowState::Established
-        } else {
-            FlowState::Opening
-        },
+        state: FlowState::Opening,
         hairpin: false,
         node: NodeClient::Direct,
         backend: flow.backend,
@@ -83,10 +74,17 @@ pub fn to_named(
     to: (IpAddr, u16),
     ctx: &Ctx,
 ) -> Outcome {
+    if !matches!(packet.ip.proto, proto::TCP | proto::UDP | proto::SCTP) {
+        return Outcome::drop(Reason::BadHeader, frame);
+    }
     let via = world.local_pod(to.0);
     let bridged = via.is_none() && world.is_bridged(to.0);
     if via.is_none() && !bridged {
         return Outcome::drop(Reason::BackendGone, frame);
+    }
+    let src = packet.ip.src;
+    if world.in_pod_network(src) || is_martian(src) {
+        return Outcome::drop(Reason::MartianSource, frame);
     }
     if packet.ip.ttl <= 1 {
         return Outcome::drop(Reason::TtlExceeded, frame);

@@ -210,7 +210,7 @@ impl World {
     pub fn open_directly(&mut self, packet: &Packet, flow: &NewFlow) -> Option<FlowId> {
         let version = version_of(packet.ip.src);
         let to = *self.backends.get(&(version, flow.backend))?;
-        let row = forward_row(self, packet, flow, (to.addr, to.port), to.generation);
+        let row = forward_row(self, flow, (to.addr, to.port), to.generation);
         let id = packet.tuple().forward();
         self.flows.insert(id, row);
         if flow.counted {

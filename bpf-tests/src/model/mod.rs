@@ -213,8 +213,6 @@ pub struct Outcome {
     pub opened_flow: Option<FlowId>,
     /// The backend that the hash selected, if the segment was asked.
     pub choice: Option<Choice>,
-    /// Slots of which another might have led elsewhere.
-    pub slots: usize,
     /// IP version, service port and backend that it was given.
     pub given: Option<(u8, u32, u32)>,
 }
@@ -227,7 +225,6 @@ impl Outcome {
             frame,
             opened_flow: None,
             choice: None,
-            slots: 1,
             given: None,
         }
     }

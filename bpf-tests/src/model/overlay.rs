@@ -258,8 +258,13 @@ fn inner(world: &World, frame: &[u8], source: Ipv4Addr, hook: Hook) -> Result<Ov
     let header: [u8; ETHERNET] = octets(inner, 0).ok_or(Reason::Truncated)?;
     let ether_type = u16::from_be_bytes([header[12], header[13]]);
     if vxlan[7] == direct::MARK && world.has(Feature::UPLINK_SERVICES) {
-        if !matches!(ether_type, IPV4 | IPV6) {
-            return Err(Reason::BadHeader);
+        let size = match ether_type {
+            IPV4 => 20,
+            IPV6 => 40,
+            _ => return Err(Reason::BadHeader),
+        };
+        if inner.len() < ETHERNET + size {
+            return Err(Reason::Truncated);
         }
         let protocol_changes = ether_type == IPV6 && hook == Hook::NicIn;
         if protocol_changes && !world.has(Feature::DECAP_6_IN_4) {

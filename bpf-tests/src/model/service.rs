@@ -81,26 +81,8 @@ pub fn service(
         }
     };
     let segment = world.segment(start, len);
-    // A table, where there is one, instead of the segment.
-    let slots = if table == 0 {
-        segment.clone()
-    } else {
-        world.segment(start + len, table.into())
-    };
-    let by_source = has(frontend, FrontendFlags::SOURCE_HASH);
-    let hash = if by_source {
-        ctx.hash.of_source(packet.ip.src)
-    } else {
-        ctx.hash
-    };
-    // Where backends see the client only some packets ask, as their slots say.
-    let shown = is_shown(frontend, client);
-    let first = slots.get(hash.slot(slots.len())).copied();
-    let keeps = shown && first.is_some_and(|id| sees_client(world, packet, id));
-    let asks = every_packet_asks(frontend, client)
-        || (masquerades(frontend, client) && !keeps)
-        || segment.is_empty();
-    let asked = asks || packet.asks_flow_table();
+    let asked =
+        every_packet_asks(frontend, client) || packet.asks_flow_table() || segment.is_empty();
     let row = asked
         .then(|| world.live(packet.tuple().forward(), packet))
         .flatten()
@@ -124,7 +106,6 @@ pub fn service(
         ctx,
         backend: 0,
         row,
-        asks,
         opened: None,
     };
     if let Some(row) = row {
@@ -132,9 +113,6 @@ pub fn service(
         let mut outcome = way.forward(world, frame);
         way.give(&mut outcome);
         outcome.opened_flow = way.opened;
-        if shown {
-            outcome.slots = slots.len();
-        }
         return outcome;
     }
     let src = packet.ip.src;
@@ -157,9 +135,21 @@ pub fn service(
     way.backend = if let Some(id) = remembered(world, frontend, packet, &segment) {
         id
     } else {
+        // A table, where there is one, instead of the segment.
+        let slots = if table == 0 {
+            segment
+        } else {
+            world.segment(start + len, table.into())
+        };
         // Only what begins a flow takes a turn.
         let begins = packet.opens() || packet.ip.proto == proto::UDP;
         let in_turn = begins && has(frontend, FrontendFlags::ROUND_ROBIN);
+        let by_source = has(frontend, FrontendFlags::SOURCE_HASH);
+        let hash = if by_source {
+            ctx.hash.of_source(src)
+        } else {
+            ctx.hash
+        };
         if in_turn {
             let turn = world.take_turn(frontend, client == Client::Outside);
             slots[(turn % slots.len() as u64) as usize]
@@ -177,7 +167,7 @@ pub fn service(
                 } else {
                     Hashed::Flow(packet.tuple())
                 },
-                segment: slots.clone(),
+                segment: slots,
                 backend: id,
                 repeats: !by_flows,
             });
@@ -186,22 +176,16 @@ pub fn service(
     };
     let mut outcome = way.forward(world, frame);
     way.give(&mut outcome);
-    if shown || choice.is_some() {
-        outcome.slots = slots.len();
-    }
     (outcome.choice, outcome.opened_flow) = (choice, way.opened);
     outcome
 }
 
-/// Whether backends whose nodes answer see clients like this one as they are.
-fn is_shown(frontend: &Frontend, client: Client) -> bool {
-    client == Client::Outside && has(frontend, FrontendFlags::DIRECT_RETURN)
-}
-
-/// Whether a backend is one of them.
-fn sees_client(world: &World, packet: &Packet, id: u32) -> bool {
-    let row = world.backends.get(&(version_of(packet.ip.src), id));
-    row.is_some_and(|row| goes(&row.via, ViaKind::Local) || is_direct(&row.via))
+/// Whether a backend behind `via` sees the client of a new flow as it is.
+fn is_shown(world: &World, frontend: &Frontend, client: Client, src: IpAddr, via: &Via) -> bool {
+    client == Client::Outside
+        && has(frontend, FrontendFlags::DIRECT_RETURN)
+        && (goes(via, ViaKind::Local) || is_direct(via))
+        && world.peer(src).is_none()
 }
 
 fn has(frontend: &Frontend, flag: u16) -> bool {
@@ -222,7 +206,10 @@ fn every_packet_asks(frontend: &Frontend, client: Client) -> bool {
     let any = FrontendFlags::FLOWS_DECIDE
         | FrontendFlags::FLOWS_MAY_BE_LOST
         | FrontendFlags::SOURCE_RANGES;
-    frontend.flags & any != 0 || frontend.affinity_secs != 0 || client.is_node()
+    frontend.flags & any != 0
+        || frontend.affinity_secs != 0
+        || client.is_node()
+        || masquerades(frontend, client)
 }
 
 impl World {
@@ -282,8 +269,6 @@ struct Way<'a> {
     backend: u32,
     /// The live row that named it; otherwise affinity or segment did.
     row: Option<FlowRow>,
-    /// Whether the segment alone does not do for data.
-    asks: bool,
     opened: Option<FlowId>,
 }
 
@@ -332,7 +317,7 @@ impl Way<'_> {
         let direct = client == Client::Outside
             && is_direct(&via)
             && !hidden
-            && (is_shown(self.frontend, client) || self.row.is_some());
+            && (self.row.is_some() || is_shown(world, self.frontend, client, tuple.src, &via));
         if direct && packet.ip.ttl <= 2 {
             return refuse(world, frame, packet, Reason::TtlExceeded, client, self.ctx);
         }
@@ -461,7 +446,7 @@ impl Way<'_> {
     }
 
     fn opens(&self) -> bool {
-        let known = self.packet.is_data() && !self.asks;
+        let known = self.packet.is_data() && !every_packet_asks(self.frontend, self.client);
         self.row.is_none() && !known && !self.packet.closes()
     }
 
@@ -508,8 +493,7 @@ impl Way<'_> {
         let src = self.packet.ip.src;
         // What comes back from outside is known by the node's first address only.
         let elsewhere = goes(via, ViaKind::Kernel) && world.node_address(src) != src;
-        let shown =
-            is_shown(self.frontend, self.client) && (goes(via, ViaKind::Local) || is_direct(via));
+        let shown = is_shown(world, self.frontend, self.client, src, via);
         let wanted = (masquerades(self.frontend, self.client) && !shown)
             || (self.client.is_node() && (goes(via, ViaKind::Vxlan) || elsewhere));
         if !wanted || goes(via, ViaKind::Host) || world.config.snat_ports == 0 {

@@ -66,6 +66,14 @@ fn every_frontend(town: &Town, service: &Service, source: Source) {
     }));
 }
 
+/// The same by connections alone: a datagram may be of a flow that was opened a minute ago.
+fn new_connections(town: &Town, service: &Service, source: Source) {
+    all_well(EXTERNAL.into_iter().flat_map(|at| {
+        let connections = EVERY_WAY.into_iter().filter(|by| !by.udp);
+        connections.map(move |by| town.spread(OUTSIDE, service, at, by, pods_of(1), source))
+    }));
+}
+
 /// A service of long connections to these pods.
 fn echo(town: &Town, n: u8, pods: &[(usize, usize)]) -> Service {
     let service = town.service(n, pods);
@@ -220,7 +228,7 @@ fn connections_stay_as_they_were_opened() {
     announce(&town, [BOTH; 2]);
     let shown = talk(&town, &service, 4);
     go_on(&hidden, 20);
-    every_frontend(&town, &service, Source::Own);
+    new_connections(&town, &service, Source::Own);
     // The service asks for it no more, and then again.
     for how in ["snat", "dsr"] {
         let annotation = (FORWARDING.to_owned(), how.to_owned());
@@ -233,7 +241,7 @@ fn connections_stay_as_they_were_opened() {
         } else {
             Source::NodeSide(0)
         };
-        every_frontend(&town, &service, source);
+        new_connections(&town, &service, source);
     }
     // Agents are killed and come again.
     for agent in &mut town.world.agents {

@@ -3,6 +3,7 @@
 
 mod report;
 mod tables;
+mod way;
 
 use anyhow::{Context as _, Result, ensure};
 use datapath_common::Reason;
@@ -13,6 +14,7 @@ use super::scaffold::{Reading, Scaffold};
 use crate::engine::Driver;
 pub use report::{draw, markdown};
 use tables::{FULL, Packet, ROOM, Tables};
+use way::Way;
 
 /// Live flows.
 pub const LIVE: [u32; 3] = [1, 16_000, 1_000_000];
@@ -41,7 +43,7 @@ const TRANSMIT: i32 = 3;
 pub struct Figure {
     /// The packet and its way.
     pub packet: &'static str,
-    /// How the packet leaves: services with translated sources, or the constant header.
+    /// How the packet leaves: by one of the ways to a backend, or with the constant header.
     pub way: &'static str,
     /// IP version.
     pub version: u8,
@@ -51,8 +53,6 @@ pub struct Figure {
     pub over_empty: Spread,
 }
 
-/// The way of all packets by which services are served now.
-pub const TRANSLATED: &str = "source translated";
 /// The program with the constant header.
 pub const CONSTANT: &str = "constant header";
 
@@ -67,8 +67,19 @@ struct Load<'a> {
     readings: u32,
     /// What is returned and counted.
     expected: (i32, Reason),
-    /// Whether a part may go another way: the first flows of a tick.
-    partly: bool,
+    /// Which of them open flows.
+    opens: Opens,
+}
+
+/// Packets that open flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Opens {
+    /// None.
+    None,
+    /// All.
+    All,
+    /// The first of each tick; they go another way than the others.
+    First,
 }
 
 /// Measures all of it, in a network namespace with an uplink, routes and neighbours.
@@ -79,10 +90,35 @@ pub fn measure() -> Result<Vec<Figure>> {
 
 fn in_namespace() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    eprintln!("services by XDP, up to {} flows …", LIVE[LIVE.len() - 1]);
-    let mut room = Bench::new(Tables::load(ROOM, 0)?)?;
+    for way in Way::ALL {
+        let name = way.name();
+        eprintln!(
+            "services by XDP, {name}: up to {} flows …",
+            LIVE[LIVE.len() - 1]
+        );
+        live_flows(way, &mut figures)?;
+        if way == Way::DirectByRows {
+            // New flows go as where the service is unchanged.
+            continue;
+        }
+        eprintln!("services by XDP, {name}: full tables …");
+        full_tables(way, &mut figures)?;
+        eprintln!("services by XDP, {name}: too many new flows …");
+        let mut flood = Bench::new(Tables::load(FULL, FLOOD_LIMIT, way)?)?;
+        for v6 in [false, true] {
+            let packets = tables::Packets::new(v6)?;
+            figures.push(flood.flood(&packets.syn)?);
+        }
+    }
+    Ok(figures)
+}
+
+/// More and more flows, in tables with room for more.
+fn live_flows(way: Way, figures: &mut Vec<Figure>) -> Result<()> {
+    let mut room = Bench::new(Tables::load(ROOM, 0, way)?)?;
     for v6 in [false, true] {
         let packets = tables::Packets::new(v6)?;
+        room.check_way(&packets.data)?;
         let mut opened = 0;
         let mut unseen = UNSEEN;
         for live in LIVE {
@@ -90,14 +126,23 @@ fn in_namespace() -> Result<Vec<Figure>> {
             room.open(&packets.syn, opened, live)?;
             opened = live;
             figures.push(room.known(&packets.data, live)?);
-            figures.push(room.foreign(&packets.foreign, live)?);
-            figures.push(room.new_flows("new flow, room", &packets.syn, &mut unseen, live)?);
+            if way != Way::DirectByRows {
+                figures.push(room.foreign(&packets.foreign, live)?);
+                figures.push(room.new_flows("new flow, room", &packets.syn, &mut unseen, live)?);
+            }
         }
-        figures.push(room.constant(&packets.data)?);
+        if way == Way::Translated {
+            figures.push(room.constant(&packets.data)?);
+        }
     }
-    drop(room);
-    eprintln!("services by XDP, full tables …");
-    let mut full = Bench::new(Tables::load(FULL, 0)?)?;
+    Ok(())
+}
+
+/// New flows where others are evicted.
+fn full_tables(way: Way, figures: &mut Vec<Figure>) -> Result<()> {
+    // What a flow needs: a row for each direction that goes by this node.
+    let rows = if way == Way::Translated { 2 } else { 1 };
+    let mut full = Bench::new(Tables::load(FULL, 0, way)?)?;
     for v6 in [false, true] {
         let packets = tables::Packets::new(v6)?;
         full.open(&packets.syn, 0, FULL * 2)?;
@@ -106,17 +151,10 @@ fn in_namespace() -> Result<Vec<Figure>> {
             "new flow, table full",
             &packets.syn,
             &mut unseen,
-            FULL / 2,
+            FULL / rows,
         )?);
     }
-    drop(full);
-    eprintln!("services by XDP, too many new flows …");
-    let mut flood = Bench::new(Tables::load(FULL, FLOOD_LIMIT)?)?;
-    for v6 in [false, true] {
-        let packets = tables::Packets::new(v6)?;
-        figures.push(flood.flood(&packets.syn)?);
-    }
-    Ok(figures)
+    Ok(())
 }
 
 struct Bench {
@@ -140,13 +178,15 @@ impl Bench {
     fn open(&mut self, syn: &Packet, from: u32, to: u32) -> Result<()> {
         self.tables.hear_of_next_hops()?;
         self.under_test.set_flows(&syn.rounds, from, None)?;
+        let before = self.tables.opened(syn.version)?;
         let reading = self.under_test.run(&syn.rounds.frame, to - from)?;
         ensure!(
             reading.ret == TRANSMIT || reading.ret == PASS,
             "XDP returned {} for a new flow",
             reading.ret
         );
-        Ok(())
+        let opened = self.tables.opened(syn.version)? - before;
+        Opens::All.check(opened, u64::from(to - from))
     }
 
     fn known(&mut self, data: &Packet, live: u32) -> Result<Figure> {
@@ -158,7 +198,7 @@ impl Bench {
             repeat: REPEAT.max(live),
             readings: READINGS,
             expected: (TRANSMIT, Reason::Encapsulated),
-            partly: false,
+            opens: Opens::None,
         };
         self.figure("known flow", &load, live)
     }
@@ -171,7 +211,7 @@ impl Bench {
             repeat: REPEAT,
             readings: READINGS,
             expected: (PASS, Reason::NotOurs),
-            partly: false,
+            opens: Opens::None,
         };
         self.figure("for no service", &load, live)
     }
@@ -190,7 +230,7 @@ impl Bench {
             repeat: NEW,
             readings: NEW_READINGS,
             expected: (TRANSMIT, Reason::Encapsulated),
-            partly: false,
+            opens: Opens::All,
         };
         *unseen += NEW * (NEW_READINGS + 1);
         self.figure(name, &load, live)
@@ -204,7 +244,7 @@ impl Bench {
             repeat: 20 * FLOOD_LIMIT,
             readings: READINGS,
             expected: (DROP, Reason::NewFlowLimit),
-            partly: true,
+            opens: Opens::First,
         };
         self.figure("new flow, beyond the limit", &load, FLOOD_LIMIT)
     }
@@ -229,7 +269,13 @@ impl Bench {
     fn figure(&mut self, name: &'static str, load: &Load<'_>, live: u32) -> Result<Figure> {
         let what = || format!("{name}, IPv{}, {live} flows", load.packet.version);
         let over = self.readings(load).with_context(what)?;
-        figure(name, TRANSLATED, load.packet.version, live, over)
+        figure(
+            name,
+            self.tables.way().name(),
+            load.packet.version,
+            live,
+            over,
+        )
     }
 
     /// Nanoseconds over the empty program. The first run is not counted: it warms caches, and
@@ -241,6 +287,7 @@ impl Bench {
         self.empty.set_flows(rounds, load.first, load.among)?;
         let mut over = Vec::new();
         let before = self.tables.counted(reason)?;
+        let opened = self.tables.opened(load.packet.version)?;
         for reading in 0..=load.readings {
             self.tables.hear_of_next_hops()?;
             let run = |scaffold: &Scaffold| -> Result<Reading> {
@@ -264,7 +311,9 @@ impl Bench {
         }
         let packets = u64::from(load.repeat) * u64::from(load.readings + 1);
         let counted = self.tables.counted(reason)? - before;
-        let least = if load.partly {
+        let opened = self.tables.opened(load.packet.version)? - opened;
+        load.opens.check(opened, packets)?;
+        let least = if load.opens == Opens::First {
             packets - packets / 4
         } else {
             packets - packets / STRAY - u64::from(load.readings)
@@ -276,6 +325,23 @@ impl Bench {
             reason.label()
         );
         Ok(over)
+    }
+}
+
+impl Opens {
+    /// Whether so many flows may have been opened by so many packets.
+    fn check(self, opened: u64, packets: u64) -> Result<()> {
+        let may = match self {
+            Self::None => 0..=packets / STRAY,
+            Self::All => packets - packets / STRAY..=packets,
+            Self::First => 0..=packets / 4,
+        };
+        ensure!(
+            may.contains(&opened),
+            "{packets} packets opened {opened} flows, which should be {may:?}: the figure would be \
+             of another way"
+        );
+        Ok(())
     }
 }
 

@@ -1,18 +1,21 @@
 //! The service that is measured, its packets, and the tables of the programs.
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::{ProgramFd, Xdp};
+use aya::maps::{HashMap as BpfHash, PerCpuArray, PerCpuValues};
+use aya::programs::{Program, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::{
-    Config, Counter, Feature, Frontend, Hook, IdleTicks, Limit, Reason, counter_index, maps, proto,
+    Config, Counter, Feature, Flow, FlowKey, Frontend, Hook, IdleTicks, Ip4, Ip6, Limit,
+    NodeClient, Reason, Traffic, Via, counter_index, maps, proto,
 };
 
+use super::way::{Rows, Way};
 use crate::bench::scaffold::{FRAME, Restore, Rounds, Vary};
 use crate::bench::scenes::sized;
 use crate::bench::setup::Setup;
 use crate::bench::worlds;
-use crate::cases::uplink::{MASQUERADE, Uplink};
+use crate::cases::uplink::Uplink;
+use crate::engine::tables::Family;
 use crate::engine::{fill, object, table};
 use crate::model::{BackendRow, World};
 use crate::packet::tcp_flag::{ACK, SYN};
@@ -79,12 +82,16 @@ impl Packets {
 }
 
 /// The programs and their tables.
-pub struct Tables(Ebpf);
+pub struct Tables {
+    ebpf: Ebpf,
+    way: Way,
+}
 
 impl Tables {
-    /// With so many rows for flows of each family, and so many new flows in a tick (0: any number).
-    pub fn load(flows: u32, flows_per_tick: u32) -> Result<Self> {
-        let world = world()?;
+    /// With so many rows for flows of each family, and so many new flows in a tick (0: any number);
+    /// clients outside reach the service by `way`.
+    pub fn load(flows: u32, flows_per_tick: u32, way: Way) -> Result<Self> {
+        let world = world(way)?;
         let usual = Setup::Counting.config(&world.config);
         let config = Config {
             features: usual.features | Feature::XDP_SERVICES,
@@ -107,18 +114,43 @@ impl Tables {
         crate::load::datapath(&mut ebpf)?;
         let ahead = world.now.wrapping_sub(tick(false)?);
         fill(&mut ebpf, &world, ahead)?;
-        Ok(Self(ebpf))
+        Ok(Self { ebpf, way })
+    }
+
+    /// By which clients outside reach the service.
+    pub const fn way(&self) -> Way {
+        self.way
     }
 
     /// The program at the driver.
+    pub fn xdp(&self) -> Result<&Program> {
+        self.ebpf.program("tulle_xdp").context("no tulle_xdp")
+    }
+
+    /// The same, for a tail call.
     pub fn program(&self) -> Result<&ProgramFd> {
-        let program = self.0.program("tulle_xdp").context("no tulle_xdp")?;
-        Ok(<&Xdp>::try_from(program)?.fd()?)
+        Ok(<&Xdp>::try_from(self.xdp()?)?.fd()?)
+    }
+
+    /// Flows of the service that were opened.
+    pub fn opened(&mut self, version: u8) -> Result<u64> {
+        let traffic: PerCpuArray<_, Traffic> = table(&mut self.ebpf, maps::SVC_STATS)?;
+        let rows = traffic.get(&service(version), 0)?;
+        Ok(rows.iter().map(|row| row.flows).sum())
+    }
+
+    /// Rows of a family's flow table.
+    pub fn rows(&mut self, v6: bool) -> Result<Rows> {
+        if v6 {
+            rows::<Ip6>(&mut self.ebpf)
+        } else {
+            rows::<Ip4>(&mut self.ebpf)
+        }
     }
 
     /// Packets that left `tulle_xdp` for this reason.
     pub fn counted(&mut self, reason: Reason) -> Result<u64> {
-        let counters: PerCpuArray<_, Counter> = table(&mut self.0, maps::COUNTERS)?;
+        let counters: PerCpuArray<_, Counter> = table(&mut self.ebpf, maps::COUNTERS)?;
         let rows = counters.get(&counter_index(Hook::Xdp, reason), 0)?;
         Ok(rows.iter().map(|row| row.packets).sum())
     }
@@ -126,7 +158,7 @@ impl Tables {
     /// Each next hop has had its packet by the stack, in this tick.
     pub fn hear_of_next_hops(&mut self) -> Result<()> {
         let now = tick(true)?;
-        let mut limits: PerCpuArray<_, Limit> = table(&mut self.0, maps::LIMITS)?;
+        let mut limits: PerCpuArray<_, Limit> = table(&mut self.ebpf, maps::LIMITS)?;
         for row in maps::LIMIT_NEXT_HOPS..maps::LIMIT_NEXT_HOPS + maps::NEXT_HOP_ROWS {
             let heard = Limit {
                 tick: now,
@@ -139,8 +171,29 @@ impl Tables {
     }
 }
 
+fn rows<A: Family>(ebpf: &mut Ebpf) -> Result<Rows>
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let flows: BpfHash<_, FlowKey<A>, Flow<A>> = table(ebpf, A::FLOWS)?;
+    let mut rows = Rows::default();
+    for entry in &flows {
+        let (_, row) = entry?;
+        rows.all += 1;
+        rows.translated += u64::from(row.nat_port != 0);
+        rows.direct += u64::from(row.node == NodeClient::Direct as u8);
+    }
+    Ok(rows)
+}
+
+/// Number of the service for clients of an IP version.
+const fn service(version: u8) -> u32 {
+    SERVICE + version as u32
+}
+
 /// Both families, with the service.
-fn world() -> Result<World> {
+fn world(way: Way) -> Result<World> {
     let (v4, v6) = (Uplink::new(false), Uplink::new(true));
     let mut world = worlds::world(&v4.base, &v6.base, 0);
     let start = world.segments.len() as u32;
@@ -154,17 +207,21 @@ fn world() -> Result<World> {
         let like = like.context("no backend on another node")?;
         for id in ids.clone() {
             let port = 20_000 + id as u16;
+            let via = Via {
+                flags: way.via(),
+                ..like.via
+            };
             world
                 .backends
-                .insert((version, id), BackendRow { port, ..like });
+                .insert((version, id), BackendRow { port, via, ..like });
         }
         let row = Frontend {
-            service: SERVICE + u32::from(version),
+            service: service(version),
             start,
             len: BACKENDS,
             out_start: start,
             out_len: BACKENDS,
-            flags: MASQUERADE,
+            flags: way.flags(),
             ..Frontend::default()
         };
         world

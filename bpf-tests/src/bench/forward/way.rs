@@ -22,10 +22,9 @@ const MARK_AT: usize = 49;
 pub enum Way {
     /// With a translated source, so that the answers come back to the node that was asked.
     Translated,
-    /// As they came: the backend's node answers. The service is unchanged, so that data of TCP
-    /// needs no row of a flow.
+    /// As they came: the backend's node answers. Each packet reads its flow's row.
     Direct,
-    /// The same while the rows of flows decide.
+    /// The same after a change of the service, so that rows of flows decide.
     DirectByRows,
 }
 
@@ -68,12 +67,7 @@ impl Way {
                 translated: 2 * flows,
                 direct: 0,
             },
-            Self::Direct => Rows {
-                all: 0,
-                translated: 0,
-                direct: 0,
-            },
-            Self::DirectByRows => Rows {
+            Self::Direct | Self::DirectByRows => Rows {
                 all: flows,
                 translated: 0,
                 direct: flows,

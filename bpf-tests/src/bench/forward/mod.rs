@@ -97,10 +97,6 @@ fn in_namespace() -> Result<Vec<Figure>> {
             LIVE[LIVE.len() - 1]
         );
         live_flows(way, &mut figures)?;
-        if way == Way::DirectByRows {
-            // New flows go as where the service is unchanged.
-            continue;
-        }
         eprintln!("services by XDP, {name}: full tables …");
         full_tables(way, &mut figures)?;
         eprintln!("services by XDP, {name}: too many new flows …");
@@ -126,10 +122,8 @@ fn live_flows(way: Way, figures: &mut Vec<Figure>) -> Result<()> {
             room.open(&packets.syn, opened, live)?;
             opened = live;
             figures.push(room.known(&packets.data, live)?);
-            if way != Way::DirectByRows {
-                figures.push(room.foreign(&packets.foreign, live)?);
-                figures.push(room.new_flows("new flow, room", &packets.syn, &mut unseen, live)?);
-            }
+            figures.push(room.foreign(&packets.foreign, live)?);
+            figures.push(room.new_flows("new flow, room", &packets.syn, &mut unseen, live)?);
         }
         if way == Way::Translated {
             figures.push(room.constant(&packets.data)?);

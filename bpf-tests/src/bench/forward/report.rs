@@ -97,7 +97,6 @@ fn short(way: &str) -> Option<&'static str> {
     Some(match way {
         Way::Translated => "translated",
         Way::Direct => "direct",
-        Way::DirectByRows => "direct by rows",
     })
 }
 
@@ -158,14 +157,12 @@ mod tests {
             figure(Way::Direct, "known flow", 1, 44.0),
             figure(Way::Direct, "known flow", 16_000, 60.0),
             figure(Way::Direct, "known flow", 1_000_000, 251.0),
-            figure(Way::DirectByRows, "known flow", 1, 46.0),
             figure(Way::Translated, "known flow", 1, 200.0),
         ];
         let text = markdown(&figures);
         assert!(text.contains("| 1 | 44 | 44–44 | 45: met |"), "{text}");
         assert!(text.contains("| 16,000 | 60 | 60–60 | – |"), "{text}");
         assert!(text.contains("| 251 | 251–251 | 250: missed |"), "{text}");
-        assert!(text.contains("| 46 | 46–46 | 45: missed |"), "{text}");
         assert!(text.contains("| 200 | 200–200 | – |"), "{text}");
     }
 
@@ -174,11 +171,10 @@ mod tests {
         let figures = [
             figure(Way::Translated, "known flow", 1, 200.0),
             figure(Way::Direct, "known flow", 1, 44.0),
-            figure(Way::DirectByRows, "known flow", 1, 46.0),
             figure(Way::Direct, "for no service", 1, 22.0),
         ];
         let svg = plot(&figures, "all ways", "known flow", false).unwrap();
-        for name in ["translated, IPv4", "direct, IPv4", "direct by rows, IPv4"] {
+        for name in ["translated, IPv4", "direct, IPv4"] {
             assert!(svg.contains(name), "{name} in {svg}");
         }
         let marks = svg.matches("<circle").count();

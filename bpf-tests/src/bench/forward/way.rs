@@ -24,20 +24,17 @@ pub enum Way {
     Translated,
     /// As they came: the backend's node answers. Each packet reads its flow's row.
     Direct,
-    /// The same after a change of the service, so that rows of flows decide.
-    DirectByRows,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Translated, Self::Direct, Self::DirectByRows];
+    pub const ALL: [Self; 2] = [Self::Translated, Self::Direct];
 
     /// Its name in the table.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Translated => "source translated",
             Self::Direct => "direct return",
-            Self::DirectByRows => "direct return, rows decide",
         }
     }
 
@@ -47,7 +44,6 @@ impl Way {
             | match self {
                 Self::Translated => 0,
                 Self::Direct => FrontendFlags::DIRECT_RETURN,
-                Self::DirectByRows => FrontendFlags::DIRECT_RETURN | FrontendFlags::FLOWS_DECIDE,
             }
     }
 
@@ -55,7 +51,7 @@ impl Way {
     pub const fn via(self) -> u8 {
         match self {
             Self::Translated => 0,
-            Self::Direct | Self::DirectByRows => Via::DIRECT,
+            Self::Direct => Via::DIRECT,
         }
     }
 
@@ -67,7 +63,7 @@ impl Way {
                 translated: 2 * flows,
                 direct: 0,
             },
-            Self::Direct | Self::DirectByRows => Rows {
+            Self::Direct => Rows {
                 all: flows,
                 translated: 0,
                 direct: flows,

@@ -120,8 +120,9 @@ impl Server {
         Ok(server)
     }
 
-    /// Answers in a thread of its own, so that loading programs holds no client
-    /// up and a long answer holds no change up. Ends when nobody publishes any more.
+    /// Answers in a thread of its own, so that a long answer holds no change up, and loading programs
+    /// no client that asks for the status. Names are asked of the loop, for a while. Ends when nobody
+    /// publishes any more.
     pub fn start(self, answers: Answers) -> Result<JoinHandle<()>, SocketError> {
         let path = self.path.clone();
         let fail = |source| SocketError::Bind {
@@ -231,7 +232,11 @@ async fn answer(request: Request, answers: &Answers) -> Response {
     }
     match answers.names().await {
         Some(names) => of_names(names),
-        None => unavailable("the agent is busy loading programs; ask again".to_owned()),
+        None => unavailable(
+            "the agent is busy loading programs or with many changes, and did not tell names in \
+             time; ask again"
+                .to_owned(),
+        ),
     }
 }
 

@@ -122,8 +122,13 @@ impl Backends {
         self.all().map(|(id, held)| (id, self.row_of(held)))
     }
 
-    /// Ids of the backends at addresses in any of these ranges, both ends included.
+    /// Ids of the backends at addresses in any of these ranges, both ends included. Looks at all
+    /// backends: they are not held by address.
     pub fn within(&self, ranges: &[(IpAddr, IpAddr)]) -> Vec<u32> {
+        let ours = |(first, _): &(IpAddr, IpAddr)| Family::of(*first) == self.family;
+        if !ranges.iter().any(ours) {
+            return Vec::new();
+        }
         let mut ranges = ranges.to_vec();
         ranges.sort_unstable();
         // Those that overlap become one, so that only the last which begins before an

@@ -334,10 +334,12 @@ impl Agent {
     }
 
     /// Whoever is told nothing is refused.
-    fn tell_names(&self, asking: Asking) {
-        if let State::Serving(serving) = &self.state {
-            // Who does not wait any more needs none.
+    fn tell_names(&mut self, asking: Asking) {
+        // Who does not wait any more needs none, and they take long to make.
+        if let (State::Serving(serving), false) = (&self.state, asking.is_closed()) {
             let _ = asking.send(status::names(&serving.planner));
+            let spare = &mut self.shared.paces.spare;
+            spare.ask(Instant::now() + spare::REST);
         }
     }
 

@@ -145,7 +145,9 @@ fn give<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Peer<A>
             return false;
         }
         if serves(tables, &front, row.backend, row.generation) {
-            kept = usable(tables, socket, row.backend).map(|target| (row.backend, target));
+            kept = usable(tables, socket, row.backend)
+                .filter(|target| target.generation == row.generation)
+                .map(|target| (row.backend, target));
         }
     }
     let is_new = kept.is_none();
@@ -218,10 +220,11 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Pee
             return false;
         }
         if serves(tables, &front, row.backend, row.generation) {
-            kept = usable(tables, socket, row.backend).map(|target| (row.backend, target));
-            if kept.is_none() {
+            let Some(target) = usable(tables, socket, row.backend) else {
                 return false;
-            }
+            };
+            // Another one has the number by now.
+            kept = (target.generation == row.generation).then_some((row.backend, target));
         }
     }
     if !known && socket.names_source {
@@ -234,7 +237,7 @@ pub fn send<A: Address, T: Sockets<A>>(tables: &T, socket: &Socket, to: &mut Pee
     let Some((id, target)) = kept.or_else(|| choose(tables, socket, to, &mut front)) else {
         return false;
     };
-    if !known {
+    if !known || !written {
         begin(tables, socket, to, now);
     }
     let reply = socket.key(target.at.addr, target.at.port, Direction::Reply);
@@ -321,9 +324,29 @@ pub fn sender_name<A: Address, T: Sockets<A>>(
     {
         return false;
     }
+    if !is_recent(row.seen, tables.now()) {
+        goes_on(tables, socket, &key, &row);
+    }
     from.addr = row.addr;
     from.port = row.port;
     true
+}
+
+/// A socket reads answers of a service: its rows live on, whether it sends or not.
+#[inline(always)]
+fn goes_on<A: Address, T: Sockets<A>>(
+    tables: &T,
+    socket: &Socket,
+    reply: &SocketKey<A>,
+    row: &SocketPeer<A>,
+) {
+    let now = tables.now();
+    // Best effort: the next answer tries again.
+    let _ = tables.put_peer(reply, &SocketPeer { seen: now, ..*row });
+    let forward = socket.key(row.addr, row.port, Direction::Forward);
+    if let Some(there) = tables.peer(&forward) {
+        let _ = tables.put_peer(&forward, &SocketPeer { seen: now, ..there });
+    }
 }
 
 /// Forgets a socket that is closed.

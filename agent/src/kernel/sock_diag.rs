@@ -194,13 +194,9 @@ impl SockDiag {
                     continue;
                 }
                 match header.kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => {
-                        return match beginning::<i32>(body).unwrap_or(0) {
-                            0 => Ok(()),
-                            number => Err(io::Error::from_raw_os_error(-number)),
-                        };
-                    }
+                    // A listing that fails in the middle, or for want of a module, ends by an
+                    // error too.
+                    NLMSG_DONE | NLMSG_ERROR => return outcome(body),
                     _ => {
                         if let Some(answer) = beginning::<Answer>(body) {
                             take(&answer);
@@ -209,6 +205,14 @@ impl SockDiag {
                 }
             }
         }
+    }
+}
+
+/// How an answer ended, by its last message.
+fn outcome(body: &[u8]) -> io::Result<()> {
+    match beginning::<i32>(body).unwrap_or(0) {
+        number @ ..0 => Err(io::Error::from_raw_os_error(-number)),
+        _ => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
+use super::sockets::FIRST_PIDS;
 use crate::kernel::departed::{Connected, Departed, ReadError, SocketTables};
 use crate::kernel::now_ticks;
 use crate::kernel::sock_diag::SockDiag;
@@ -51,6 +52,7 @@ impl Watch {
             warned: HashSet::new(),
             expire: Instant::now() + EXPIRY,
             sweep: Instant::now(),
+            missing: HashSet::new(),
         };
         std::thread::Builder::new()
             .name("departed".to_owned())
@@ -77,6 +79,8 @@ struct Watcher {
     expire: Instant,
     /// When rows of connected sockets may be removed again.
     sweep: Instant,
+    /// Rows of sockets that were not found the last time.
+    missing: HashSet<Connected>,
 }
 
 /// What a pass met.
@@ -182,20 +186,31 @@ impl Watcher {
         self.sweep = now + SWEEP;
         let ticks = now_ticks();
         rows.retain(|row| ticks.wrapping_sub(row.seen) >= SETTLED);
+        let before = std::mem::take(&mut self.missing);
+        // Sockets may be where nobody looked: processes that this one cannot see, or a namespace
+        // whose process ended meanwhile.
+        if !sees_all_processes() {
+            return Ok(());
+        }
         let (living, failures) = living();
         self.go_home();
         for failure in &failures {
             self.tell(failure);
         }
-        if failures.iter().any(|failure| !failure.is_gone()) {
-            return Ok(()); // they may be where nobody looked
+        if !failures.is_empty() {
+            return Ok(());
         }
-        let gone: HashSet<Connected> = rows
-            .into_iter()
-            .filter(|row| !living.contains(&row.cookie))
-            .collect();
+        let missing = rows.into_iter().filter(|row| !living.contains(&row.cookie));
+        // Twice in a row.
+        let (gone, missing) = missing.partition(|row| before.contains(row));
+        self.missing = missing;
+        if !self.missing.is_empty() {
+            self.sweep = now + EXPIRY;
+        }
         let removed = self.tables.forget(&gone)?;
-        tracing::info!("removed {removed} rows of sockets that are gone from crowded tables");
+        if removed > 0 {
+            tracing::info!("removed {removed} rows of sockets that are gone from crowded tables");
+        }
         Ok(())
     }
 
@@ -298,27 +313,44 @@ fn enter(path: &Path, inode: u64) -> Result<Option<SockDiag>, (&'static str, io:
     Ok(Some(diag))
 }
 
+/// How often namespaces are listed again of which a process ended meanwhile.
+const LISTINGS: u32 = 5;
+
 /// The cookies of all sockets that there are, and what did not work. The thread is in another
 /// network namespace then.
 fn living() -> (HashSet<[u32; 2]>, Vec<Failure>) {
     let mut living = HashSet::new();
     let mut failures = Vec::new();
-    for (inode, path) in namespaces() {
-        let mut look = || -> Result<(), (&'static str, io::Error)> {
-            let Some(mut diag) = enter(&path, inode)? else {
-                return Ok(());
-            };
-            for v6 in [false, true] {
-                living.extend(diag.cookies(v6).map_err(|e| ("list its sockets", e))?);
+    let mut seen = HashSet::new();
+    for _ in 0..LISTINGS {
+        failures.clear();
+        for (inode, path) in namespaces() {
+            if seen.contains(&inode) {
+                continue;
             }
-            Ok(())
-        };
-        if let Err((what, source)) = look() {
-            failures.push(Failure {
-                what,
-                namespace: path,
-                source,
-            });
+            let mut look = || -> Result<(), (&'static str, io::Error)> {
+                let Some(mut diag) = enter(&path, inode)? else {
+                    return Err((OPEN, io::Error::from_raw_os_error(libc::ENOENT)));
+                };
+                for v6 in [false, true] {
+                    living.extend(diag.cookies(v6).map_err(|e| ("list its sockets", e))?);
+                }
+                Ok(())
+            };
+            match look() {
+                Ok(()) => {
+                    seen.insert(inode);
+                }
+                Err((what, source)) => failures.push(Failure {
+                    what,
+                    namespace: path,
+                    source,
+                }),
+            }
+        }
+        // Others may be in the namespace of a process that has ended.
+        if !failures.iter().any(Failure::is_gone) {
+            break;
         }
     }
     (living, failures)
@@ -327,7 +359,7 @@ fn living() -> (HashSet<[u32; 2]>, Vec<Failure>) {
 /// The network namespaces that processes are in, or that are mounted somewhere (a pod's
 /// is, by its runtime), by inode.
 fn namespaces() -> BTreeMap<u64, PathBuf> {
-    let mut found = BTreeMap::new();
+    let mut found = of_processes();
     // Those of process 1 too: an agent in a container has mounts of its own.
     for (process, root) in [("self", ""), ("1", "/proc/1/root")] {
         let mounts = std::fs::read_to_string(format!("/proc/{process}/mountinfo"));
@@ -340,6 +372,13 @@ fn namespaces() -> BTreeMap<u64, PathBuf> {
             }
         }
     }
+    found
+}
+
+/// Those of processes, by the first that is listed: as a rule the oldest, which lives on. (A mount
+/// may be below another one; a process is where it is.)
+fn of_processes() -> BTreeMap<u64, PathBuf> {
+    let mut found = BTreeMap::new();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in processes {
         let is_number = |name: &str| name.bytes().all(|c| c.is_ascii_digit());
@@ -351,11 +390,28 @@ fn namespaces() -> BTreeMap<u64, PathBuf> {
             continue; // it has ended
         };
         if let Some(inode) = target.to_str().and_then(inode_of) {
-            // A mount may be below another one; a process is where it is.
-            found.insert(inode, path);
+            found.entry(inode).or_insert(path);
         }
     }
     found
+}
+
+/// Whether this process sees where all others are: it is in the machine's first PID namespace and
+/// may read their links.
+fn sees_all_processes() -> bool {
+    let pids = std::fs::metadata("/proc/self/ns/pid");
+    let initial = pids.is_ok_and(|pids| pids.ino() == FIRST_PIDS);
+    let readable = || {
+        let processes = std::fs::read_dir("/proc").ok()?;
+        // Process 1 is where the node is, which is looked at by others.
+        let others = processes.flatten().filter(|p| p.file_name() != "1");
+        let refused = { others }.any(|process| {
+            let link = std::fs::read_link(process.path().join("ns/net"));
+            link.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        });
+        (!refused).then_some(())
+    };
+    initial && readable().is_some()
 }
 
 /// The inode in `net:[4026531840]`.

@@ -14,6 +14,7 @@ use crate::kernel::cgroup::netns_cookie;
 
 mod surroundings;
 
+pub(super) use surroundings::FIRST_PIDS;
 pub use surroundings::Surroundings;
 
 /// What became of services at sockets, and why.

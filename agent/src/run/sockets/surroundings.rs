@@ -9,7 +9,7 @@ use crate::kernel::cgroup::mounts;
 use crate::kernel::own_connections;
 
 /// The inode of the machine's first PID namespace (`PROC_PID_INIT_INO` of the kernel).
-const FIRST_PIDS: u64 = 0xefff_fffc;
+pub(in crate::run) const FIRST_PIDS: u64 = 0xefff_fffc;
 
 /// What the choice depends on beside the flags.
 #[derive(Clone, Debug)]

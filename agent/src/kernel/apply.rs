@@ -11,7 +11,7 @@ use datapath_common::{
 };
 
 use super::maps::{Maps, TableError, io_of, source_key, trie_key};
-use super::sys::RawMap;
+use super::sys::{NO_EXIST, RawMap};
 use crate::plan::{MapOp, MapWriter, WriteError};
 
 impl MapWriter for Maps {
@@ -95,9 +95,6 @@ pub(super) fn unmapped(source: io::Error) -> TableError {
         source,
     }
 }
-
-/// Writes a row only if there is none (`BPF_NOEXIST`).
-const BPF_NOEXIST: u64 = 1;
 
 /// Value of the rows that only have to be there.
 const SET: u32 = 1;
@@ -234,7 +231,7 @@ where
     FrontendKey<A>: Pod,
 {
     // Most rows are new.
-    match map.insert(key, row, BPF_NOEXIST) {
+    match map.insert(key, row, NO_EXIST) {
         Ok(()) => return Ok(()),
         Err(error) if is_there(&error) => {}
         Err(error) => return Err((frontend(key), error)),

@@ -400,18 +400,16 @@ fn of_processes() -> BTreeMap<u64, PathBuf> {
 /// may read their links.
 fn sees_all_processes() -> bool {
     let pids = std::fs::metadata("/proc/self/ns/pid");
-    let initial = pids.is_ok_and(|pids| pids.ino() == FIRST_PIDS);
-    let readable = || {
-        let processes = std::fs::read_dir("/proc").ok()?;
-        // Process 1 is where the node is, which is looked at by others.
-        let others = processes.flatten().filter(|p| p.file_name() != "1");
-        let refused = { others }.any(|process| {
-            let link = std::fs::read_link(process.path().join("ns/net"));
-            link.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-        });
-        (!refused).then_some(())
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return false;
     };
-    initial && readable().is_some()
+    let is_hidden = |process: std::fs::DirEntry| {
+        let link = std::fs::read_link(process.path().join("ns/net"));
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        // Process 1 is where the node is, which is looked at by others.
+        process.file_name() != "1" && link.is_err_and(refused)
+    };
+    pids.is_ok_and(|pids| pids.ino() == FIRST_PIDS) && !processes.flatten().any(is_hidden)
 }
 
 /// The inode in `net:[4026531840]`.

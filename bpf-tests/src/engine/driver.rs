@@ -6,7 +6,7 @@ use datapath_common::{Feature, Hook};
 use testkit::link::{self, sysctls};
 use testkit::{NetNs, netns};
 
-use super::{Change, Counted, Engine, Kernel, Observed};
+use super::{Change, Counted, Engine, Kernel, Observed, hear_of_next_hops};
 use crate::model::{Ctx, Verdict, World};
 
 /// The uplink in every case, and its gateway.
@@ -134,7 +134,7 @@ impl Engine for Driver {
         if hook != Hook::NicIn || ctx.ifindex == self.vtep || ctx.vlan || ctx.gso_size != 0 {
             return self.kernel.run(hook, frame, ctx);
         }
-        self.kernel.hear_of_next_hops()?;
+        hear_of_next_hops(self.kernel.ebpf()?)?;
         let first = self.kernel.run(Hook::Xdp, frame, ctx)?;
         // What it takes out of the overlay for a pod looks otherwise to the classifier.
         let stripped = first.ret == PASS && first.frame.len() < frame.len();

@@ -133,22 +133,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Writes that each next hop of XDP has had this tick's packet by the stack.
-    pub(super) fn hear_of_next_hops(&mut self) -> Result<()> {
-        let now = tick(true)?;
-        let mut limits: PerCpuArray<_, Limit> = table(self.ebpf()?, maps::LIMITS)?;
-        for row in 0..maps::NEXT_HOP_ROWS {
-            let row = maps::LIMIT_NEXT_HOPS + row;
-            let heard = Limit {
-                tick: now,
-                ..Limit::default()
-            };
-            let all = vec![heard; limits.get(&row, 0)?.len()];
-            limits.set(row, PerCpuValues::try_from(all)?, 0)?;
-        }
-        Ok(())
-    }
-
     pub(super) fn ebpf(&mut self) -> Result<&mut Ebpf> {
         let entry = self.loaded.get_mut(self.current);
         entry
@@ -449,6 +433,21 @@ fn add(sum: Traffic, one: &Traffic) -> Traffic {
         reply_packets: sum.reply_packets + one.reply_packets,
         reply_bytes: sum.reply_bytes + one.reply_bytes,
     }
+}
+
+/// Writes that each next hop of XDP has had this tick's packet by the stack.
+pub(crate) fn hear_of_next_hops(ebpf: &mut Ebpf) -> Result<()> {
+    let now = tick(true)?;
+    let mut limits: PerCpuArray<_, Limit> = table(ebpf, maps::LIMITS)?;
+    for row in maps::LIMIT_NEXT_HOPS..maps::LIMIT_NEXT_HOPS + maps::NEXT_HOP_ROWS {
+        let heard = Limit {
+            tick: now,
+            ..Limit::default()
+        };
+        let all = vec![heard; limits.get(&row, 0)?.len()];
+        limits.set(row, PerCpuValues::try_from(all)?, 0)?;
+    }
+    Ok(())
 }
 
 /// A map of the object, typed.

@@ -18,7 +18,7 @@ use crate::model::{
 pub use driver::Driver;
 pub use in_process::{Fault, InProcess};
 pub use kernel::{Kernel, object};
-pub(crate) use kernel::{fill, table};
+pub(crate) use kernel::{fill, hear_of_next_hops, table};
 
 /// A write to the tables, as the agent would make it, or a step in time.
 #[derive(Clone, PartialEq, Debug)]

@@ -1,12 +1,12 @@
 //! The service that is measured, its packets, and the tables of the programs.
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap as BpfHash, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap as BpfHash, PerCpuArray};
 use aya::programs::{Program, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::{
-    Config, Counter, Feature, Flow, FlowKey, Frontend, Hook, IdleTicks, Ip4, Ip6, Limit,
-    NodeClient, Reason, Traffic, Via, counter_index, maps, proto,
+    Config, Counter, Feature, Flow, FlowKey, Frontend, Hook, IdleTicks, Ip4, Ip6, NodeClient,
+    Reason, Traffic, Via, counter_index, maps, proto,
 };
 
 use super::way::{Rows, Way};
@@ -16,7 +16,7 @@ use crate::bench::setup::Setup;
 use crate::bench::worlds;
 use crate::cases::uplink::Uplink;
 use crate::engine::tables::Family;
-use crate::engine::{fill, object, table};
+use crate::engine::{fill, hear_of_next_hops, object, table};
 use crate::model::{BackendRow, World};
 use crate::packet::tcp_flag::{ACK, SYN};
 use crate::packet::{Spec, Upper};
@@ -157,17 +157,7 @@ impl Tables {
 
     /// Each next hop has had its packet by the stack, in this tick.
     pub fn hear_of_next_hops(&mut self) -> Result<()> {
-        let now = tick(true)?;
-        let mut limits: PerCpuArray<_, Limit> = table(&mut self.ebpf, maps::LIMITS)?;
-        for row in maps::LIMIT_NEXT_HOPS..maps::LIMIT_NEXT_HOPS + maps::NEXT_HOP_ROWS {
-            let heard = Limit {
-                tick: now,
-                ..Limit::default()
-            };
-            let all = vec![heard; limits.get(&row, 0)?.len()];
-            limits.set(row, PerCpuValues::try_from(all)?, 0)?;
-        }
-        Ok(())
+        hear_of_next_hops(&mut self.ebpf)
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream as Blocking;
 use admin_api::{Client, ClientError, Status, decode_response};
 
 use super::*;
+use crate::http::Health;
 use crate::run::status::Names;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -60,6 +61,7 @@ fn names() -> Names {
 
 fn snapshot(pid: u32) -> Snapshot {
     Snapshot {
+        health: Health::default(),
         status: Status {
             pid,
             ..Status::default()

@@ -1,7 +1,9 @@
 //! The command line.
 
+mod http;
 mod services;
 
+pub use http::{HttpArgs, ListenAt};
 pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, SocketServices, port_range};
 
 use std::net::IpAddr;
@@ -89,6 +91,9 @@ pub struct RunArgs {
     /// Services for clients outside, and masquerade.
     #[command(flatten)]
     pub services: ServiceArgs,
+    /// Probes and metrics.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// Sizes of the maps.
     #[command(flatten)]
     pub sizes: Sizes,

@@ -370,6 +370,33 @@ fn failures_are_retried_later_and_later() {
 }
 
 #[test]
+fn kp150_what_the_kernel_refuses_is_of_its_family() {
+    struct Refusing(std::io::ErrorKind);
+    impl tulle_agent::plan::MapWriter for Refusing {
+        fn write(&mut self, op: &MapOp) -> Result<(), tulle_agent::plan::WriteError> {
+            let (map, source) = (op.map(), self.0.into());
+            Err(tulle_agent::plan::WriteError { map, source })
+        }
+    }
+    let mut world = World::new([]);
+    for (kind, refused) in [
+        // Neither a restart nor another node's load balancer makes room.
+        (std::io::ErrorKind::StorageFull, false),
+        (std::io::ErrorKind::PermissionDenied, true),
+    ] {
+        world.feed([service(1)]);
+        let now = world.clock.now();
+        let outcome = world.planner.run(&mut Refusing(kind), || now);
+        assert!(outcome.failed > 0);
+        assert_eq!(world.planner.is_refused(Family::V4), refused, "{kind:?}");
+        assert!(!world.planner.is_refused(Family::V6));
+    }
+    world.clock.advance(Duration::from_secs(1));
+    world.run();
+    assert!(!world.planner.is_refused(Family::V4));
+}
+
+#[test]
 fn the_way_to_a_backend_follows_the_pods() {
     let mut world = World::new([service(1), slice(1, &[1, 2])]);
     let kind = |world: &World, id| world.sim.backs[&(true, id)].via.kind;

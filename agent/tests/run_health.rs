@@ -4,16 +4,15 @@
 
 mod run_support;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use run_support::ask::{Answer, ask, get_path};
 use run_support::{LIMIT, World};
 use testkit::agent::Agent;
 use testkit::http::get;
-use testkit::netns::NetNs;
 use testkit::{ClusterBuilder, Node};
 
 const PORT: u16 = 31_999;
@@ -76,45 +75,6 @@ fn slices(endpoints: &[(u8, &str, &str)]) -> String {
         text
     };
     slice("IPv4", "10.244.1.20") + &slice("IPv6", "fd77:0:0:1::")
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    headers: BTreeMap<String, String>,
-    body: String,
-}
-
-/// Sends `request` on a new connection and reads to its end.
-fn ask(ns: &NetNs, at: SocketAddr, request: &str) -> std::io::Result<Answer> {
-    let asked = ns.run(|| {
-        let mut stream = TcpStream::connect_timeout(&at, LIMIT)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.write_all(request.as_bytes())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok::<_, std::io::Error>(text)
-    });
-    let text = asked.unwrap()?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or(ErrorKind::InvalidData)?;
-    let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.split(' ').nth(1));
-    Ok(Answer {
-        status: status.unwrap().parse().unwrap(),
-        headers: lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect(),
-        body: body.to_owned(),
-    })
-}
-
-fn get_path(ns: &NetNs, at: SocketAddr, path: &str) -> std::io::Result<Answer> {
-    ask(
-        ns,
-        at,
-        &format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n"),
-    )
 }
 
 /// From the machine beside the node, as a load balancer asks.

@@ -1,8 +1,7 @@
 //! Clients of the ports: one request each, little time, little room.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
@@ -14,14 +13,13 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 
 use super::answer::Answer;
 use super::board::{Beat, Board};
+use crate::http::Crowd;
 use crate::model::{Family, NamespacedName};
 
-/// Connections at the same time, over all ports. Who asks is done within
-/// milliseconds, so the one that is open longest goes when another comes.
+/// Connections at the same time, over all ports.
 pub const MOST: usize = 512;
 /// From a connection to the end of its answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -37,7 +35,7 @@ pub struct Clients {
     pub boards: watch::Receiver<Arc<Board>>,
     /// Whether the loop still goes round.
     pub beat: Arc<Beat>,
-    open: Mutex<VecDeque<AbortHandle>>,
+    crowd: Crowd,
 }
 
 impl Clients {
@@ -46,7 +44,7 @@ impl Clients {
         Self {
             boards,
             beat,
-            open: Mutex::default(),
+            crowd: Crowd::new(MOST),
         }
     }
 
@@ -59,15 +57,7 @@ impl Clients {
                 tracing::debug!(%error, "a client of the health check port of {name} went away");
             }
         });
-        // Nothing can panic while it is held.
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|client| !client.is_finished());
-        if open.len() >= MOST
-            && let Some(longest) = open.pop_front()
-        {
-            longest.abort();
-        }
-        open.push_back(task.abort_handle());
+        self.crowd.admit(task.abort_handle());
     }
 
     async fn serve(

@@ -1,21 +1,18 @@
 //! The listening sockets, opened and closed after the board.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::board::Board;
 use super::clients::Clients;
+use crate::http::listen;
 use crate::model::{Family, NamespacedName};
 
-/// Connections that wait to be taken, for each socket.
-const BACKLOG: u32 = 64;
 /// Until the next try after a client could not be taken.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -104,22 +101,6 @@ fn places(board: &Board) -> BTreeSet<Place> {
         })
     };
     board.addresses.iter().flat_map(of).collect()
-}
-
-/// A socket of exactly the address's family (KP-154).
-fn listen(at: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match at {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => {
-            let socket = TcpSocket::new_v6()?;
-            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-            socket
-        }
-    };
-    // Connections of a former agent that time out hold no new one up.
-    socket.set_reuseaddr(true)?;
-    socket.bind(at)?;
-    socket.listen(BACKLOG)
 }
 
 async fn accept(

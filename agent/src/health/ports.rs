@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::board::Beat;
 use super::book::Book;
 use super::server::Server;
 use crate::model::{Model, NamespacedName};
@@ -34,15 +36,18 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// For the node of this name; no port is open before the first news.
+    /// For the node of this name; no port is open before the first news. `beat` tells that the
+    /// loop goes round: one that stays busy for long does not serve any more.
     ///
     /// # Errors
     ///
     /// There can be no thread that answers.
-    pub fn start(node: &str, serves_outside: bool) -> io::Result<Self> {
+    pub fn start(node: &str, serves_outside: bool, beat: &Arc<Beat>) -> io::Result<Self> {
         Ok(Self {
             book: Book::new(node),
-            server: serves_outside.then(Server::start).transpose()?,
+            server: serves_outside
+                .then(|| Server::start(Arc::clone(beat)))
+                .transpose()?,
         })
     }
 
@@ -58,16 +63,6 @@ impl Ports {
         ];
         if changed.contains(&true) {
             server.publish(book.board());
-        }
-    }
-
-    /// The loop has something to do, or is done: one that stays busy for long
-    /// does not serve any more.
-    pub fn set_busy(&self, busy: bool) {
-        match &self.server {
-            Some(server) if busy => server.beat.begin(),
-            Some(server) => server.beat.end(),
-            None => {}
         }
     }
 

@@ -22,23 +22,20 @@ const RESERVED: usize = 256;
 /// The loop's end of it. The sockets go with it.
 #[derive(Debug)]
 pub struct Server {
-    /// Tells that the loop goes round.
-    pub beat: Arc<Beat>,
     boards: watch::Sender<Arc<Board>>,
     failed: Option<watch::Receiver<Vec<String>>>,
 }
 
 impl Server {
-    /// Starts the thread, without any port.
+    /// Starts the thread, without any port. `beat` tells that the loop goes round.
     ///
     /// # Errors
     ///
     /// There can be no thread.
-    pub fn start() -> io::Result<Self> {
-        let beat = Arc::<Beat>::default();
+    pub fn start(beat: Arc<Beat>) -> io::Result<Self> {
         let (boards, published) = watch::channel(Arc::default());
         let (tell, failed) = watch::channel(Vec::new());
-        let clients = Arc::new(Clients::new(published.clone(), Arc::clone(&beat)));
+        let clients = Arc::new(Clients::new(published.clone(), beat));
         let most = open_files().saturating_sub(RESERVED + MOST);
         let listeners = Listeners::new(clients, most);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -48,7 +45,6 @@ impl Server {
             .name("health ports".to_owned())
             .spawn(move || runtime.block_on(serve(listeners, published, tell)))?;
         Ok(Self {
-            beat,
             boards,
             failed: Some(failed),
         })

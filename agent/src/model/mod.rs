@@ -207,6 +207,17 @@ pub struct Node {
     pub vtep_mac: Option<Mac>,
     /// Annotation `tulle.io/direct-return`: what it takes of [`Forwarding::Dsr`].
     pub direct_return: DirectReturn,
+    /// Why load balancers should leave it, if they should (KP-151).
+    pub leaving: Option<Leaving>,
+}
+
+/// Why a node is about to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaving {
+    /// `metadata.deletionTimestamp` is set.
+    Deleted,
+    /// It has the taint `ToBeDeletedByClusterAutoscaler`, of whatever value and effect.
+    ScaledDown,
 }
 
 impl Node {
@@ -221,6 +232,7 @@ impl Node {
             public_ip: None,
             vtep_mac: None,
             direct_return: DirectReturn::default(),
+            leaving: None,
         }
     }
 

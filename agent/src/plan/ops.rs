@@ -298,6 +298,13 @@ pub struct WriteError {
     pub source: io::Error,
 }
 
+impl WriteError {
+    /// Whether the map has no room.
+    pub fn is_full(&self) -> bool {
+        self.source.kind() == io::ErrorKind::StorageFull
+    }
+}
+
 /// Where plans are carried out. An error means that the map is as it was,
 /// except for [`MapOp::WriteSlots`], which may have written some of its slots.
 pub trait MapWriter {

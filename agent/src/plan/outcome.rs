@@ -63,6 +63,16 @@ pub enum PlanError {
     Write(#[from] WriteError),
 }
 
+impl PlanError {
+    /// Whether the kernel refused a write for another reason than that a map is full.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Capacity(_) | Self::Table(_) => false,
+            Self::Write(error) => !error.is_full(),
+        }
+    }
+}
+
 /// A unit that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{unit}: {error}")]

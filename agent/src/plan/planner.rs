@@ -28,6 +28,8 @@ const ERRORS_KEPT: usize = 2;
 #[derive(Clone, Copy, Debug, Default)]
 struct Retry {
     failures: u32,
+    /// Whether the kernel refused a write, the last time; otherwise there was no room.
+    refused: bool,
     not_before: Option<Instant>,
 }
 

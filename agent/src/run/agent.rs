@@ -18,7 +18,8 @@ use super::spare;
 use super::status::{self, Snapshot};
 use super::waiting::Waiting;
 use crate::admin::Asking;
-use crate::health::Ports;
+use crate::health::{Beat, Ports};
+use crate::http::{self, Health, NodeState};
 use crate::model::Node;
 use crate::net::{Bridge, Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
 use crate::source::Batch;
@@ -45,6 +46,8 @@ pub struct Agent {
     slow: Slow,
     slow_passes: u64,
     health: Ports,
+    http: http::Server,
+    beat: Arc<Beat>,
     state: State,
     asked: mpsc::Receiver<Asking>,
     publish: watch::Sender<Arc<Snapshot>>,
@@ -55,6 +58,7 @@ enum Event {
     Net(Result<NetChanged, NetlinkError>),
     SlowPath(Ended),
     HealthPorts(Vec<String>),
+    Http(Vec<String>),
     Asked(Asking),
     Time,
 }
@@ -65,6 +69,8 @@ impl Agent {
         shared: Shared,
         manifests: Manifests,
         health: Ports,
+        http: http::Server,
+        beat: Arc<Beat>,
         publish: watch::Sender<Arc<Snapshot>>,
         asked: mpsc::Receiver<Asking>,
     ) -> Self {
@@ -77,6 +83,8 @@ impl Agent {
             slow,
             slow_passes: 0,
             health,
+            http,
+            beat,
             state: State::Waiting(Box::default()),
             asked,
             publish,
@@ -96,7 +104,7 @@ impl Agent {
         self.publish();
         loop {
             let event = self.event().await;
-            self.health.set_busy(true);
+            self.beat.begin();
             match event {
                 Event::Objects(Some(batch)) => self.objects(batch).await?,
                 Event::Objects(None) => bail!(
@@ -114,12 +122,15 @@ impl Agent {
                 Event::HealthPorts(failed) => {
                     self.shared.faults.set(Part::HealthPorts, failed);
                 }
+                Event::Http(failed) => {
+                    self.shared.faults.set(Part::Http, failed);
+                }
                 Event::Asked(asking) => self.tell_names(asking),
                 Event::Time => {}
             }
             self.work().await;
             self.publish();
-            self.health.set_busy(false);
+            self.beat.end();
         }
     }
 
@@ -131,6 +142,7 @@ impl Agent {
             watcher,
             slow,
             health,
+            http,
             asked,
             ..
         } = self;
@@ -140,6 +152,7 @@ impl Agent {
             changed = heard(watcher) => Event::Net(changed),
             ended = slow.ended() => Event::SlowPath(ended),
             failed = health.failed() => Event::HealthPorts(failed),
+            failed = http.failed() => Event::Http(failed),
             Some(asking) = asked.recv() => Event::Asked(asking),
             () = until(wake) => Event::Time,
         }
@@ -224,6 +237,7 @@ impl Agent {
         let started = Instant::now();
         let shared = &mut self.shared;
         shared.faults.set(Part::Node, serving.view.notes.clone());
+        shared.syncs.queue(started);
         let opened = serving.datapath.opened();
         let adopted = adopted(opened);
         tracing::info!(
@@ -328,6 +342,8 @@ impl Agent {
         }
         serving.walk(shared);
         if serving.attached {
+            let attached = serving.serves_uplink(shared);
+            shared.syncs.set_programs(attached, Instant::now());
             self.health
                 .take(serving.health_news(shared), Instant::now());
         }
@@ -452,8 +468,21 @@ impl Agent {
         }
         let has_names =
             matches!(&self.state, State::Serving(serving) if serving.planner.is_ready());
+        let model = match &self.state {
+            State::Waiting(waiting) => waiting.model(),
+            State::Serving(serving) => serving.planner.model(),
+        };
+        let health = Health {
+            syncs: shared.syncs,
+            node: NodeState::from(model.node(&shared.args.node)),
+            serves: status.ready,
+        };
         self.publish.send_if_modified(|snapshot| {
-            let next = Snapshot { status, has_names };
+            let next = Snapshot {
+                health,
+                status,
+                has_names,
+            };
             let news = **snapshot != next;
             if news {
                 *snapshot = Arc::new(next);

@@ -32,6 +32,8 @@ pub enum Part {
     Flows,
     /// Ports where load balancers ask for ready endpoints.
     HealthPorts,
+    /// Addresses for probes and metrics.
+    Http,
     /// The kernel's notifications.
     Notifications,
 }
@@ -52,6 +54,7 @@ impl fmt::Display for Part {
             Self::Maps => "maps",
             Self::Flows => "flow tables",
             Self::HealthPorts => "health check ports",
+            Self::Http => "health and metrics",
             Self::Notifications => "notifications",
         })
     }

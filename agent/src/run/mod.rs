@@ -25,6 +25,7 @@ pub mod stripped;
 pub mod waiting;
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +34,7 @@ use tracing_subscriber::EnvFilter;
 use crate::admin;
 use crate::args::{RunArgs, absolute, port_range};
 use crate::health;
+use crate::http;
 use crate::kernel::InstanceLock;
 use crate::kernel::probe::{self, Kernel, Sources};
 use crate::net::{Netlink, Uplink};
@@ -105,12 +107,20 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
     let socket = admin::Server::bind(&args.places.socket())?;
     let manifests = Manifests::watch(&args.state, Timing::default())?;
     let (answers, publish, asked) = admin::Answers::new(Snapshot::default());
-    let health = health::Ports::start(&args.node, args.services.uplink_services)
+    let beat = Arc::<health::Beat>::default();
+    let health = health::Ports::start(&args.node, args.services.uplink_services, &beat)
         .context("cannot answer on health check node ports")?;
+    let told = http::Told {
+        snapshots: answers.snapshots.clone(),
+        beat: Arc::clone(&beat),
+    };
+    let http = http::Server::start(&args.http, told).await?;
     let mut agent = Agent::new(
         Shared::new(args, kernel, netlink, uplink, stripped_mac, sockets),
         manifests,
         health,
+        http,
+        beat,
         publish,
         asked,
     );

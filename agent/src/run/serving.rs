@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use admin_api::{LinkAttachment, MapFault};
 use anyhow::Context;
@@ -123,6 +123,9 @@ impl Serving {
     /// Applies a batch of changes at once. Says whether Nodes are among them.
     pub fn batch(&mut self, shared: &mut Shared, batch: Batch) -> bool {
         let (noticed, changes) = (batch.noticed, batch.changes.len());
+        if changes > 0 {
+            shared.syncs.queue(noticed);
+        }
         let nodes = batch.changes.iter().any(concerns_nodes);
         if !self.service_networks && batch.changes.iter().any(is_service_cidr) {
             self.service_networks = true;
@@ -176,6 +179,10 @@ impl Serving {
             self.departed.look();
         }
         let now = Instant::now();
+        if self.planner.is_ready() {
+            let refused = |family| self.planner.is_refused(family);
+            shared.syncs.written(refused, now, SystemTime::now());
+        }
         for failure in &outcome.errors {
             let map = match &failure.error {
                 PlanError::Capacity(error) | PlanError::Table(error) => error.map,
@@ -418,14 +425,19 @@ impl Serving {
         }
     }
 
+    /// Whether the uplink has the programs that it should have.
+    pub fn serves_uplink(&self, shared: &Shared) -> bool {
+        let outdated = shared.faults.has(Part::Programs) && !self.is_configured(shared);
+        !outdated && !self.uplink_fails
+    }
+
     /// What health check node ports go by.
     pub fn health_news(&mut self, shared: &Shared) -> health::News<'_> {
-        let outdated = shared.faults.has(Part::Programs) && !self.is_configured(shared);
         let asked = &shared.args.services.node_port_addresses;
         health::News {
             touched: std::mem::take(&mut self.touched),
             failing: self.planner.failing_services(),
-            serves: !outdated && !self.uplink_fails,
+            serves: self.serves_uplink(shared),
             addresses: health::addresses(asked, &self.planner.here().node_port_addresses),
             model: self.planner.model(),
         }

@@ -9,6 +9,7 @@ use super::pace::Pace;
 use super::sockets::SocketChoice;
 use super::spare;
 use crate::args::RunArgs;
+use crate::http::Syncs;
 use crate::kernel::probe::Kernel;
 use crate::net::{Netlink, Uplink};
 
@@ -98,6 +99,8 @@ pub struct Shared {
     pub faults: Faults,
     /// Counters.
     pub counted: Counted,
+    /// What is written, and what is late.
+    pub syncs: Syncs,
     /// When what is due.
     pub paces: Paces,
     /// Sender of what `tulle_xdp` took out of the overlay.
@@ -126,6 +129,7 @@ impl Shared {
             uplink,
             faults: Faults::default(),
             counted: Counted::default(),
+            syncs: Syncs::default(),
             paces: Paces::default(),
             stripped_mac,
             sockets,

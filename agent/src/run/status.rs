@@ -9,6 +9,7 @@ use datapath_common::{Hook, SocketHook};
 use super::node::NodeView;
 use super::sockets::SocketChoice;
 use crate::args::OverlayArgs;
+use crate::http::Health;
 use crate::kernel::probe::Kernel;
 use crate::kernel::{AttachKind, Cgroup, Place, XdpChoice, XdpMode, programs};
 use crate::model::{self, Family, Model};
@@ -18,6 +19,8 @@ use crate::plan::Planner;
 /// Everything that the socket answers with.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Snapshot {
+    /// What probes are told.
+    pub health: Health,
     /// How the agent does.
     pub status: admin_api::Status,
     /// Whether names of things are known, which are made when somebody asks for them.

@@ -1,6 +1,8 @@
 //! A cluster of test hosts with a real agent on each node.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod ask;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as api;
 
 use super::{Converted, name};
 use crate::model::address::{not_unicast, parse_ip, parse_mac, parse_net};
-use crate::model::{DirectReturn, Fault, Node};
+use crate::model::{DirectReturn, Fault, Leaving, Node};
 
 /// The node's address on the underlay, if it is not its InternalIP (FL-13).
 const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
@@ -18,6 +18,8 @@ const BACKEND_DATA: &str = "flannel.alpha.coreos.com/backend-data";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The families of which the node answers clients of other nodes' services itself.
 const DIRECT_RETURN: &str = "tulle.io/direct-return";
+/// The taint of a node that the autoscaler is about to remove (KP-151).
+const SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Converts a Node.
 pub fn node(from: &api::Node) -> Result<Converted<Node>, Fault> {
@@ -31,6 +33,7 @@ pub fn node(from: &api::Node) -> Result<Converted<Node>, Fault> {
         public_ip: public_ip(from, &mut notes),
         vtep_mac: vtep_mac(from, &mut notes),
         direct_return: direct_return(from, &mut notes),
+        leaving: leaving(from),
     };
     Ok(Converted { object, notes })
 }
@@ -157,6 +160,17 @@ fn direct_return(from: &api::Node, notes: &mut Vec<Fault>) -> DirectReturn {
         ));
         DirectReturn::default()
     })
+}
+
+/// Other taints, and a node that is cordoned, say nothing of traffic (KP-151).
+fn leaving(from: &api::Node) -> Option<Leaving> {
+    if from.metadata.deletion_timestamp.is_some() {
+        return Some(Leaving::Deleted);
+    }
+    let taints = from.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    let mut keys = taints.map(|taint| taint.key.as_str());
+    keys.any(|key| key == SCALED_DOWN)
+        .then_some(Leaving::ScaledDown)
 }
 
 fn is_unicast(mac: Mac) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::{ERRORS_KEPT, FIRST_RETRY, LAST_RETRY, Planner, Retry};
-use crate::model::NamespacedName;
+use crate::model::{Family, NamespacedName};
 use crate::plan::diff::{self, Draft};
 use crate::plan::ops::{MapOp, MapWriter};
 use crate::plan::outcome::{Failure, Outcome, PlanError, Unit};
@@ -20,6 +20,26 @@ impl Planner {
             _ => None,
         });
         ports.map(|port| port.service.clone()).collect()
+    }
+
+    /// Whether the kernel refused the last write of something of this family. What a map
+    /// has no room for does not count: it is that one's fault, and nothing else waits for it.
+    pub fn is_refused(&self, family: Family) -> bool {
+        let refused = self.pending.iter().filter(|(_, retry)| retry.refused);
+        refused
+            .filter_map(|(unit, _)| self.family_of(*unit))
+            .any(|of| of == family)
+    }
+
+    fn family_of(&self, unit: Unit) -> Option<Family> {
+        Some(match unit {
+            Unit::Node(_) => Family::V4,
+            Unit::Pod(addr) => Family::of(addr),
+            Unit::Peer(net) | Unit::Network(net) => Family::of(net.addr()),
+            Unit::Frontend(key) => Family::of(key.addr),
+            Unit::Sources(service) => self.numbers.name(service)?.family,
+            Unit::Backend(family, _) => family,
+        })
     }
 
     pub(super) fn run_units(
@@ -47,6 +67,7 @@ impl Planner {
                     let retry = self.pending.entry(unit).or_default();
                     let delay = FIRST_RETRY.saturating_mul(1 << retry.failures.min(16));
                     retry.failures = retry.failures.saturating_add(1);
+                    retry.refused = error.is_refusal();
                     retry.not_before = Some(clock() + delay.min(LAST_RETRY));
                     outcome.failed += 1;
                     if outcome.errors.len() < ERRORS_KEPT {

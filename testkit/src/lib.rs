@@ -8,6 +8,7 @@
 //! a signal handler's thread.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bulk;
 pub mod capture;
 pub mod cgroup;

@@ -145,9 +145,9 @@ impl Listener {
     }
 
     fn command(&self, state: State) {
-        for control in lock(&self.0.connections).iter() {
-            control.set(state);
-        }
+        let connections = lock(&self.0.connections).clone();
+        connections.iter().for_each(|control| control.set(state));
+        connections.iter().for_each(|control| control.wait());
     }
 
     fn accept(&self, socket: TcpListener) -> Result<()> {
@@ -209,7 +209,10 @@ impl Inner {
         connections.push(Arc::clone(&control));
         drop(connections);
         let inner = Arc::clone(self);
-        tokio::spawn(wire::run(inner.talk(socket, control), state, fuse));
+        tokio::spawn(async move {
+            let talk = inner.talk(socket, Arc::clone(&control));
+            wire::run(talk, &control, state, fuse).await;
+        });
     }
 
     async fn talk(self: Arc<Self>, socket: TcpStream, control: Arc<Control>) {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
@@ -19,11 +20,20 @@ pub(super) enum State {
 
 /// Commands for a connection.
 #[derive(Debug)]
-pub(super) struct Control(watch::Sender<State>);
+pub(super) struct Control {
+    wanted: watch::Sender<State>,
+    reached: watch::Sender<State>,
+}
+
+/// For a connection to do as it is told; the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(5);
 
 impl Control {
     pub(super) fn new() -> Self {
-        Self(watch::Sender::new(State::Serve))
+        Self {
+            wanted: watch::Sender::new(State::Serve),
+            reached: watch::Sender::new(State::Serve),
+        }
     }
 
     pub(super) fn reset(&self) {
@@ -32,7 +42,7 @@ impl Control {
 
     /// A reset is the last thing that happens to a connection.
     pub(super) fn set(&self, state: State) {
-        self.0.send_if_modified(|now| {
+        self.wanted.send_if_modified(|now| {
             let changes = *now != State::Reset && *now != state;
             if changes {
                 *now = state;
@@ -43,11 +53,23 @@ impl Control {
 
     /// Whether the connection runs.
     pub(super) fn is_open(&self) -> bool {
-        self.0.receiver_count() > 0
+        self.wanted.receiver_count() > 0
+    }
+
+    /// Waits until the connection does what it was told last, or is closed.
+    pub(super) fn wait(&self) {
+        let deadline = Instant::now() + LIMIT;
+        let done = || *self.reached.borrow() == *self.wanted.borrow();
+        while self.is_open() && (*self.wanted.borrow() == State::Reset || !done()) {
+            if Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<State> {
-        self.0.subscribe()
+        self.wanted.subscribe()
     }
 }
 
@@ -73,16 +95,19 @@ impl Fuse {
 /// Runs a connection as it is told; it is closed on return.
 pub(super) async fn run(
     connection: impl Future<Output = ()>,
+    control: &Control,
     mut state: watch::Receiver<State>,
     fuse: Fuse,
 ) {
     let mut connection = pin!(connection);
     loop {
         let now = *state.borrow_and_update();
+        control.reached.send_replace(now);
         match now {
             State::Serve => tokio::select! {
-                () = &mut connection => return,
+                biased;
                 changed = state.changed() => if changed.is_err() { return },
+                () = &mut connection => return,
             },
             State::Silent => {
                 if state.changed().await.is_err() {

@@ -146,8 +146,12 @@ impl Listener {
 
     fn command(&self, state: State) {
         let connections = lock(&self.0.connections).clone();
-        connections.iter().for_each(|control| control.set(state));
-        connections.iter().for_each(|control| control.wait());
+        for control in &connections {
+            control.set(state);
+        }
+        for control in &connections {
+            control.wait();
+        }
     }
 
     fn accept(&self, socket: TcpListener) -> Result<()> {

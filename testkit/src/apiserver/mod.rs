@@ -24,6 +24,7 @@
 mod access;
 mod discovery;
 mod fault;
+mod follow;
 mod kinds;
 mod kubeconfig;
 mod listener;
@@ -60,6 +61,7 @@ use tls::Tls;
 
 pub use access::Rule;
 pub use fault::{Break, Effect, Fault, FaultHandle};
+pub use follow::Follower;
 pub use kinds::{KINDS, Kind};
 pub use kubeconfig::Kubeconfig;
 pub use listener::Listener;

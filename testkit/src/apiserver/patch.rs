@@ -1,6 +1,6 @@
 //! The ways to change a part of an object, and the difference of two.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::status::Failure;
 
@@ -63,10 +63,55 @@ pub(super) fn apply(format: Format, value: &mut Value, body: &[u8]) -> Result<()
     }
 }
 
+/// The merge patch that makes `new` of `old`, or nothing if they are equal.
+pub(super) fn difference(old: &Value, new: &Value) -> Option<Value> {
+    if old == new {
+        return None;
+    }
+    let (Value::Object(before), Value::Object(after)) = (old, new) else {
+        return Some(new.clone());
+    };
+    let mut patch = Map::new();
+    for (name, value) in after {
+        match before.get(name) {
+            None => drop(patch.insert(name.clone(), value.clone())),
+            Some(old) => {
+                if let Some(part) = difference(old, value) {
+                    patch.insert(name.clone(), part);
+                }
+            }
+        }
+    }
+    for name in before.keys().filter(|name| !after.contains_key(*name)) {
+        patch.insert(name.clone(), Value::Null);
+    }
+    Some(Value::Object(patch))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_difference_leads_from_one_to_the_other() {
+        let old = json!({"a": 1, "b": {"c": 2, "d": [1, 2]}, "e": "x"});
+        let new = json!({"a": 1, "b": {"d": [2]}, "f": {"g": true}});
+        let patch = difference(&old, &new).unwrap();
+        assert_eq!(
+            patch,
+            json!({"b": {"c": null, "d": [2]}, "e": null, "f": {"g": true}})
+        );
+        // What somebody else has written stays.
+        let mut live = old.clone();
+        live["b"]["other"] = json!("kept");
+        json_patch::merge(&mut live, &patch);
+        assert_eq!(
+            live,
+            json!({"a": 1, "b": {"d": [2], "other": "kept"}, "f": {"g": true}})
+        );
+        assert_eq!(difference(&new, &new), None);
+    }
 
     #[test]
     fn every_format_patches() {

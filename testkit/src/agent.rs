@@ -3,23 +3,40 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::{Client, ClientError, Status};
 
+use crate::apiserver::{ApiServer, ClusterApi};
 use crate::cluster::{Node, UPLINK, XDP};
 use crate::error::{Context, Error, Result};
 use crate::netns::NetNs;
 use crate::process::Process;
 use crate::wait;
 
+/// With this variable agents that are given a directory of manifests get its objects from an API
+/// server of the cluster instead.
+const API: &str = "TULLE_TEST_API";
+
+/// Where an agent has the cluster's objects from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A directory of manifests.
+    State(PathBuf),
+    /// The API server that a kubeconfig names.
+    Kubeconfig(PathBuf),
+}
+
 /// How agents are started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     /// The program `tulle-agent`.
     pub binary: PathBuf,
-    /// Directory of manifests.
-    pub state: PathBuf,
+    /// Where the objects are.
+    pub source: Source,
+    /// Whether a directory's objects come through an API server of the cluster.
+    pub through_api: bool,
     /// Further arguments of `run`.
     pub args: Vec<OsString>,
     /// Further variables of its environment.
@@ -33,19 +50,27 @@ pub struct Agent {
     ns: NetNs,
     bpffs: PathBuf,
     run_dir: PathBuf,
+    lib_dir: PathBuf,
     cgroup: Option<PathBuf>,
     log: PathBuf,
     options: AgentOptions,
     process: Option<Process>,
+    /// The API server that has the directory's objects. After the process, which uses it.
+    api: Option<Arc<ClusterApi>>,
 }
 
 impl AgentOptions {
-    /// Without further arguments.
+    /// With a directory of manifests, without further arguments.
     pub fn new(binary: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
-        let (binary, state) = (binary.into(), state.into());
+        Self::of(binary, Source::State(state.into()))
+    }
+
+    /// With an API server, without further arguments.
+    pub fn of(binary: impl Into<PathBuf>, source: Source) -> Self {
         Self {
-            binary,
-            state,
+            binary: binary.into(),
+            source,
+            through_api: std::env::var_os(API).is_some(),
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -63,7 +88,13 @@ impl Agent {
     /// An agent for a node, not yet started. Its log is `agent.log` in the
     /// node's directory.
     pub fn new(node: &Node, options: &AgentOptions) -> Result<Self> {
+        let api = match &options.source {
+            Source::State(state) if options.through_api => Some(ClusterApi::of(node, state)?),
+            _ => None,
+        };
         Ok(Self {
+            api,
+            lib_dir: node.directory().join("lib"),
             node: node.name().to_owned(),
             ns: NetNs::adopt(node.ns().name())?,
             bpffs: node.bpffs(),
@@ -101,7 +132,15 @@ impl Agent {
             _ => {}
         }
         let mut command = self.command("run")?;
-        command.arg("--state").arg(&self.options.state);
+        let kubeconfig = self.api.as_ref().map(|api| &api.kubeconfig().path);
+        match (&self.options.source, kubeconfig) {
+            (Source::State(state), None) => command.arg("--state").arg(state),
+            (Source::State(_), Some(path)) => {
+                // A directory's pods are always served, those of an API server on demand.
+                self.connect(&mut command, path).arg("--host-ports")
+            }
+            (Source::Kubeconfig(path), _) => self.connect(&mut command, path),
+        };
         if let Some(cgroup) = &self.cgroup {
             command.arg("--cgroup").arg(cgroup);
             // Options of a test may say otherwise.
@@ -114,6 +153,11 @@ impl Agent {
         let what = format!("agent of {}", self.node);
         self.process = Some(Process::spawn(&what, command, &self.log)?);
         Ok(())
+    }
+
+    /// The API server that it has a directory's objects from, if that is so.
+    pub fn api(&self) -> Option<&ApiServer> {
+        self.api.as_ref().map(|api| api.server())
     }
 
     /// Name of its node.
@@ -242,6 +286,12 @@ impl Agent {
         command.arg("--run-dir").arg(&self.run_dir);
         command.envs(self.options.env.iter().cloned());
         Ok(command)
+    }
+
+    /// Objects come from an API server.
+    fn connect<'a>(&self, command: &'a mut Command, kubeconfig: &Path) -> &'a mut Command {
+        command.arg("--kubeconfig").arg(kubeconfig);
+        command.arg("--lib-dir").arg(&self.lib_dir)
     }
 
     fn running(&mut self) -> Result<&mut Process> {

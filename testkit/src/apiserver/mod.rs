@@ -22,6 +22,7 @@
 //! ```
 
 mod access;
+mod cluster;
 mod discovery;
 mod fault;
 mod follow;
@@ -60,6 +61,7 @@ use shared::{Shared, lock};
 use tls::Tls;
 
 pub use access::Rule;
+pub use cluster::{ClusterApi, PORT};
 pub use fault::{Break, Effect, Fault, FaultHandle};
 pub use follow::Follower;
 pub use kinds::{KINDS, Kind};

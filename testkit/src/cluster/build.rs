@@ -7,7 +7,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use nix::mount::{MsFlags, mount};
 
 use super::{
-    BRIDGE, Cluster, Node, NodeSpec, OVERLAY_OVERHEAD, Outsider, Pod, PodSpec, UPLINK, state,
+    BRIDGE, Cluster, Node, NodeSpec, OVERLAY_OVERHEAD, Outsider, Pod, PodSpec, ROUTER4, ROUTER6,
+    UPLINK, state,
 };
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
@@ -174,6 +175,7 @@ impl Cluster {
             ns,
             cgroup,
             directory,
+            switch: self.switch.name().to_owned(),
             pods: Vec::new(),
         });
         if self.kept {
@@ -345,9 +347,9 @@ fn build_switch(cluster: &str, mtu: u32, ipv6: bool) -> Result<NetNs> {
     let ns = NetNs::named(&format!("{cluster}-switch"))?;
     link::bridge(&ns, BRIDGE)?;
     link::set_mtu(&ns, BRIDGE, mtu)?;
-    link::address(&ns, BRIDGE, "192.168.77.1/24")?;
+    link::address(&ns, BRIDGE, &format!("{ROUTER4}/24"))?;
     if ipv6 {
-        link::address(&ns, BRIDGE, "fd77::1/64")?;
+        link::address(&ns, BRIDGE, &format!("{ROUTER6}/64"))?;
     }
     Ok(ns)
 }
@@ -371,11 +373,11 @@ fn underlay_lines(ip4: Ipv4Addr, ip6: Option<Ipv6Addr>) -> Vec<String> {
     let mut lines = vec![
         format!("link set {UPLINK} up"),
         format!("addr add {ip4}/24 brd + dev {UPLINK}"),
-        format!("route add default via 192.168.77.1 dev {UPLINK}"),
+        format!("route add default via {ROUTER4} dev {UPLINK}"),
     ];
     if let Some(ip6) = ip6 {
         lines.push(format!("addr add {ip6}/64 dev {UPLINK} nodad"));
-        lines.push(format!("route add ::/0 via fd77::1 dev {UPLINK}"));
+        lines.push(format!("route add ::/0 via {ROUTER6} dev {UPLINK}"));
     }
     lines
 }

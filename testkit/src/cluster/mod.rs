@@ -28,6 +28,10 @@ pub(crate) use build::XDP;
 pub const OVERLAY_OVERHEAD: u32 = 50;
 /// A node's interface to the switch, and a pod's to its node.
 pub const UPLINK: &str = "eth0";
+/// The router's IPv4 address on the underlay.
+pub const ROUTER4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+/// The router's IPv6 address on the underlay.
+pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 /// The switch's bridge.
 pub const BRIDGE: &str = "br0";
 
@@ -53,6 +57,8 @@ pub struct Node {
     ns: NetNs,
     cgroup: Option<Cgroup>,
     directory: PathBuf,
+    /// Name of the namespace of its cluster's switch.
+    switch: String,
     pods: Vec<Pod>,
 }
 
@@ -181,6 +187,11 @@ impl Node {
         &self.ns
     }
 
+    /// Name of the namespace that holds its cluster's switch and router.
+    pub fn switch(&self) -> &str {
+        &self.switch
+    }
+
     /// The cgroup of its processes and its pods', if nodes have one.
     pub fn cgroup(&self) -> Option<&Path> {
         self.cgroup.as_ref().map(Cgroup::path)
@@ -231,6 +242,12 @@ impl Node {
     /// Its directory for sockets and locks.
     pub fn run_dir(&self) -> PathBuf {
         self.directory.join("run")
+    }
+
+    /// The directory of its cluster.
+    pub fn cluster_directory(&self) -> &Path {
+        // A node's directory is always in its cluster's.
+        self.directory.parent().unwrap_or(&self.directory)
     }
 
     /// Its directory, which holds the two others and logs.

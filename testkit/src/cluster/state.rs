@@ -104,6 +104,7 @@ impl Cluster {
                 ns: namespace(&node.name)?,
                 cgroup: None,
                 directory: directory(name).join(&node.name),
+                switch: format!("{name}-switch"),
                 pods: pods.collect::<Result<_>>()?,
                 spec: node,
             })

@@ -16,8 +16,8 @@ pub struct Status {
     pub node: String,
     /// When the agent started, in seconds since 1970-01-01 UTC.
     pub started_at_secs: u64,
-    /// The directory with the cluster's objects.
-    pub state_dir: String,
+    /// Where the cluster's objects come from: `directory PATH` or `API server URL`.
+    pub source: String,
     /// Name of the uplink interface.
     pub uplink: String,
     /// The overlay, if it is on.

@@ -1,13 +1,16 @@
 //! The command line.
 
+mod cluster;
 mod http;
 mod services;
 
+pub use cluster::ClusterArgs;
 pub use http::{HttpArgs, ListenAt};
 pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, SocketServices, port_range};
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -30,6 +33,8 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
+  tulle-agent run                                     in a pod of the cluster
+  tulle-agent run --kubeconfig /etc/tulle/kubeconfig
   tulle-agent run --state /etc/tulle/state --node node-1
   TULLE_STATE=/etc/tulle/state TULLE_NODE=node-1 tulle-agent run
   tulle-agent cleanup
@@ -51,7 +56,7 @@ pub enum Verb {
     ///
     /// Prints what it removes; a second run finds nothing. Services and pods of other nodes cannot
     /// be reached afterwards. Refuses while an agent runs for this node.
-    Cleanup(CleanupArgs),
+    Cleanup(Box<CleanupArgs>),
     /// Print the version
     Version,
 }
@@ -69,11 +74,9 @@ nodes only when they are used. `tulle status` shows each map's size and what it 
 /// Arguments of `run`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Directory of Kubernetes objects (services, endpoint slices, nodes, pods, service CIDRs) as YAML or JSON files
-    #[arg(long, value_name = "DIR", env = "TULLE_STATE")]
-    pub state: PathBuf,
-    /// Name of this node's Node object
+    /// Name of this node's Node object [default: the host's name in lower case]
     #[arg(long, value_name = "NAME", env = "TULLE_NODE", value_parser = node_name)]
+    #[arg(default_value_t = host_name(), hide_default_value = true)]
     pub node: String,
     /// Interface to the other nodes [default: that of the IPv4 default route]
     #[arg(long, value_name = "INTERFACE", env = "TULLE_UPLINK", value_parser = interface_name)]
@@ -82,6 +85,9 @@ pub struct RunArgs {
     /// `info,tulle_agent::net=debug`
     #[arg(long, value_name = "FILTER", env = "TULLE_LOG", default_value = "info")]
     pub log: String,
+    /// Where objects come from.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Where maps and links are, and where the agent listens.
     #[command(flatten)]
     pub places: Places,
@@ -329,6 +335,15 @@ pub struct Limits {
     )]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub gc_interval: u32,
+    /// From the end of one sync to the beginning of the next: the first change after a pause counts at
+    /// once, those that come meanwhile are taken together
+    #[arg(long, value_name = "DURATION", env = "TULLE_MIN_SYNC_PERIOD")]
+    #[arg(default_value = "5ms", value_parser = duration)]
+    pub min_sync_period: Duration,
+    /// Between two comparisons of the maps with what they should hold, without a change; 0s for none
+    #[arg(long, value_name = "DURATION", env = "TULLE_SYNC_PERIOD")]
+    #[arg(default_value = "30s", value_parser = duration)]
+    pub sync_period: Duration,
 }
 
 /// A limit of so many in a second as one in a tick; 0 stays 0, and nothing else becomes 0.
@@ -341,6 +356,9 @@ pub fn per_tick(per_second: u32) -> u32 {
 /// Arguments of `cleanup`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CleanupArgs {
+    /// Where objects come from.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Where maps and links are, and where the agent listens.
     #[command(flatten)]
     pub places: Places,
@@ -372,6 +390,12 @@ fn node_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// What kubelet calls a node that nobody names (KP-144 and the field's `hostnameOverride`).
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().trim().to_lowercase()
+}
+
 /// What the kernel takes as an interface's name.
 fn interface_name(text: &str) -> Result<String, String> {
     if text.parse::<IpAddr>().is_ok() {
@@ -382,6 +406,15 @@ fn interface_name(text: &str) -> Result<String, String> {
         return Err("an interface's name has 1 to 15 characters and no '/', ':' or space".into());
     }
     Ok(text.to_owned())
+}
+
+/// A duration as Kubernetes writes it.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Result<kube::core::Duration, _> = text.trim().parse();
+    match parsed {
+        Ok(parsed) if !parsed.is_negative() => Ok(parsed.into()),
+        _ => Err("a duration such as 5ms, 1.5s or 1m30s".into()),
+    }
 }
 
 fn ring_bytes(text: &str) -> Result<u32, String> {
@@ -397,107 +430,5 @@ pub fn absolute(path: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    use super::*;
-
-    fn run(more: &[&str]) -> Result<RunArgs, clap::Error> {
-        let base = ["tulle-agent", "run", "--state", "/s", "--node", "node-1"];
-        match Args::try_parse_from(base.iter().chain(more))?.verb {
-            Verb::Run(args) => Ok(*args),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_command_is_consistent() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn every_option_has_a_variable() {
-        for verb in Args::command().get_subcommands() {
-            for option in verb
-                .get_arguments()
-                .filter(|a| a.get_long() != Some("help"))
-            {
-                let long = option.get_long().unwrap();
-                let want = format!("TULLE_{}", long.replace('-', "_").to_uppercase());
-                let env = option
-                    .get_env()
-                    .unwrap_or_else(|| panic!("--{long} has no variable"));
-                assert_eq!(env.to_str(), Some(want.as_str()));
-            }
-        }
-    }
-
-    #[test]
-    fn defaults_are_the_objects_sizes() {
-        let args = run(&[]).unwrap();
-        assert_eq!(Capacities::from(&args.sizes), Capacities::DEFAULT);
-        assert_eq!(
-            crate::plan::Capacities::from(&args.sizes),
-            crate::plan::Capacities::default()
-        );
-        assert_eq!((args.overlay.vni, args.overlay.vxlan_port), (1, 8472));
-        assert_eq!(args.places.bpffs, Path::new("/sys/fs/bpf/tulle"));
-        assert_eq!(args.places.socket(), Path::new("/run/tulle/agent.sock"));
-    }
-
-    #[test]
-    fn sizes_have_the_flags_that_the_maps_name() {
-        let command = Args::command();
-        let run = command.find_subcommand("run").unwrap();
-        let longs: Vec<String> = run
-            .get_arguments()
-            .filter_map(|a| a.get_long().map(|l| format!("--{l}")))
-            .collect();
-        for map in datapath_common::maps::ALL {
-            if let Some(flag) = crate::kernel::capacity::flag(map.name) {
-                assert!(longs.iter().any(|l| l == flag), "{flag} of {}", map.name);
-            }
-        }
-    }
-
-    #[test]
-    fn bad_values_are_refused_by_name() {
-        let cases: [&[&str]; 16] = [
-            &["--snat-ports", "9-8"],
-            &["--node-port-addresses", "192.0.2.1"],
-            &["--masquerade-exclude", "10.0.0.0/8,all"],
-            &["--service-cidr", "10.96.0.1"],
-            &["--service-cidr", "0.0.0.0/0"],
-            &["--masquerade", "perhaps"],
-            &["--vni", "0"],
-            &["--vni", "16777216"],
-            &["--vxlan-port", "0"],
-            &["--mtu", "100"],
-            &["--xdp", "fast"],
-            &["--max-flows", "0"],
-            &["--max-backends", "67108865"],
-            &["--uplink", "192.0.2.1"],
-            &["--event-bytes", "5000"],
-            &["--gc-interval", "0"],
-        ];
-        for case in cases {
-            let error = run(case).unwrap_err();
-            assert!(error.to_string().contains(case[0]), "{error}");
-            assert_eq!(error.exit_code(), 2);
-        }
-        let node =
-            Args::try_parse_from(["tulle-agent", "run", "--state", "/s", "--node", "Node_1"]);
-        assert!(node.unwrap_err().to_string().contains("lower-case"));
-        let missing = Args::try_parse_from(["tulle-agent", "run"]).unwrap_err();
-        assert_eq!(missing.kind(), ErrorKind::MissingRequiredArgument);
-    }
-
-    #[test]
-    fn limits_count_in_ticks() {
-        assert_eq!(per_tick(0), 0);
-        assert_eq!(per_tick(1), 1);
-        assert_eq!(per_tick(1000), 1073);
-        assert_eq!(per_tick(u32::MAX), u32::MAX);
-    }
-}
+#[path = "args_tests.rs"]
+mod tests;

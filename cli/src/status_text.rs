@@ -43,8 +43,8 @@ fn agent(report: &Report, style: Style) -> String {
         age(report.agent_age_secs.unwrap_or_default()),
     );
     out.push_str(&format!(
-        "State      {}: {}\n",
-        agent.state_dir,
+        "Objects    {}: {}\n",
+        agent.source,
         objects(agent)
     ));
     out.push_str(&format!("Syncs      {}\n", syncs(agent)));

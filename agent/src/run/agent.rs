@@ -22,8 +22,7 @@ use crate::health::{Beat, Ports};
 use crate::http::{self, Health, NodeState};
 use crate::model::Node;
 use crate::net::{Bridge, Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
-use crate::source::Batch;
-use crate::source::manifests::Manifests;
+use crate::source::{Batch, Source};
 
 /// Until notifications are subscribed to again.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
@@ -40,7 +39,10 @@ enum State {
 /// The agent's one task.
 pub struct Agent {
     shared: Shared,
-    manifests: Manifests,
+    source: Source,
+    contact: Option<watch::Receiver<Vec<String>>>,
+    /// Objects are looked at no earlier (KP-132).
+    objects_from: Instant,
     watcher: Option<Watcher>,
     watch_again: Option<Instant>,
     slow: Slow,
@@ -55,6 +57,7 @@ pub struct Agent {
 
 enum Event {
     Objects(Option<Batch>),
+    Contact(Vec<String>),
     Net(Result<NetChanged, NetlinkError>),
     SlowPath(Ended),
     HealthPorts(Vec<String>),
@@ -67,7 +70,7 @@ impl Agent {
     /// Before the first event.
     pub fn new(
         shared: Shared,
-        manifests: Manifests,
+        source: Source,
         health: Ports,
         http: http::Server,
         beat: Arc<Beat>,
@@ -77,7 +80,9 @@ impl Agent {
         let slow = Slow::new(shared.netlink.clone(), shared.args.places.sysctls());
         Self {
             shared,
-            manifests,
+            contact: source.contact(),
+            source,
+            objects_from: Instant::now(),
             watcher: None,
             watch_again: Some(Instant::now()),
             slow,
@@ -106,11 +111,18 @@ impl Agent {
             let event = self.event().await;
             self.beat.begin();
             match event {
-                Event::Objects(Some(batch)) => self.objects(batch).await?,
+                Event::Objects(Some(batch)) => {
+                    self.objects(batch).await?;
+                    let gap = self.shared.args.limits.min_sync_period;
+                    self.objects_from = Instant::now() + gap;
+                }
                 Event::Objects(None) => bail!(
-                    "the thread that reads {} has ended; start the agent again",
-                    self.shared.args.state.display()
+                    "the thread that follows {} has ended; start the agent again",
+                    self.source
                 ),
+                Event::Contact(lost) => {
+                    self.shared.faults.set(Part::Source, lost);
+                }
                 Event::Net(Ok(changed)) => self.net(changed),
                 Event::Net(Err(error)) => {
                     self.watcher = None;
@@ -137,8 +149,10 @@ impl Agent {
     /// The next event; objects first.
     async fn event(&mut self) -> Event {
         let wake = self.wake();
+        let objects_from = Some(self.objects_from);
         let Self {
-            manifests,
+            source,
+            contact,
             watcher,
             slow,
             health,
@@ -148,7 +162,8 @@ impl Agent {
         } = self;
         tokio::select! {
             biased;
-            batch = manifests.recv() => Event::Objects(batch),
+            batch = objects(source, objects_from) => Event::Objects(batch),
+            lost = lost(contact) => Event::Contact(lost),
             changed = heard(watcher) => Event::Net(changed),
             ended = slow.ended() => Event::SlowPath(ended),
             failed = health.failed() => Event::HealthPorts(failed),
@@ -428,7 +443,7 @@ impl Agent {
             pid: std::process::id(),
             node: shared.args.node.clone(),
             started_at_secs: shared.started_secs,
-            state_dir: shared.args.state.display().to_string(),
+            source: self.source.to_string(),
             uplink: shared.uplink.name.clone(),
             last_sync_micros: shared.counted.last_sync.map(|took| took.as_micros() as u64),
             syncs: shared.counted.syncs,
@@ -524,6 +539,23 @@ fn adopted(opened: &crate::kernel::Opened) -> usize {
     use crate::kernel::MapFate;
     let kept = |fate: &&MapFate| matches!(fate, MapFate::Adopted | MapFate::Resized { .. });
     opened.maps.values().filter(kept).count()
+}
+
+async fn objects(source: &mut Source, from: Option<Instant>) -> Option<Batch> {
+    until(from).await;
+    source.recv().await
+}
+
+/// What keeps the source from seeing changes, whenever that is another thing.
+async fn lost(contact: &mut Option<watch::Receiver<Vec<String>>>) -> Vec<String> {
+    let Some(contact) = contact else {
+        return pending().await;
+    };
+    match contact.changed().await {
+        Ok(()) => contact.borrow_and_update().clone(),
+        // The source has ended, of which its batches tell.
+        Err(_) => pending().await,
+    }
 }
 
 async fn heard(watcher: &mut Option<Watcher>) -> Result<NetChanged, NetlinkError> {

@@ -6,6 +6,8 @@ use std::fmt;
 /// A part that can fail while the others go on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Part {
+    /// The source of objects.
+    Source,
     /// What this node's Node and uplink say of each other.
     Node,
     /// The uplink's facts.
@@ -41,6 +43,7 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Source => "cluster",
             Self::Node => "this node",
             Self::Uplink => "uplink",
             Self::Programs => "programs",

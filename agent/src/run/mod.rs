@@ -38,6 +38,8 @@ use crate::http;
 use crate::kernel::InstanceLock;
 use crate::kernel::probe::{self, Kernel, Sources};
 use crate::net::{Netlink, Uplink};
+use crate::source::Source;
+use crate::source::cluster::Cluster;
 use crate::source::manifests::{Manifests, Timing};
 use agent::Agent;
 use shared::Shared;
@@ -55,17 +57,28 @@ const QUIET: [&str; 4] = [
 /// Serves the node until a signal comes.
 pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
     log_to_stderr(&args.log)?;
-    args.state = absolute(&args.state);
+    args.cluster.state = args.cluster.state.as_deref().map(absolute);
     let kernel = probe::probe(&Sources::default(), &args.places.bpffs)?;
     let _lock = InstanceLock::take(&args.places.run_dir)?;
+    let source = source(&args)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?
-        .block_on(serve(args, kernel))
+        .block_on(serve(args, kernel, source))
 }
 
-async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
+/// Objects are read while the rest gets ready.
+fn source(args: &RunArgs) -> anyhow::Result<Source> {
+    let source = match &args.cluster.state {
+        Some(state) => Source::Manifests(Manifests::watch(state, Timing::default())?),
+        None => Source::Cluster(Cluster::follow(args.cluster.options(&args.node))?),
+    };
+    tracing::info!("objects come from {source}");
+    Ok(source)
+}
+
+async fn serve(args: RunArgs, kernel: Kernel, source: Source) -> anyhow::Result<()> {
     tracing::info!(
         "tulle-agent {} serves node {}, process {}, Linux {}.{}",
         env!("CARGO_PKG_VERSION"),
@@ -105,7 +118,6 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
     );
     tracing::info!("services at sockets: {}, {}", sockets.chosen(), sockets.why);
     let socket = admin::Server::bind(&args.places.socket())?;
-    let manifests = Manifests::watch(&args.state, Timing::default())?;
     let (answers, publish, asked) = admin::Answers::new(Snapshot::default());
     let beat = Arc::<health::Beat>::default();
     let health = health::Ports::start(&args.node, args.services.uplink_services, &beat)
@@ -117,7 +129,7 @@ async fn serve(args: RunArgs, kernel: Kernel) -> anyhow::Result<()> {
     let http = http::Server::start(&args.http, told).await?;
     let mut agent = Agent::new(
         Shared::new(args, kernel, netlink, uplink, stripped_mac, sockets),
-        manifests,
+        source,
         health,
         http,
         beat,

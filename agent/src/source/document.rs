@@ -4,14 +4,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::model::convert::{self, Converted};
+use super::decode;
+use crate::model::convert::Converted;
 use crate::model::{Fault, Kind, NamespacedName, Object, ObjectKey};
 
 /// What a part of a file turned out to be.
@@ -167,7 +164,7 @@ fn object(value: &Value, items: &mut Vec<Item>, depth: usize) {
         let fault = Fault::new("apiVersion", problem, format!("write {wanted}"));
         return items.push(Item::Bad { key, fault });
     }
-    items.push(match convert(kind, value) {
+    items.push(match decode::object(kind, value) {
         Ok(Converted { object, notes }) => Item::Good { object, notes },
         Err(fault) => Item::Bad { key, fault },
     });
@@ -216,62 +213,5 @@ fn key(kind: Kind, value: &Value) -> Result<ObjectKey, Fault> {
     Ok(ObjectKey {
         kind,
         name: NamespacedName::new(namespace, name),
-    })
-}
-
-fn convert(kind: Kind, value: &Value) -> Result<Converted<Object>, Fault> {
-    match kind {
-        Kind::Service => {
-            let Converted { object, notes } = convert::service(&decode::<core::Service>(value)?)?;
-            Ok(Converted {
-                object: Object::Service(object.into()),
-                notes,
-            })
-        }
-        Kind::EndpointSlice => {
-            let decoded = decode::<discovery::EndpointSlice>(value)?;
-            let Converted { object, notes } = convert::slice(&decoded)?;
-            Ok(Converted {
-                object: Object::Slice(object.into()),
-                notes,
-            })
-        }
-        Kind::Node => {
-            let Converted { object, notes } = convert::node(&decode::<core::Node>(value)?)?;
-            Ok(Converted {
-                object: Object::Node(object.into()),
-                notes,
-            })
-        }
-        Kind::Pod => {
-            let Converted { object, notes } = convert::pod(&decode::<core::Pod>(value)?)?;
-            Ok(Converted {
-                object: Object::Pod(object.into()),
-                notes,
-            })
-        }
-        Kind::ServiceCidr => {
-            let decoded = decode::<networking::ServiceCIDR>(value)?;
-            let Converted { object, notes } = convert::service_cidr(&decoded)?;
-            Ok(Converted {
-                object: Object::ServiceCidr(object.into()),
-                notes,
-            })
-        }
-    }
-}
-
-fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
-    if let Ok(decoded) = T::deserialize(value) {
-        return Ok(decoded);
-    }
-    // Keeping track of the path costs more than decoding, and only a fault needs it.
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        Fault::new(
-            path,
-            error.into_inner().to_string(),
-            "write a value of the type that the Kubernetes API documents for this field",
-        )
     })
 }

@@ -72,6 +72,7 @@ impl Default for Timing {
 pub struct Manifests {
     batches: mpsc::Receiver<Batch>,
     signals: std_mpsc::Sender<Signal>,
+    path: PathBuf,
 }
 
 impl Manifests {
@@ -85,7 +86,11 @@ impl Manifests {
             .name("manifests".to_owned())
             .spawn(move || reader.run(&inbox, &outbox))
             .map_err(SourceError::Thread)?;
-        Ok(Self { batches, signals })
+        Ok(Self {
+            batches,
+            signals,
+            path: directory.to_owned(),
+        })
     }
 
     /// The next batch; `None` when the watch has ended.
@@ -93,6 +98,18 @@ impl Manifests {
     /// Cancel safe.
     pub async fn recv(&mut self) -> Option<Batch> {
         self.batches.recv().await
+    }
+}
+
+impl Manifests {
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A batch that is there already.
+    pub(super) fn try_recv(&mut self) -> Option<Batch> {
+        self.batches.try_recv().ok()
     }
 }
 

@@ -1,14 +1,21 @@
 //! Where cluster state comes from. A source turns what it watches into
 //! [`Change`]s of the model; it knows nothing of tables.
 
+pub mod cluster;
+mod decode;
 mod directory;
 mod document;
 mod file;
 pub mod manifests;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
+
+use self::cluster::Cluster;
+use self::manifests::Manifests;
+use tokio::sync::watch;
 
 use crate::model::{Object, ObjectKey, Warning};
 
@@ -35,6 +42,60 @@ pub struct Batch {
     pub noticed: Instant,
     /// The same moment, to print.
     pub noticed_at: SystemTime,
+}
+
+/// A watched source.
+#[derive(Debug)]
+pub enum Source {
+    /// A directory.
+    Manifests(Manifests),
+    /// An API server.
+    Cluster(Cluster),
+}
+
+impl Source {
+    /// Everything that has changed since; `None` when the source has ended.
+    ///
+    /// Cancel safe.
+    pub async fn recv(&mut self) -> Option<Batch> {
+        match self {
+            Self::Manifests(manifests) => {
+                let mut batch = manifests.recv().await?;
+                while let Some(next) = manifests.try_recv() {
+                    batch.join(next);
+                }
+                Some(batch)
+            }
+            // It joins them itself.
+            Self::Cluster(cluster) => cluster.recv().await,
+        }
+    }
+
+    /// Tells what keeps it from seeing changes, a sentence each. What cannot be read of a
+    /// directory is a warning of the file.
+    pub fn contact(&self) -> Option<watch::Receiver<Vec<String>>> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Cluster(cluster) => Some(cluster.contact()),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifests(manifests) => write!(f, "directory {}", manifests.path().display()),
+            Self::Cluster(cluster) => write!(f, "API server {}", cluster.server()),
+        }
+    }
+}
+
+impl Batch {
+    /// What came after this batch takes effect after it, and counts as noticed with it.
+    fn join(&mut self, next: Self) {
+        self.changes.extend(next.changes);
+        self.warnings = next.warnings;
+    }
 }
 
 /// The objects of one YAML text, as if it were the only file there is, and

@@ -88,7 +88,7 @@ fn the_agent_tells_choices_and_warnings() {
         agent_version: "0.1.0".into(),
         pid: 42,
         node: "n1".into(),
-        state_dir: "/etc/tulle/state".into(),
+        source: "directory /etc/tulle/state".into(),
         uplink: "eth0".into(),
         overlay: Some(Overlay {
             device: "flannel.1".into(),
@@ -127,7 +127,7 @@ fn the_agent_tells_choices_and_warnings() {
         render(&report, STYLE),
         "\
 Agent      running on n1, version 0.1.0, pid 42, up 1h01m
-State      /etc/tulle/state: 0 services, 0 endpoint slices, 0 nodes, 0 local pods
+Objects    directory /etc/tulle/state: 0 services, 0 endpoint slices, 0 nodes, 0 local pods
 Syncs      12 (0 failed), the last one 2.3 ms from change to map; 0 drift repairs
 Uplink     eth0
 Overlay    flannel.1, VNI 1, UDP port 8472, MTU 1,450

@@ -28,6 +28,16 @@ pub struct Converted<T> {
     pub notes: Vec<Fault>,
 }
 
+impl<T> Converted<T> {
+    /// The same of an object that is made of this one.
+    pub(crate) fn map<U>(self, make: impl FnOnce(T) -> U) -> Converted<U> {
+        Converted {
+            object: make(self.object),
+            notes: self.notes,
+        }
+    }
+}
+
 fn namespaced(meta: &ObjectMeta) -> Result<NamespacedName, Fault> {
     let namespace = meta.namespace.as_deref().unwrap_or("default");
     check_name("metadata.namespace", namespace)?;

@@ -1,0 +1,286 @@
+//! Follows one kind: a list, then a watch that goes on where the list or the watch before ended.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::sync::Notify;
+
+use super::access::Access;
+use super::backoff::Backoff;
+use super::book::{Book, Listing};
+use super::gauges::Gauges;
+use super::kinds::Followed;
+use super::request::{self, Event, Head, Lines, Trouble};
+use super::tidings::Tidings;
+
+/// The server ends a watch after so many seconds, drawn anew each time (as client-go does), so
+/// that watches of all nodes do not end together.
+const WATCH_SECS: std::ops::Range<u32> = 300..600;
+/// A watch that ends earlier counts as failed: one cannot go on like that.
+const SHORT: Duration = Duration::from_secs(1);
+/// Until a server that does not know lists by watch is asked for pages.
+const FIRST_EVENT: Duration = Duration::from_secs(10);
+/// Until a server that lacked a kind is asked for it again.
+const ABSENT: Duration = Duration::from_mins(5);
+
+/// What all kinds share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The client.
+    pub access: Access,
+    /// The objects.
+    pub book: Mutex<Book>,
+    /// Something in the book is to be told.
+    pub news: Notify,
+    /// Who reaches the server and who does not.
+    pub tidings: Tidings,
+    /// Figures.
+    pub gauges: Arc<Gauges>,
+    /// How long a watch may be silent.
+    pub silence: Duration,
+}
+
+impl Shared {
+    fn change<T>(&self, make: impl FnOnce(&mut Book) -> T) -> T {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = make(&mut book);
+        let servers = book.servers();
+        let news = book.has_news();
+        drop(book);
+        if let Some(servers) = servers {
+            self.access.addresses().learn(servers);
+        }
+        if news {
+            self.news.notify_one();
+        }
+        made
+    }
+}
+
+/// One kind.
+pub struct Follower {
+    shared: Arc<Shared>,
+    followed: Followed,
+    /// Where a watch would go on; none before the first list, or when that is history.
+    version: Option<String>,
+    /// Whether a list may come as a watch.
+    streams: bool,
+}
+
+impl Follower {
+    /// Before its first list.
+    pub const fn new(shared: Arc<Shared>, followed: Followed) -> Self {
+        Self {
+            shared,
+            followed,
+            version: None,
+            streams: true,
+        }
+    }
+
+    /// Follows for ever.
+    pub async fn run(mut self) {
+        let kind = self.followed.kind;
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            let wait = match self.step().await {
+                Ok(()) if began.elapsed() >= SHORT => continue,
+                Ok(()) => backoff.failed(Instant::now(), fastrand::f64()),
+                Err(trouble) => {
+                    tracing::debug!("{}: {trouble}", kind.name());
+                    if began.elapsed() >= SHORT && self.shared.tidings.is_well(kind) {
+                        backoff.works(began);
+                    }
+                    let wait = backoff.failed(Instant::now(), fastrand::f64());
+                    self.trouble(&trouble, wait).await
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// What a failure changes; how long to wait, at least `wait`.
+    async fn trouble(&mut self, trouble: &Trouble, wait: Duration) -> Duration {
+        let shared = Arc::clone(&self.shared);
+        let kind = self.followed.kind;
+        shared.gauges.restarted(kind, trouble.reason());
+        match trouble {
+            // Known to happen when a watch was away for long: the list is made anew.
+            Trouble::Gone => {
+                self.version = None;
+                return wait.min(Backoff::FIRST);
+            }
+            Trouble::Refused { code, .. } if self.followed.optional && is_absent(*code) => {
+                shared.change(|book| book.without(kind));
+                if *code == StatusCode::NOT_FOUND {
+                    shared.tidings.works(kind);
+                } else {
+                    shared.tidings.failed(kind, trouble);
+                }
+                return ABSENT;
+            }
+            Trouble::Refused { code, .. } if *code == StatusCode::UNAUTHORIZED => {
+                shared.access.refused().await;
+            }
+            _ if trouble.is_unknown_parameter() && self.version.is_none() => {
+                if self.streams {
+                    self.streams = false;
+                    return Duration::ZERO;
+                }
+                if self.followed.widen() {
+                    return Duration::ZERO;
+                }
+            }
+            Trouble::Refused { code, .. } if code.is_server_error() => {
+                shared.access.addresses().distrust();
+            }
+            Trouble::Refused { .. }
+            | Trouble::Silent(_)
+            | Trouble::Broken(_)
+            | Trouble::Garbled(_) => {}
+        }
+        shared.tidings.failed(kind, trouble);
+        match trouble {
+            Trouble::Refused {
+                after: Some(after), ..
+            } => wait.max((*after).min(Backoff::LAST)),
+            _ => wait,
+        }
+    }
+
+    /// A list, or a watch to its end.
+    async fn step(&mut self) -> Result<(), Trouble> {
+        match self.version.clone() {
+            None if self.streams => self.list_by_watch().await,
+            None => self.list().await,
+            Some(version) => {
+                let lines = self.watch(Some(&version)).await?;
+                self.works();
+                self.events(lines).await
+            }
+        }
+    }
+
+    fn works(&self) {
+        self.shared.gauges.heard(self.followed.kind);
+        self.shared.tidings.works(self.followed.kind);
+    }
+
+    async fn client(&self) -> Result<kube::Client, Trouble> {
+        let client = self.shared.access.client().await;
+        client.map_err(|error| Trouble::Broken(error.to_string()))
+    }
+
+    async fn watch(&self, version: Option<&str>) -> Result<Lines, Trouble> {
+        let seconds = fastrand::u32(WATCH_SECS);
+        let request = self.followed.watch(version, seconds);
+        request::watch(&self.client().await?, request.map_err(Trouble::Broken)?).await
+    }
+
+    /// Page by page; where the continuation is history, from the beginning again.
+    async fn list(&mut self) -> Result<(), Trouble> {
+        let mut listing = Listing::new(self.followed.kind);
+        let mut next = None;
+        loop {
+            let request = self.followed.list(next.take()).map_err(Trouble::Broken)?;
+            let page = request::page(&self.client().await?, request).await?;
+            self.shared.gauges.heard(self.followed.kind);
+            for json in page.items.iter().flatten() {
+                let head: Head = garbled(serde_json::from_str(json.get()))?;
+                listing.add(&head.metadata, json);
+            }
+            if !page.metadata.next.is_empty() {
+                next = Some(page.metadata.next);
+                continue;
+            }
+            if page.metadata.resource_version.is_empty() {
+                return Err(Trouble::Garbled(
+                    "a list without resourceVersion".to_owned(),
+                ));
+            }
+            self.shared.change(|book| book.replace(listing));
+            self.version = Some(page.metadata.resource_version);
+            self.works();
+            return Ok(());
+        }
+    }
+
+    /// A watch that begins with all objects (`WatchList`, Kubernetes 1.32): no page, and no
+    /// list in memory, here or there.
+    async fn list_by_watch(&mut self) -> Result<(), Trouble> {
+        let mut lines = self.watch(None).await?;
+        let mut listing = Listing::new(self.followed.kind);
+        loop {
+            let line = match lines.next(FIRST_EVENT).await {
+                Ok(Some(line)) => line,
+                // One that does not know the parameter sends objects and never says that they are all.
+                Err(Trouble::Silent(_)) => {
+                    self.streams = false;
+                    return Ok(());
+                }
+                Ok(None) => return Err(Trouble::Broken("the list ended in the midst".to_owned())),
+                Err(trouble) => return Err(trouble),
+            };
+            let event: Event<'_> = garbled(serde_json::from_str(&line))?;
+            self.shared.gauges.heard(self.followed.kind);
+            if event.kind == "ERROR" {
+                return Err(request::error(event.object));
+            }
+            let head: Head = garbled(serde_json::from_str(event.object.get()))?;
+            match event.kind {
+                "ADDED" | "MODIFIED" => listing.add(&head.metadata, event.object),
+                "DELETED" => listing.remove(&head.metadata),
+                "BOOKMARK" => {
+                    let annotations = head.metadata.annotations.unwrap_or_default();
+                    let Some(version) = head.metadata.resource_version else {
+                        continue;
+                    };
+                    if annotations.initial_events_end.as_deref() == Some("true") {
+                        self.shared.change(|book| book.replace(listing));
+                        self.version = Some(version);
+                        self.works();
+                        return self.events(lines).await;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Events until the server ends the watch, which is none of failure.
+    async fn events(&mut self, mut lines: Lines) -> Result<(), Trouble> {
+        let kind = self.followed.kind;
+        while let Some(line) = lines.next(self.shared.silence).await? {
+            let event: Event<'_> = garbled(serde_json::from_str(&line))?;
+            self.shared.gauges.heard(kind);
+            if event.kind == "ERROR" {
+                return Err(request::error(event.object));
+            }
+            let head: Head = garbled(serde_json::from_str(event.object.get()))?;
+            match event.kind {
+                "ADDED" | "MODIFIED" => {
+                    self.shared
+                        .change(|book| book.apply(kind, &head.metadata, event.object));
+                }
+                "DELETED" => self.shared.change(|book| book.delete(kind, &head.metadata)),
+                // Bookmarks, and what later servers may send.
+                _ => {}
+            }
+            if let Some(version) = head.metadata.resource_version.filter(|v| !v.is_empty()) {
+                self.version = Some(version);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Not there, or not for us.
+fn is_absent(code: StatusCode) -> bool {
+    code == StatusCode::NOT_FOUND || code == StatusCode::FORBIDDEN
+}
+
+fn garbled<T>(read: serde_json::Result<T>) -> Result<T, Trouble> {
+    read.map_err(|error| Trouble::Garbled(error.to_string()))
+}

@@ -35,11 +35,13 @@ const CORE_TESTS: [&str; 4] = ["--package", "tulle-agent", "--test", "run_servic
 /// each is tested though both are on.
 const SOCKETS: (&str, &str) = ("TULLE_TEST_SOCKETS", "1");
 const XDP: (&str, &str) = ("TULLE_TEST_XDP", "generic");
+/// The variable by which the objects of clusters come through an API server.
+const API: (&str, &str) = ("TULLE_TEST_API", "1");
 /// Names and values.
 type Variables = &'static [(&'static str, &'static str)];
-/// What runs once more with services served faster: beside the root tests, which have neither,
-/// every combination.
-const FASTER: [(&str, &[&str], Variables); 3] = [
+/// What runs once more with services served faster, beside the root tests, which have neither:
+/// every combination; and with objects that come through the Kubernetes API, not from a directory.
+const OTHERWISE: [(&str, &[&str], Variables); 4] = [
     (
         "root tests of services, at sockets and by XDP too",
         &SERVICE_TESTS,
@@ -51,6 +53,11 @@ const FASTER: [(&str, &[&str], Variables); 3] = [
         &[SOCKETS],
     ),
     ("root tests of services, by XDP too", &CORE_TESTS, &[XDP]),
+    (
+        "root tests of services, through the API",
+        &SERVICE_TESTS,
+        &[API],
+    ),
 ];
 /// Crates whose tests in `tests/` need root, while those beside the code do not.
 const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];
@@ -135,7 +142,7 @@ pub fn run(args: &Args) -> Result<()> {
             Ok(counts.to_string())
         });
         if filter.is_none() {
-            for (stage, tests, variables) in FASTER {
+            for (stage, tests, variables) in OTHERWISE {
                 summary.stage(stage, || {
                     let runs = [tests.iter().map(|&word| word.to_owned()).collect()];
                     let counts = cargo_tests(&workspace, &runs, None, Some(threads), variables)?;

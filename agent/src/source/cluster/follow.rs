@@ -66,6 +66,8 @@ pub struct Follower {
     version: Option<String>,
     /// Whether a list may come as a watch.
     streams: bool,
+    /// Whether the last step reached the server.
+    reached: bool,
 }
 
 impl Follower {
@@ -76,6 +78,7 @@ impl Follower {
             followed,
             version: None,
             streams: true,
+            reached: false,
         }
     }
 
@@ -85,12 +88,13 @@ impl Follower {
         let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
+            self.reached = false;
             let wait = match self.step().await {
                 Ok(()) if began.elapsed() >= SHORT => continue,
                 Ok(()) => backoff.failed(Instant::now(), fastrand::f64()),
                 Err(trouble) => {
                     tracing::debug!("{}: {trouble}", kind.name());
-                    if began.elapsed() >= SHORT && self.shared.tidings.is_well(kind) {
+                    if self.reached {
                         backoff.works(began);
                     }
                     let wait = backoff.failed(Instant::now(), fastrand::f64());
@@ -141,7 +145,10 @@ impl Follower {
             | Trouble::Broken(_)
             | Trouble::Garbled(_) => {}
         }
-        shared.tidings.failed(kind, trouble);
+        // A connection that broke is worth a word only if there is no other.
+        if !(self.reached && trouble.code().is_none()) {
+            shared.tidings.failed(kind, trouble);
+        }
         match trouble {
             Trouble::Refused {
                 after: Some(after), ..
@@ -163,7 +170,8 @@ impl Follower {
         }
     }
 
-    fn works(&self) {
+    fn works(&mut self) {
+        self.reached = true;
         self.shared.gauges.heard(self.followed.kind);
         self.shared.tidings.works(self.followed.kind);
     }

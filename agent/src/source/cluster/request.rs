@@ -200,7 +200,7 @@ pub async fn page(client: &Client, request: Request<Vec<u8>>) -> Result<Page, Tr
         .await
         .map_err(|_| Trouble::Silent(PIECE))?
     {
-        let piece = piece.map_err(|e| Trouble::Broken(chain(&e)))?;
+        let piece = piece.map_err(|e| broken(&e))?;
         if let Ok(data) = piece.into_data() {
             text.extend_from_slice(&data);
         }
@@ -237,7 +237,7 @@ pub async fn watch(client: &Client, request: Request<Vec<u8>>) -> Result<Lines, 
     let body = send(client, request).await?;
     let pieces = BodyStream::new(body)
         .try_filter_map(async |piece| Ok(piece.into_data().ok()))
-        .map_err(|error| std::io::Error::other(chain(&error)));
+        .map_err(|error| std::io::Error::other(broken(&error)));
     let reader = StreamReader::new(Box::pin(pieces));
     let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MOST_LINE));
     let lines = lines.map_err(|error| match error {
@@ -254,12 +254,20 @@ async fn send(client: &Client, request: Request<Vec<u8>>) -> Result<Body, Troubl
     let answer = timeout(ANSWER, client.send(request.map(Body::from))).await;
     let answer = answer
         .map_err(|_| Trouble::Silent(ANSWER))?
-        .map_err(|e| Trouble::Broken(chain(&e)))?;
+        .map_err(|e| broken(&e))?;
     let code = answer.status();
     if code.is_success() {
         return Ok(answer.into_body());
     }
     Err(refusal(code, answer).await)
+}
+
+fn broken(error: &kube::Error) -> Trouble {
+    Trouble::Broken(match error {
+        // It says no more than that it has a cause.
+        kube::Error::Service(cause) => chain(cause.as_ref()),
+        other => chain(other),
+    })
 }
 
 async fn refusal(code: StatusCode, answer: Response<Body>) -> Trouble {

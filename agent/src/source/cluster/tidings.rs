@@ -33,12 +33,6 @@ impl Tidings {
         self.change(|contact| contact.works(kind));
     }
 
-    /// Whether a kind is followed.
-    pub fn is_well(&self, kind: Kind) -> bool {
-        let contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
-        contact.is_well(kind)
-    }
-
     fn change(&self, make: impl FnOnce(&mut Contact) -> bool) {
         let mut contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
         if make(&mut contact) {

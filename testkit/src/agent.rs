@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use admin_api::{Client, ClientError, Status};
 
@@ -18,6 +18,9 @@ use crate::wait;
 /// With this variable agents that are given a directory of manifests get its objects from an API
 /// server of the cluster instead.
 const API: &str = "TULLE_TEST_API";
+
+/// How long an agent applies nothing that has applied all it was sent.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Where an agent has the cluster's objects from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -190,6 +193,25 @@ impl Agent {
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         self.wait_until("ready", limit, |agent| {
             Ok(agent.status().is_ok_and(|status| status.ready))
+        })
+    }
+
+    /// Waits until it has applied more than `before` changes, and, where they come through an API
+    /// server, all that was said before: a Service and its slices come in watches of their own.
+    pub fn wait_synced(&self, before: u64, limit: Duration) -> Result<()> {
+        let what = format!("no sync of the agent of {}", self.node);
+        let syncs = || self.status().map_or(0, |status| status.syncs);
+        if let Some(api) = &self.api {
+            api.wait_delivered(limit)?;
+        }
+        let (mut last, mut since) = (0, Instant::now());
+        wait::until(&what, limit, || {
+            let now = syncs();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            let settled = self.api.is_none() || since.elapsed() >= SETTLE;
+            Ok((now > before && settled).then_some(()))
         })
     }
 

@@ -10,7 +10,7 @@ mod apiserver_support;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use apiserver_support::{SILENCE, Site, Watched, eventually};
+use apiserver_support::{LIMIT, SILENCE, Site, Watched, eventually};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::watcher;
@@ -59,7 +59,9 @@ async fn objects_come_change_and_go_with_their_files() {
     // Only the slice changes, not the service in the same file.
     let version = site.server.version();
     state.write_service(&web(2)).unwrap();
-    eventually("no second endpoint", || count() == Some(2)).await;
+    follower.wait(LIMIT).unwrap();
+    assert_eq!(count(), Some(2));
+    site.server.wait_delivered(LIMIT).unwrap();
     assert_eq!(site.server.version(), version + 1);
     watched.expect_silence().await;
     // A file that cannot be read changes nothing.

@@ -132,6 +132,12 @@ pub const PACKAGES: &[Package] = &[
     ),
     package("ipset", "sets that go with it", &["ipset"], Purpose::Run),
     package(
+        "etcd-server",
+        "store of a real kube-apiserver in tests",
+        &["etcd"],
+        Purpose::Run,
+    ),
+    package(
         "ethtool",
         "shows and sets offloads of interfaces",
         &["ethtool"],

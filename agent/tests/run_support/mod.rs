@@ -98,12 +98,7 @@ impl World {
     /// Waits until every agent has applied more than `before`.
     pub fn wait_synced(&self, before: &[u64]) {
         for (agent, before) in self.agents.iter().zip(before) {
-            let what = format!("sync of the agent of {}", agent.node());
-            testkit::wait::until(&what, LIMIT, || {
-                let done = agent.status().is_ok_and(|status| status.syncs > *before);
-                Ok(done.then_some(()))
-            })
-            .unwrap();
+            agent.wait_synced(*before, LIMIT).unwrap();
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use crate::cluster::{Cluster, Node, ROUTER4, ROUTER6};
 use crate::error::Result;
@@ -18,7 +19,7 @@ pub const PORT: u16 = 6443;
 #[derive(Debug)]
 pub struct ClusterApi {
     // Before the server that it writes to.
-    _follower: Follower,
+    follower: Follower,
     server: ApiServer,
     kubeconfig: Kubeconfig,
 }
@@ -57,12 +58,18 @@ impl ClusterApi {
         let follower = server.follow_directory(state)?;
         let kubeconfig = server.kubeconfig(&node.cluster_directory().join("api"))?;
         let api = Arc::new(Self {
-            _follower: follower,
+            follower,
             server,
             kubeconfig,
         });
         running.push((switch.to_owned(), state.to_owned(), Arc::downgrade(&api)));
         Ok(api)
+    }
+
+    /// Waits until every client that watches has been sent what the directory says now.
+    pub fn wait_delivered(&self, limit: Duration) -> Result<()> {
+        self.follower.wait(limit)?;
+        self.server.wait_delivered(limit)
     }
 
     /// The server.

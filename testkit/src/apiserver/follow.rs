@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::error::{Context, Result};
+use crate::wait;
 
 use super::ApiServer;
 use super::kinds::Kind;
@@ -31,6 +32,8 @@ type Key = (usize, Name);
 #[derive(Debug)]
 pub struct Follower {
     stop: Arc<AtomicBool>,
+    /// Looks that have been begun.
+    looks: Arc<AtomicU64>,
     faults: Arc<Mutex<BTreeMap<PathBuf, String>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,12 +53,15 @@ impl ApiServer {
         let (stop, faults) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let what = || format!("follow {}", path.display());
         directory.look(&faults).trying(what)?;
+        let looks = Arc::new(AtomicU64::new(0));
         let (stopped, noted) = (Arc::clone(&stop), Arc::clone(&faults));
+        let begun = Arc::clone(&looks);
         let thread = std::thread::Builder::new()
             .name("manifests".to_owned())
             .spawn(move || {
                 while !stopped.load(Ordering::Relaxed) {
                     std::thread::sleep(INTERVAL);
+                    begun.fetch_add(1, Ordering::Relaxed);
                     // A directory that is gone for now changes nothing; tests end so.
                     let _ = directory.look(&noted);
                 }
@@ -63,6 +69,7 @@ impl ApiServer {
             .trying(what)?;
         Ok(Follower {
             stop,
+            looks,
             faults,
             thread: Some(thread),
         })
@@ -70,6 +77,17 @@ impl ApiServer {
 }
 
 impl Follower {
+    /// Waits until the server has what the directory says now.
+    pub fn wait(&self, limit: Duration) -> Result<()> {
+        let began = self.looks.load(Ordering::Relaxed);
+        // One that ran already may have missed it; the second to begin after now follows one that
+        // is complete and began after now.
+        wait::until("no look at the directory of manifests", limit, || {
+            let looks = self.looks.load(Ordering::Relaxed);
+            Ok((looks >= began + 2).then_some(()))
+        })
+    }
+
     /// Files that cannot be read, with the reason. Their objects stay as they were.
     pub fn faults(&self) -> BTreeMap<PathBuf, String> {
         lock(&self.faults).clone()

@@ -1,8 +1,7 @@
 //! Addresses that the server is reached at, each opened and shut by itself.
 
-use std::net::{SocketAddr, TcpListener};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -10,40 +9,31 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
 use crate::netns::NetNs;
 
+use super::gate::Gate;
 use super::service::{Peer, serve};
-use super::shared::{Shared, lock};
+use super::shared::Shared;
 use super::tls::Tls;
-use super::wire::{self, Control, Fuse, State};
+use super::wire::{Control, State};
 
 /// An address of the server. A value that is dropped leaves it as it is.
 #[derive(Clone, Debug)]
-pub struct Listener(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
+pub struct Listener {
     number: usize,
-    address: SocketAddr,
-    ns: Option<NetNs>,
-    shared: Arc<Shared>,
-    tls: Option<Arc<Tls>>,
-    runtime: Handle,
-    accepting: Mutex<Option<Accepting>>,
-    /// Whether new connections get no handshake.
-    deaf: watch::Sender<bool>,
-    connections: Mutex<Vec<Arc<Control>>>,
+    scheme: &'static str,
+    gate: Gate,
 }
 
-/// A running loop of accepts, and the word that it has ended.
-#[derive(Debug)]
-struct Accepting {
-    stop: watch::Sender<bool>,
-    stopped: mpsc::Receiver<()>,
+/// What every connection of a listener needs.
+#[derive(Clone)]
+struct Host {
+    number: usize,
+    shared: Arc<Shared>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Listener {
@@ -56,62 +46,46 @@ impl Listener {
         tls: Option<&Arc<Tls>>,
         runtime: &Handle,
     ) -> Result<Self> {
-        let ns = ns.map(|ns| NetNs::adopt(ns.name())).transpose()?;
-        let socket = bind(ns.as_ref(), address)?;
-        let bound = socket
-            .local_addr()
-            .trying(|| format!("look at the listener of {address}"))?;
-        let listener = Self(Arc::new(Inner {
+        let host = Host {
             number,
-            address: bound,
-            ns,
             shared: Arc::clone(shared),
             tls: tls.cloned(),
-            runtime: runtime.clone(),
-            accepting: Mutex::default(),
-            deaf: watch::Sender::new(false),
-            connections: Mutex::default(),
-        }));
-        listener.accept(socket)?;
-        Ok(listener)
+        };
+        let handler = Box::new(move |socket, control| {
+            let host = host.clone();
+            Box::pin(async move { host.talk(socket, control).await }) as _
+        });
+        Ok(Self {
+            number,
+            scheme: if tls.is_some() { "https" } else { "http" },
+            gate: Gate::new(ns, address, runtime, handler)?,
+        })
     }
 
     /// Number of the listener, from 0, as records have it.
     pub fn number(&self) -> usize {
-        self.0.number
+        self.number
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.0.address
+        self.gate.address()
     }
 
     /// `https://192.0.2.1:6443`.
     pub fn url(&self) -> String {
-        let scheme = if self.0.tls.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        format!("{scheme}://{}", self.0.address)
+        format!("{}://{}", self.scheme, self.address())
     }
 
     /// Stops listening: new connections are refused, those that are there go on.
     pub fn close(&self) {
-        let Some(accepting) = lock(&self.0.accepting).take() else {
-            return;
-        };
-        accepting.stop.send_replace(true);
-        // Fails if the server is gone, and with it the socket.
-        let _ = accepting.stopped.recv();
+        self.gate.close();
     }
 
-    /// Listens again at the same address.
+    /// Listens again at the same address; one that began in the calling thread's namespace, in
+    /// that of the thread that calls now.
     pub fn open(&self) -> Result<()> {
-        if lock(&self.0.accepting).is_some() {
-            return Ok(());
-        }
-        self.accept(bind(self.0.ns.as_ref(), self.0.address)?)
+        self.gate.open()
     }
 
     /// Stops listening and resets every connection, as the end of a process does.
@@ -123,119 +97,39 @@ impl Listener {
     /// Whether new connections are accepted by the kernel and then get nothing, not even a
     /// handshake. Those that waited get one when it ends.
     pub fn set_deaf(&self, deaf: bool) {
-        self.0.deaf.send_replace(deaf);
+        self.gate.set_deaf(deaf);
     }
 
     /// Resets every connection.
     pub fn reset_connections(&self) {
-        self.command(State::Reset);
+        self.gate.command(State::Reset);
     }
 
     /// Neither reads from nor writes to any connection that is there, and keeps them open: what a
     /// network that drops everything looks like to a client. `false` heals it.
     pub fn set_silent(&self, silent: bool) {
-        self.command(if silent { State::Silent } else { State::Serve });
+        let state = if silent { State::Silent } else { State::Serve };
+        self.gate.command(state);
     }
 
     /// Number of open connections.
     pub fn connections(&self) -> usize {
-        let mut connections = lock(&self.0.connections);
-        connections.retain(|control| control.is_open());
-        connections.len()
-    }
-
-    fn command(&self, state: State) {
-        let connections = lock(&self.0.connections).clone();
-        for control in &connections {
-            control.set(state);
-        }
-        for control in &connections {
-            control.wait();
-        }
-    }
-
-    fn accept(&self, socket: TcpListener) -> Result<()> {
-        let (stop, stopping) = watch::channel(false);
-        let (ended, stopped) = mpsc::channel();
-        let (begun, ready) = mpsc::channel();
-        let inner = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move {
-            match tokio::net::TcpListener::from_std(socket) {
-                Ok(listener) => {
-                    // Nobody waits any more if this fails.
-                    let _ = begun.send(Ok(()));
-                    inner.accept_until(listener, stopping).await;
-                }
-                Err(error) => drop(begun.send(Err(error))),
-            }
-            let _ = ended.send(());
-        });
-        let address = self.0.address;
-        let ready = ready.recv().map_err(|_| {
-            Error::Invalid(format!(
-                "listen on {address}: the server has ended; start another"
-            ))
-        })?;
-        ready.trying(|| format!("listen on {address}"))?;
-        *lock(&self.0.accepting) = Some(Accepting { stop, stopped });
-        Ok(())
+        self.gate.connections()
     }
 }
 
-impl Inner {
-    async fn accept_until(
-        self: Arc<Self>,
-        listener: tokio::net::TcpListener,
-        mut stopping: watch::Receiver<bool>,
-    ) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = stopping.changed() => return,
-            };
-            match accepted {
-                Ok((socket, _)) => self.connect(socket),
-                // Out of descriptors, or the client is gone already.
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
-            }
-        }
-    }
-
-    fn connect(self: &Arc<Self>, socket: TcpStream) {
-        // Without either the connection would not do as it is told.
-        let (Ok(()), Ok(fuse)) = (socket.set_nodelay(true), Fuse::of(&socket)) else {
+impl Host {
+    async fn talk(self, socket: TcpStream, control: Arc<Control>) {
+        let Some(tls) = &self.tls else {
+            return self.http(socket, None, control).await;
+        };
+        // A client that does not believe the certificate is its own affair.
+        let Ok(stream) = TlsAcceptor::from(tls.config()).accept(socket).await else {
             return;
         };
-        let control = Arc::new(Control::new());
-        let state = control.subscribe();
-        let mut connections = lock(&self.connections);
-        connections.retain(|control| control.is_open());
-        connections.push(Arc::clone(&control));
-        drop(connections);
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            let talk = inner.talk(socket, Arc::clone(&control));
-            wire::run(talk, &control, state, fuse).await;
-        });
-    }
-
-    async fn talk(self: Arc<Self>, socket: TcpStream, control: Arc<Control>) {
-        let mut deaf = self.deaf.subscribe();
-        if deaf.wait_for(|deaf| !deaf).await.is_err() {
-            return;
-        }
-        match &self.tls {
-            None => self.http(socket, None, control).await,
-            Some(tls) => {
-                // A client that does not believe the certificate is its own affair.
-                let Ok(stream) = TlsAcceptor::from(tls.config()).accept(socket).await else {
-                    return;
-                };
-                let shown = stream.get_ref().1.peer_certificates();
-                let certificate = shown.and_then(|c| c.first()).map(|c| c.to_vec());
-                self.http(stream, certificate, control).await;
-            }
-        }
+        let shown = stream.get_ref().1.peer_certificates();
+        let certificate = shown.and_then(|c| c.first()).map(|c| c.to_vec());
+        self.http(stream, certificate, control).await;
     }
 
     async fn http(
@@ -256,16 +150,4 @@ impl Inner {
             .serve_connection(TokioIo::new(stream), service)
             .await;
     }
-}
-
-fn bind(ns: Option<&NetNs>, address: SocketAddr) -> Result<TcpListener> {
-    let bind = || TcpListener::bind(address);
-    let socket = match ns {
-        Some(ns) => ns.run(bind)?,
-        None => bind(),
-    };
-    let socket = socket.trying(|| format!("listen on {address}"))?;
-    let waiting = socket.set_nonblocking(true);
-    waiting.trying(|| format!("set up the listener of {address}"))?;
-    Ok(socket)
 }

@@ -22,17 +22,22 @@
 //! ```
 
 mod access;
+mod backend;
+mod client;
 mod cluster;
 mod discovery;
 mod fault;
 mod follow;
+mod gate;
 mod kinds;
 mod kubeconfig;
 mod listener;
 mod object;
 mod objects;
 mod patch;
+mod proxy;
 mod read;
+pub mod real;
 mod record;
 mod reply;
 mod request;
@@ -52,21 +57,26 @@ mod write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::netns::NetNs;
+use crate::wait;
 
 use runtime::Runtime;
 use shared::{Shared, lock};
 use tls::Tls;
 
 pub use access::Rule;
+pub use backend::{Backend, backend};
+pub use client::{Answer, Client};
 pub use cluster::{ClusterApi, PORT};
 pub use fault::{Break, Effect, Fault, FaultHandle};
 pub use follow::Follower;
 pub use kinds::{KINDS, Kind};
 pub use kubeconfig::Kubeconfig;
 pub use listener::Listener;
+pub use proxy::Proxy;
 pub use record::Recorded;
 pub use request::Verb;
 pub use settings::{Settings, StaleWatch};
@@ -306,6 +316,14 @@ impl ApiServer {
     /// Lets so many versions go by, as changes of other kinds do.
     pub fn skip_versions(&self, versions: u64) {
         self.shared.store().skip(versions);
+    }
+
+    /// Waits until every running watch has sent what there is now.
+    pub fn wait_delivered(&self, limit: Duration) -> Result<()> {
+        let version = self.version();
+        wait::until("a watch of the API server is behind", limit, || {
+            Ok(self.shared.is_delivered(version).then_some(()))
+        })
     }
 
     /// All requests, in the order of arrival; of very many the latest.

@@ -91,12 +91,12 @@ pub(super) fn edit(
     true
 }
 
-fn named(kind: &str) -> Result<&'static Kind> {
+pub(super) fn named(kind: &str) -> Result<&'static Kind> {
     let unknown = || Error::Invalid(format!("the server has no kind {kind:?}; see KINDS"));
     Kind::named(kind).ok_or_else(unknown)
 }
 
-fn at(kind: &Kind, namespace: &str, name: &str) -> Name {
+pub(super) fn at(kind: &Kind, namespace: &str, name: &str) -> Name {
     Name::new(if kind.namespaced { namespace } else { "" }, name)
 }
 

@@ -1,6 +1,7 @@
 //! What all connections and the tests share.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::access::Access;
 use super::fault::Faults;
@@ -14,6 +15,8 @@ pub(super) struct Shared {
     settings: Mutex<Settings>,
     access: Mutex<Access>,
     record: Mutex<Record>,
+    /// Up to which version each running watch has sent what there is.
+    progress: Mutex<Vec<Weak<AtomicU64>>>,
     pub(super) faults: Faults,
 }
 
@@ -24,6 +27,7 @@ impl Shared {
             settings: Mutex::new(settings),
             access: Mutex::default(),
             record: Mutex::default(),
+            progress: Mutex::default(),
             faults: Faults::new(),
         }
     }
@@ -38,6 +42,22 @@ impl Shared {
 
     pub(super) fn access(&self) -> MutexGuard<'_, Access> {
         lock(&self.access)
+    }
+
+    /// Where a new watch notes its progress, which begins at a version.
+    pub(super) fn begin_watch(&self, version: u64) -> Arc<AtomicU64> {
+        let progress = Arc::new(AtomicU64::new(version));
+        let mut all = lock(&self.progress);
+        all.retain(|watch| watch.strong_count() > 0);
+        all.push(Arc::downgrade(&progress));
+        progress
+    }
+
+    /// Whether every running watch has sent what there is up to a version.
+    pub(super) fn is_delivered(&self, version: u64) -> bool {
+        let running = lock(&self.progress);
+        let mut running = running.iter().filter_map(Weak::upgrade);
+        running.all(|watch| watch.load(Ordering::Relaxed) >= version)
     }
 
     pub(super) fn record(&self) -> MutexGuard<'_, Record> {

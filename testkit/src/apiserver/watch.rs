@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Bytes;
@@ -41,6 +42,7 @@ struct Feed {
     twice: bool,
     /// Everything up to this version is sent.
     position: u64,
+    progress: Arc<AtomicU64>,
     /// Events sent.
     sent: usize,
     /// How many had been sent when a fault was first seen.
@@ -95,6 +97,7 @@ pub(super) fn watch(
         pause,
         twice: effects.contains(&Effect::Twice),
         position: start.position,
+        progress: shared.begin_watch(start.position.saturating_sub(1)),
         sent: 0,
         bases: HashMap::new(),
     };
@@ -246,6 +249,7 @@ impl Feed {
             self.position = event.version;
         }
         self.position = now;
+        self.progress.store(now, Ordering::Relaxed);
         Ok(())
     }
 

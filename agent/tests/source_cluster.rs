@@ -130,7 +130,7 @@ fn host_ports_ask_for_the_pods_of_this_node() {
             "status": {"phase": "Running", "podIPs": [{"ip": "10.244.1.7"}]}}));
     }
     let mut options = site.options();
-    options.host_ports = Some("node-1".to_owned());
+    options.host_ports = true;
     let mut told = site.follow_by(options);
     told.until_synced();
     assert!(told.there.contains("Pod shop/here") && !told.there.contains("Pod shop/there"));
@@ -202,7 +202,8 @@ fn ages_and_restarts_are_measured() {
         .server
         .fault(Fault::new(error).of("services").on(Verb::Watch).times(1));
     site.server.listener().reset_connections();
-    told.until_contact("well", |_| gone.used() > 0);
+    let met = || Ok((gone.used() > 0).then_some(()));
+    testkit::wait::until("history that is gone", source_support::LIMIT, met).unwrap();
     site.apply(service("late", 80));
     told.until_services(&["late"]);
     let restarts = gauges.restarts();

@@ -57,10 +57,11 @@ impl ClusterArgs {
     /// How the API server is followed, for the node of this name.
     pub fn options(&self, node: &str) -> Options {
         Options {
+            node: node.to_owned(),
             kubeconfig: self.kubeconfig.clone(),
             servers: self.api_servers.clone(),
             lib_dir: self.lib_dir.clone(),
-            host_ports: self.host_ports.then(|| node.to_owned()),
+            host_ports: self.host_ports,
             silence: Duration::from_secs(self.api_silence),
         }
     }

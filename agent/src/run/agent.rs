@@ -9,6 +9,7 @@ use anyhow::bail;
 use tokio::sync::{mpsc, watch};
 
 use super::by_xdp;
+use super::complaints::complaints;
 use super::faults::Part;
 use super::node::NodeView;
 use super::serving::Serving;
@@ -492,7 +493,8 @@ impl Agent {
             node: NodeState::from(model.node(&shared.args.node)),
             serves: status.ready,
         };
-        self.publish.send_if_modified(|snapshot| {
+        let ready = status.ready;
+        let news = self.publish.send_if_modified(|snapshot| {
             let next = Snapshot {
                 health,
                 status,
@@ -503,6 +505,21 @@ impl Agent {
                 *snapshot = Arc::new(next);
             }
             news
+        });
+        if news {
+            self.complain(ready);
+        }
+    }
+
+    /// Tells users what is wrong.
+    fn complain(&self, ready: bool) {
+        self.source.complain(|| {
+            let warnings = match &self.state {
+                State::Waiting(waiting) => waiting.warnings().to_vec(),
+                State::Serving(serving) => serving.planner.warnings(),
+            };
+            let shared = &self.shared;
+            complaints(&shared.args.node, ready, &warnings, shared.faults.all())
         });
     }
 }

@@ -99,6 +99,13 @@ impl Faults {
         self.0.contains_key(&part)
     }
 
+    /// Every sentence with its part.
+    pub fn all(&self) -> impl Iterator<Item = (Part, &String)> {
+        self.0
+            .iter()
+            .flat_map(|(part, sentences)| sentences.iter().map(|sentence| (*part, sentence)))
+    }
+
     /// Everything that is wrong, each with its part.
     pub fn sentences(&self) -> Vec<String> {
         let of = |(part, sentences): (&Part, &Vec<String>)| {

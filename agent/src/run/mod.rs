@@ -7,6 +7,7 @@
 
 pub mod agent;
 mod by_xdp;
+mod complaints;
 mod crowding;
 pub mod departed;
 pub mod faults;

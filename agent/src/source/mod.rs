@@ -8,12 +8,13 @@ mod document;
 mod file;
 pub mod manifests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use self::cluster::Cluster;
+use self::cluster::{Cluster, Complaint};
 use self::manifests::Manifests;
 use tokio::sync::watch;
 
@@ -68,6 +69,13 @@ impl Source {
             }
             // It joins them itself.
             Self::Cluster(cluster) => cluster.recv().await,
+        }
+    }
+
+    /// Tells users what is wrong now, where it can.
+    pub fn complain(&self, complaints: impl FnOnce() -> BTreeSet<Complaint>) {
+        if let Self::Cluster(cluster) = self {
+            cluster.complain(complaints());
         }
     }
 

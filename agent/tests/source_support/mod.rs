@@ -53,10 +53,11 @@ impl Site {
     pub fn options(&self) -> cluster::Options {
         let written = self.server.kubeconfig(self.files.path()).unwrap();
         cluster::Options {
+            node: "node-1".to_owned(),
             kubeconfig: Some(written.path),
             servers: Vec::new(),
             lib_dir: self.files.path().join("lib"),
-            host_ports: None,
+            host_ports: false,
             silence: Duration::from_secs(100),
         }
     }

@@ -190,6 +190,11 @@ impl Book {
         Some(servers.into_iter().map(address).collect())
     }
 
+    /// Names of all objects of a kind, in no order.
+    pub fn names(&self, kind: Kind) -> impl Iterator<Item = &NamespacedName> {
+        self.objects.get(&kind).into_iter().flat_map(HashMap::keys)
+    }
+
     fn object(&self, key: &ObjectKey) -> Option<&Object> {
         self.objects.get(&key.kind)?.get(&key.name)
     }

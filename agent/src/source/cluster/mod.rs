@@ -8,6 +8,7 @@ mod backoff;
 mod book;
 mod contact;
 mod dial;
+mod events;
 mod follow;
 mod gauges;
 mod kinds;
@@ -16,10 +17,12 @@ mod tidings;
 
 pub use access::{Access, AccessError};
 pub use addresses::Address;
+pub use events::Complaint;
 pub use gauges::Gauges;
 
+use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,14 +36,16 @@ use tidings::Tidings;
 /// What is followed, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// This node.
+    pub node: String,
     /// The kubeconfig; without one the service account of the pod.
     pub kubeconfig: Option<PathBuf>,
     /// Further addresses of API servers.
     pub servers: Vec<Address>,
     /// Where learned addresses are kept.
     pub lib_dir: PathBuf,
-    /// The node whose Pods are followed for their host ports; none if nobody's are.
-    pub host_ports: Option<String>,
+    /// Whether this node's Pods are followed for their host ports.
+    pub host_ports: bool,
     /// How long a watch may be silent: servers send a bookmark each minute.
     pub silence: Duration,
 }
@@ -61,6 +66,7 @@ pub enum ClusterError {
 pub struct Cluster {
     batches: mpsc::Receiver<Batch>,
     contact: watch::Receiver<Vec<String>>,
+    complaints: watch::Sender<Arc<BTreeSet<Complaint>>>,
     gauges: Arc<Gauges>,
     server: String,
 }
@@ -79,7 +85,7 @@ impl Cluster {
             .enable_all()
             .build()
             .map_err(ClusterError::Thread)?;
-        let all = kinds::all(options.host_ports.as_deref());
+        let all = kinds::all(options.host_ports.then_some(options.node.as_str()));
         let kinds = || all.iter().map(|followed| followed.kind);
         let open = Access::open(
             options.kubeconfig.as_deref(),
@@ -98,11 +104,13 @@ impl Cluster {
             gauges: Arc::clone(&gauges),
             silence: options.silence,
         });
+        let (complaints, heard) = watch::channel(Arc::default());
         let (outbox, batches) = mpsc::channel(1);
         let work = async move {
             for followed in all {
                 tokio::spawn(Follower::new(Arc::clone(&shared), followed).run());
             }
+            tokio::spawn(events::tell(Arc::clone(&shared), options.node, heard));
             tell(&shared, &outbox).await;
         };
         std::thread::Builder::new()
@@ -112,6 +120,7 @@ impl Cluster {
         Ok(Self {
             batches,
             contact,
+            complaints,
             gauges,
             server,
         })
@@ -127,6 +136,17 @@ impl Cluster {
     /// Tells what is wrong with the contact to the server, a sentence each.
     pub fn contact(&self) -> watch::Receiver<Vec<String>> {
         self.contact.clone()
+    }
+
+    /// Tells users by Events what is wrong now, all of it; what was there before is not repeated.
+    pub fn complain(&self, complaints: BTreeSet<Complaint>) {
+        self.complaints.send_if_modified(|before| {
+            let news = **before != complaints;
+            if news {
+                *before = Arc::new(complaints);
+            }
+            news
+        });
     }
 
     /// The server that the configuration names.
@@ -155,9 +175,4 @@ async fn tell(shared: &Shared, outbox: &mpsc::Sender<Batch>) {
             place.send(batch);
         }
     }
-}
-
-/// Where learned addresses are kept unless told otherwise.
-pub fn default_lib_dir() -> &'static Path {
-    Path::new("/var/lib/tulle")
 }

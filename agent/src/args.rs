@@ -3,10 +3,12 @@
 mod cluster;
 mod http;
 mod services;
+mod takeover;
 
 pub use cluster::ClusterArgs;
 pub use http::{HttpArgs, ListenAt};
 pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, SocketServices, port_range};
+pub use takeover::{From as TakenFrom, ProxyMode, TakeoverArgs};
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -57,6 +59,9 @@ pub enum Verb {
     /// Prints what it removes; a second run finds nothing. Services and pods of other nodes cannot
     /// be reached afterwards. Refuses while an agent runs for this node.
     Cleanup(Box<CleanupArgs>),
+    /// Take this node over from another service proxy
+    #[command(subcommand)]
+    Takeover(TakenFrom),
     /// Print the version
     Version,
 }

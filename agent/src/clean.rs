@@ -10,6 +10,7 @@ use crate::kernel::cleanup::Cleaned;
 use crate::kernel::probe::{self, Sources};
 use crate::kernel::{self, InstanceLock};
 use crate::net::{self, Netlink};
+use crate::takeover;
 
 /// Files in the run directory that are Tulle's, the lock last: it is held meanwhile.
 const RUN_FILES: [&str; 5] = [
@@ -39,6 +40,10 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     match slow_path {
         Ok(mut slow_path) => done.append(&mut slow_path),
         Err(error) => failed.push(error.to_string()),
+    }
+    match takeover::forget() {
+        Ok(removed) => done.extend(removed),
+        Err(error) => failed.push(format!("{error:#}")),
     }
     // What remains to be put back is needed by the next attempt.
     if failed.is_empty() {

@@ -13,3 +13,4 @@ pub mod net;
 pub mod plan;
 pub mod run;
 pub mod source;
+pub mod takeover;

@@ -4,13 +4,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tulle_agent::args::{Args, Verb};
-use tulle_agent::{clean, run};
+use tulle_agent::args::{Args, TakenFrom, Verb};
+use tulle_agent::{clean, run, takeover};
 
 fn main() -> ExitCode {
     let done = match Args::parse().verb {
         Verb::Run(args) => run::run(*args),
         Verb::Cleanup(args) => clean::run(&args),
+        Verb::Takeover(TakenFrom::KubeProxy(args)) => takeover::run(&args),
         Verb::Version => {
             println!("tulle-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

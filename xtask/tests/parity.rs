@@ -9,7 +9,11 @@ use std::path::{Path, PathBuf};
 /// Groups 1 to 5 of the catalogue, what of 7 is there, and IPVS's schedulers; what was found later
 /// has numbers of its own.
 fn ids() -> impl Iterator<Item = u16> {
-    (1..=127).chain(150..=156).chain([161]).chain(192..=195)
+    (1..=127)
+        .chain(147..=148)
+        .chain(150..=156)
+        .chain([161])
+        .chain(192..=195)
 }
 
 /// What a row says.

@@ -47,6 +47,7 @@ pub use lock::InstanceLock;
 pub use maps::{Maps, TableError};
 pub use numbers::Clearing;
 pub use place::{LOOPBACK, Place};
+pub(crate) use sys::NO_EXIST;
 pub use xdp::{XdpChoice, XdpMode};
 
 /// Now, in ticks of `CLOCK_MONOTONIC`, as the programs count them.

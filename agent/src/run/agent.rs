@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use super::by_xdp;
 use super::complaints::complaints;
 use super::faults::Part;
+use super::inherit;
 use super::node::NodeView;
 use super::serving::Serving;
 use super::shared::Shared;
@@ -536,10 +537,9 @@ async fn look_at_facts(serving: &mut Serving, shared: &mut Shared) {
     if serving.attached || !serving.planner.is_ready() {
         return;
     }
-    serving.attached = true;
     shared.counted.syncs += 1;
     let linking = Instant::now();
-    serving.sync_links(shared, true);
+    inherit::attach(serving, shared);
     shared.paces.links.done(linking, Instant::now());
     let counts = serving.planner.counts();
     tracing::info!(

@@ -14,6 +14,7 @@ pub mod faults;
 pub mod flows;
 pub mod found;
 pub mod here;
+mod inherit;
 pub mod node;
 pub mod pace;
 pub mod serving;

@@ -3,11 +3,13 @@
 mod cluster;
 mod http;
 mod services;
+mod settings;
 mod takeover;
 
 pub use cluster::ClusterArgs;
 pub use http::{HttpArgs, ListenAt};
 pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, SocketServices, port_range};
+pub use settings::{Setting, Settings};
 pub use takeover::{From as TakenFrom, ProxyMode, TakeoverArgs};
 
 use std::net::IpAddr;
@@ -111,6 +113,9 @@ pub struct RunArgs {
     /// Limits and intervals.
     #[command(flatten)]
     pub limits: Limits,
+    /// All of it as text.
+    #[arg(skip)]
+    pub settings: Settings,
 }
 
 /// Directories of the agent.

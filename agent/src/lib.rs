@@ -8,6 +8,7 @@ pub mod clean;
 pub mod health;
 pub mod http;
 pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -3,12 +3,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use tulle_agent::args::{Args, TakenFrom, Verb};
 use tulle_agent::{clean, run, takeover};
 
 fn main() -> ExitCode {
-    let done = match Args::parse().verb {
+    let done = match Args::read().verb {
         Verb::Run(args) => run::run(*args),
         Verb::Cleanup(args) => clean::run(&args),
         Verb::Takeover(TakenFrom::KubeProxy(args)) => takeover::run(&args),

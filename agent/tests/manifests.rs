@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 use tokio::time::timeout;
-use tulle_agent::model::{Object, ObjectKey};
+use tulle_agent::model::{Family, Object, ObjectKey};
 use tulle_agent::source::manifests::{Manifests, SourceError, Timing};
 use tulle_agent::source::{Batch, Change};
 
@@ -377,4 +377,59 @@ async fn a_missing_directory_is_refused() {
     let error = Manifests::watch(Path::new("/nonexistent/state"), NO_RESCAN).unwrap_err();
     assert!(matches!(error, SourceError::Directory { .. }), "{error}");
     assert!(error.to_string().contains("create it"), "{error}");
+}
+
+#[tokio::test]
+async fn kp160_what_caused_a_change_is_told_with_it() {
+    let slice = |host: &str, family: &str, more: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web\n  \
+             annotations: {{endpoints.kubernetes.io/last-change-trigger-time: {more}}}\n  \
+             labels: {{kubernetes.io/service-name: web}}\naddressType: {family}\nports: []\n\
+             endpoints: [{{addresses: [\"{host}\"]}}]\n"
+        )
+    };
+    let early = "\"2026-11-22T10:00:00Z\"";
+    let mut watched =
+        Watched::new(&[("a.yaml", &slice("10.0.0.1", "IPv4", early))], NO_RESCAN).await;
+    // Another time alone is no change: what comes next is the other file's.
+    let late = "\"2026-11-22T10:00:01.5Z\"";
+    fs::write(watched.path("a.yaml"), slice("10.0.0.1", "IPv4", late)).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fs::write(watched.path("b.yaml"), service("b", "1")).unwrap();
+    let batch = watched.next().await;
+    assert_eq!((batch.changes.len(), batch.triggers), (1, vec![]));
+    for (host, family, time, at) in [
+        (
+            "10.0.0.2",
+            "IPv4",
+            late,
+            Some((Family::V4, 1_795_341_601_500)),
+        ),
+        (
+            "fd00::2",
+            "IPv6",
+            early,
+            Some((Family::V6, 1_795_341_600_000)),
+        ),
+        ("fd00::3", "IPv6", "\"yesterday\"", None),
+    ] {
+        fs::write(watched.path("a.yaml"), slice(host, family, time)).unwrap();
+        let batch = watched.next().await;
+        assert_eq!(batch.changes.len(), 1);
+        let told = batch.triggers.iter().map(|trigger| {
+            let since = trigger.at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            (trigger.family, since.as_millis())
+        });
+        assert_eq!(told.collect::<Vec<_>>(), at.into_iter().collect::<Vec<_>>());
+    }
+    fs::write(watched.path("a.yaml"), slice("10.0.0.9", "IPv4", late)).unwrap();
+    watched.next().await;
+    fs::remove_file(watched.path("a.yaml")).unwrap();
+    let batch = watched.next().await;
+    assert_eq!(
+        (batch.changes.len(), batch.triggers),
+        (1, vec![]),
+        "it is gone"
+    );
 }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 fn ids() -> impl Iterator<Item = u16> {
     (1..=127)
         .chain(147..=148)
-        .chain(150..=156)
-        .chain([161])
+        .chain(150..=157)
+        .chain(159..=161)
         .chain(192..=195)
 }
 

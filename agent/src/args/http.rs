@@ -20,6 +20,15 @@ pub struct HttpArgs {
     #[arg(long, value_name = "ADDRESS:PORT", env = "TULLE_METRICS_ADDRESS")]
     #[arg(default_value_t = ListenAt::At(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10_249)))]
     pub metrics_address: ListenAt,
+    /// Tell the traffic of each service port, by name: a dozen series for each
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TULLE_SERVICE_METRICS",
+        default_value_t = false
+    )]
+    #[arg(action = ArgAction::Set)]
+    pub service_metrics: bool,
     /// Do not start where one of these addresses is taken; otherwise it is tried again
     #[arg(
         long,

@@ -18,6 +18,8 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 pub struct FamilySync {
     /// When the last one was.
     pub last: Option<SystemTime>,
+    /// When one came last.
+    pub queued: Option<SystemTime>,
     /// Since when one is not.
     pub waits: Option<Instant>,
 }

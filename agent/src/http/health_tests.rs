@@ -52,7 +52,7 @@ fn kp150_healthy_while_starting_and_idle() {
     assert_eq!(livez(&Health::default(), clock.now(0)).status, 200);
     assert_eq!(livez(&stays(), clock.now(10_000)).status, 200);
     let mut health = stays();
-    health.syncs.queue(clock.at(5));
+    health.syncs.queue(clock.at(5), wall(5));
     health.syncs.written(|_| false, clock.at(6), wall(6));
     assert_eq!(livez(&health, clock.now(10_000)).status, 200);
 }
@@ -62,7 +62,7 @@ fn kp150_a_change_that_waits_for_a_minute_in_one_family() {
     for late in [Family::V4, Family::V6] {
         let clock = Clock::new();
         let mut health = stays();
-        health.syncs.queue(clock.at(100));
+        health.syncs.queue(clock.at(100), wall(100));
         health
             .syncs
             .written(|family| family == late, clock.at(101), wall(101));
@@ -78,7 +78,7 @@ fn kp150_a_change_that_waits_for_a_minute_in_one_family() {
             }
         }
         // Changes that the other family writes meanwhile do not help.
-        health.syncs.queue(clock.at(170));
+        health.syncs.queue(clock.at(170), wall(170));
         health
             .syncs
             .written(|family| family == late, clock.at(170), wall(170));
@@ -161,7 +161,7 @@ fn kp151_which_nodes_are_eligible() {
 fn kp152_bodies() {
     let clock = Clock::new();
     let mut health = stays();
-    health.syncs.queue(clock.at(10));
+    health.syncs.queue(clock.at(10), wall(10));
     health
         .syncs
         .written(|family| family == Family::V6, clock.at(10), wall(10));
@@ -206,7 +206,7 @@ fn ready_once_it_serves_and_for_as_long_as_its_programs_are_there() {
         }
     );
     // Neither a Node that is gone nor a change that cannot be written takes it away.
-    health.syncs.queue(clock.at(0));
+    health.syncs.queue(clock.at(0), wall(0));
     health.node = NodeState::Unknown;
     assert_eq!(readyz(&health, None, now).status, 200);
     health.syncs.set_programs(false, clock.at(940));

@@ -23,11 +23,13 @@ pub fn routes(told: Told) -> Router {
 
 async fn healthz(State(told): State<Told>) -> Response {
     let answer = health::healthz(&told.snapshots.borrow().health, now(&told));
+    told.metrics.proxy.healthz(answer.status);
     response(answer, "application/json")
 }
 
 async fn livez(State(told): State<Told>) -> Response {
     let answer = health::livez(&told.snapshots.borrow().health, now(&told));
+    told.metrics.proxy.livez(answer.status);
     response(answer, "application/json")
 }
 

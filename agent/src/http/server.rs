@@ -10,9 +10,11 @@ use tokio::sync::{oneshot, watch};
 
 use super::clients::{Crowd, accept};
 use super::listen::{Door, doors, is_without_family, listen};
-use super::probes;
-use crate::args::{HttpArgs, ListenAt};
+use super::{probes, scrape};
+use crate::args::{ListenAt, RunArgs};
 use crate::health::Beat;
+use crate::metrics::Metrics;
+use crate::run::logging::LogFilter;
 use crate::run::status::Snapshot;
 
 /// Until an address that is taken is tried again (KP-156).
@@ -27,6 +29,10 @@ pub struct Told {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Whether it still goes round.
     pub beat: Arc<Beat>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What is logged.
+    pub log: LogFilter,
 }
 
 /// The loop's end of it.
@@ -50,7 +56,7 @@ impl Server {
     /// # Errors
     ///
     /// There can be no thread; or, with `--bind-address-hard-fail`, an address cannot be had.
-    pub async fn start(args: &HttpArgs, told: Told) -> anyhow::Result<Self> {
+    pub async fn start(args: &RunArgs, told: Told) -> anyhow::Result<Self> {
         let places = places(args, &told);
         let (tell, mut failed) = watch::channel(Vec::new());
         let (opened, first) = oneshot::channel();
@@ -73,7 +79,7 @@ impl Server {
         // It says so once it has tried each address, and cannot end before.
         let _ = first.await;
         let sentences = failed.borrow_and_update().clone();
-        if args.bind_address_hard_fail && !sentences.is_empty() {
+        if args.http.bind_address_hard_fail && !sentences.is_empty() {
             bail!("{}", sentences.join("; "));
         }
         if !sentences.is_empty() {
@@ -97,12 +103,17 @@ impl Server {
     }
 }
 
-fn places(args: &HttpArgs, told: &Told) -> Vec<Place> {
-    let servers: [(ListenAt, &str, Router); 1] = [(
-        args.health_address,
-        "--health-address",
-        probes::routes(told.clone()),
-    )];
+fn places(args: &RunArgs, told: &Told) -> Vec<Place> {
+    let http = &args.http;
+    let scrape = || scrape::routes(told, args.settings.clone(), http.service_metrics);
+    let servers: [(ListenAt, &str, Router); 2] = [
+        (
+            http.health_address,
+            "--health-address",
+            probes::routes(told.clone()),
+        ),
+        (http.metrics_address, "--metrics-address", scrape()),
+    ];
     let mut places = Vec::new();
     for (at, flag, routes) in servers {
         let crowd = Arc::new(Crowd::new(MOST));

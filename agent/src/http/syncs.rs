@@ -18,9 +18,10 @@ pub struct Syncs {
 
 impl Syncs {
     /// A change is to be written that both families may have a part of.
-    pub fn queue(&mut self, now: Instant) {
+    pub fn queue(&mut self, now: Instant, at: SystemTime) {
         for family in &mut self.families {
             family.waits.get_or_insert(now);
+            family.queued = Some(at);
         }
     }
 
@@ -43,6 +44,12 @@ impl Syncs {
         } else {
             self.programs.get_or_insert(now);
         }
+    }
+
+    /// Whether a family has a change that is not written.
+    pub fn waits(&self, family: Family) -> bool {
+        let mut families = self.families.iter().zip(FAMILIES);
+        families.any(|(sync, of)| of == family && sync.waits.is_some())
     }
 
     /// IPv4's and IPv6's.
@@ -70,14 +77,17 @@ mod tests {
         let mut syncs = Syncs::default();
         syncs.written(|_| false, at(1), wall(1));
         assert_eq!(syncs, Syncs::default(), "nothing had changed");
-        syncs.queue(at(2));
-        syncs.queue(at(3));
+        syncs.queue(at(2), wall(2));
+        syncs.queue(at(3), wall(3));
+        assert!(syncs.waits(Family::V4) && syncs.waits(Family::V6));
         syncs.written(|family| family == Family::V6, at(4), wall(4));
         let [v4, v6] = syncs.families();
         assert_eq!((v4.waits, v4.last), (None, Some(wall(4))));
+        assert_eq!(v4.queued, Some(wall(3)));
+        assert!(!syncs.waits(Family::V4) && syncs.waits(Family::V6));
         assert_eq!((v6.waits, v6.last), (Some(at(2)), None), "the first one");
         // Another change of the one family does not help the other.
-        syncs.queue(at(5));
+        syncs.queue(at(5), wall(5));
         syncs.written(|family| family == Family::V6, at(6), wall(6));
         let [v4, v6] = syncs.families();
         assert_eq!((v4.waits, v4.last), (None, Some(wall(6))));

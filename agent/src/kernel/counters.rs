@@ -1,5 +1,6 @@
 //! Sums of the per-CPU counters.
 
+use aya::maps::{MapData, PerCpuArray};
 use datapath_common::{Counter, Hook, Reason, counter_index, maps};
 
 use super::maps::{Maps, TableError, io_of};
@@ -31,23 +32,31 @@ impl Maps {
 
     /// One counter.
     pub fn count(&self, hook: Hook, reason: Reason) -> Result<Count, TableError> {
-        let cpus = self
-            .counters
-            .get(&counter_index(hook, reason), 0)
-            .map_err(|e| TableError::Kernel {
-                map: maps::COUNTERS,
-                what: "read it".into(),
-                source: io_of(e),
-            })?;
-        let sum = cpus.iter().fold(Counter::default(), |sum, one| Counter {
-            packets: sum.packets.wrapping_add(one.packets),
-            bytes: sum.bytes.wrapping_add(one.bytes),
-        });
-        Ok(Count {
-            hook,
-            reason,
-            packets: sum.packets,
-            bytes: sum.bytes,
-        })
+        sum(&self.counters, hook, reason)
     }
+}
+
+/// One counter over all CPUs.
+pub(super) fn sum(
+    counters: &PerCpuArray<MapData, Counter>,
+    hook: Hook,
+    reason: Reason,
+) -> Result<Count, TableError> {
+    let cpus = counters
+        .get(&counter_index(hook, reason), 0)
+        .map_err(|e| TableError::Kernel {
+            map: maps::COUNTERS,
+            what: "read it".into(),
+            source: io_of(e),
+        })?;
+    let sum = cpus.iter().fold(Counter::default(), |sum, one| Counter {
+        packets: sum.packets.wrapping_add(one.packets),
+        bytes: sum.bytes.wrapping_add(one.bytes),
+    });
+    Ok(Count {
+        hook,
+        reason,
+        packets: sum.packets,
+        bytes: sum.bytes,
+    })
 }

@@ -27,6 +27,7 @@ pub mod pins;
 pub mod place;
 pub mod probe;
 pub mod programs;
+pub mod readings;
 mod rtnl;
 mod scan;
 pub mod segments;
@@ -47,6 +48,7 @@ pub use lock::InstanceLock;
 pub use maps::{Maps, TableError};
 pub use numbers::Clearing;
 pub use place::{LOOPBACK, Place};
+pub use readings::Readings;
 pub(crate) use sys::NO_EXIST;
 pub use xdp::{XdpChoice, XdpMode};
 

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
+use aya::maps::MapData;
 use datapath_common::maps;
 
 use super::maps::{Maps, TableError};
@@ -38,26 +39,26 @@ impl Maps {
                     map: info.name,
                     used,
                     limit: map.shape().max_entries,
-                    bytes: self.memory(info.name)?,
+                    bytes: match self.by_name.get(info.name) {
+                        Some(data) => memory(info.name, data)?,
+                        None => 0,
+                    },
                 })
             })
             .collect()
     }
+}
 
-    /// What the kernel says that the map occupies (`memlock` in procfs).
-    fn memory(&self, name: &'static str) -> Result<u64, TableError> {
-        let fail = |source| TableError::Kernel {
-            map: name,
-            what: "learn its size".into(),
-            source,
-        };
-        let Some(data) = self.by_name.get(name) else {
-            return Ok(0);
-        };
-        let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
-        let text = std::fs::read_to_string(path).map_err(fail)?;
-        Ok(memlock(&text).unwrap_or(0))
-    }
+/// What the kernel says that the map occupies (`memlock` in procfs).
+pub(super) fn memory(name: &'static str, data: &MapData) -> Result<u64, TableError> {
+    let fail = |source| TableError::Kernel {
+        map: name,
+        what: "learn its size".into(),
+        source,
+    };
+    let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    Ok(memlock(&text).unwrap_or(0))
 }
 
 fn memlock(fdinfo: &str) -> Option<u64> {

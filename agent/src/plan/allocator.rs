@@ -55,6 +55,7 @@ pub struct SegmentAllocator {
     capacity: u32,
     by_start: BTreeMap<u32, u32>,
     by_len: BTreeSet<(u32, u32)>,
+    free: u32,
     grace: VecDeque<(Instant, Region)>,
 }
 
@@ -65,6 +66,7 @@ impl SegmentAllocator {
             capacity,
             by_start: BTreeMap::new(),
             by_len: BTreeSet::new(),
+            free: 0,
             grace: VecDeque::new(),
         };
         if let Some(all) = Region::new(0, capacity) {
@@ -176,8 +178,13 @@ impl SegmentAllocator {
     }
 
     /// Slots that are free now.
-    pub fn free(&self) -> u32 {
-        self.by_start.values().sum()
+    pub const fn free(&self) -> u32 {
+        self.free
+    }
+
+    /// Slots that are not, those of regions that were retired a moment ago among them.
+    pub const fn used(&self) -> u32 {
+        self.capacity - self.free
     }
 
     /// All slots.
@@ -186,11 +193,13 @@ impl SegmentAllocator {
     }
 
     fn insert(&mut self, region: Region) {
+        self.free += region.len;
         self.by_start.insert(region.start, region.len);
         self.by_len.insert((region.len, region.start));
     }
 
     fn remove(&mut self, region: Region) {
+        self.free -= region.len;
         self.by_start.remove(&region.start);
         self.by_len.remove(&(region.len, region.start));
     }

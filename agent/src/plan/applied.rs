@@ -110,6 +110,12 @@ impl Applied {
         self.fronts.iter()
     }
 
+    /// How many of these there are of IPv4 and of IPv6.
+    pub fn frontend_counts(&self) -> [usize; 2] {
+        let v4 = self.fronts_v4 as usize;
+        [v4, self.fronts.len().saturating_sub(v4)]
+    }
+
     /// Row of one frontend.
     pub fn frontend(&self, key: &FrontKey) -> Option<&Frontend> {
         self.fronts.get(key)

@@ -91,6 +91,11 @@ impl Backends {
         self.held.get(id as usize)?.as_ref()
     }
 
+    /// How many rows are not free.
+    pub fn count(&self) -> usize {
+        self.by_key.len()
+    }
+
     /// Id of a backend, active or draining.
     pub fn id(&self, key: &BackendKey) -> Option<u32> {
         let has = |id: &u32| self.held(*id).is_some_and(|held| held.key == *key);

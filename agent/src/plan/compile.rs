@@ -120,6 +120,7 @@ fn host_ports(pod: &Pod, here: &Here) -> Vec<Wanted> {
                 affinity_secs: 0,
                 sources: Vec::new(),
                 marks_address: false,
+                lacks_local: false,
                 kind: Kind::HostPort,
                 table: Arc::default(),
                 out_table: Arc::default(),
@@ -180,6 +181,11 @@ fn frontend(
     } else {
         Vec::new()
     };
+    let policy = match kind {
+        Kind::ClusterIp => service.internal_policy,
+        _ => service.external_policy,
+    };
+    let lacks_local = lists.any && policy == Policy::Local && outside.is_empty();
     let mut flags = masquerade(kind, service.external_policy, here);
     for (list, drop) in [
         (&inside, FrontendFlags::DROP_INSIDE),
@@ -203,6 +209,7 @@ fn frontend(
         affinity_secs: service.affinity_secs.unwrap_or(0),
         sources,
         marks_address: kind == Kind::ClusterIp,
+        lacks_local,
         kind,
         table,
         out_table,

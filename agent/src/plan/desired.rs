@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::backends::BackendKey;
 use super::compile::{Here, compile};
 use super::kind::Kind;
+use super::lacking::Lacking;
 use super::ops::FrontKey;
 use super::sources::SourceRange;
 use crate::model::{Family, Fault, Model, NamespacedName, Pod, Protocol, Warning};
@@ -70,6 +71,8 @@ pub struct Wanted {
     /// Whether whatever else is sent to the address is refused (KP-28): its
     /// address is a ClusterIP.
     pub marks_address: bool,
+    /// Whether there are usable endpoints, but none that its policy, Local, lets it have (KP-160).
+    pub lacks_local: bool,
     /// By which new flows of clients inside are given one of them: positions in
     /// the list. Empty if all have one share.
     pub table: Arc<[u16]>,
@@ -147,6 +150,8 @@ pub struct Desired {
     contested: BTreeSet<FrontKey>,
     /// Number of claims that mark each service address.
     addresses: HashMap<IpAddr, u32>,
+    /// What lacks endpoints on this node.
+    lacking: Lacking,
 }
 
 impl Desired {
@@ -173,6 +178,7 @@ impl Desired {
             .iter()
             .map(|w| (w.front, (w.kind, w.port.clone())))
             .collect();
+        self.lacking.set(service, &wanted);
         let old = if claims.is_empty() {
             self.claims_of.remove(service)
         } else {
@@ -244,6 +250,12 @@ impl Desired {
     /// Services with a frontend.
     pub fn names(&self) -> impl Iterator<Item = &NamespacedName> {
         self.claims_of.keys()
+    }
+
+    /// How many service ports have usable endpoints, but none that a Local policy lets this node use:
+    /// by internal and external policy, for IPv4 and IPv6 each.
+    pub const fn lacking_local(&self) -> [[usize; 2]; 2] {
+        self.lacking.counts()
     }
 
     /// Number of Services with a frontend.

@@ -12,6 +12,7 @@ mod desired;
 mod diff;
 mod facts;
 mod kind;
+mod lacking;
 mod lost;
 mod networks;
 mod numbers;

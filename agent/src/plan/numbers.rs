@@ -23,6 +23,8 @@ pub struct Numbers {
     retired: BTreeMap<u32, Instant>,
     /// Numbers of which nothing is left.
     free: BTreeSet<u32>,
+    /// Numbers that somebody got or lost, if that is to be noted.
+    renamed: Option<BTreeSet<u32>>,
 }
 
 impl Numbers {
@@ -34,6 +36,7 @@ impl Numbers {
             last: highest,
             retired: BTreeMap::new(),
             free: BTreeSet::new(),
+            renamed: None,
         }
     }
 
@@ -49,7 +52,31 @@ impl Numbers {
         self.free.remove(&number);
         self.by_port.insert(port.clone(), number);
         self.by_number.insert(number, port.clone());
+        self.note(number);
         number
+    }
+
+    /// The highest number that was ever given out.
+    pub const fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// Notes numbers that somebody gets or loses from now on.
+    pub fn note_renamed(&mut self) {
+        self.renamed.get_or_insert_default();
+    }
+
+    /// Those that were noted, and whose they are.
+    pub fn take_renamed(&mut self) -> Vec<(u32, Option<PortKey>)> {
+        let renamed = self.renamed.as_mut().map(std::mem::take);
+        let named = |number| (number, self.by_number.get(&number).cloned());
+        renamed.into_iter().flatten().map(named).collect()
+    }
+
+    fn note(&mut self, number: u32) {
+        if let Some(renamed) = &mut self.renamed {
+            renamed.insert(number);
+        }
     }
 
     /// The service port behind a number.
@@ -71,6 +98,7 @@ impl Numbers {
     pub fn release(&mut self, port: &PortKey, now: Instant) {
         if let Some(number) = self.by_port.remove(port) {
             self.by_number.remove(&number);
+            self.note(number);
             self.retired.insert(number, now);
         }
     }

@@ -95,6 +95,8 @@ pub struct Outcome {
     pub errors: Vec<Failure>,
     /// Units that are still to be written.
     pub pending: usize,
+    /// Whether every Service was compiled.
+    pub full: bool,
 }
 
 /// Sizes for status and metrics.

@@ -42,6 +42,8 @@ pub struct Planner {
     source_warnings: Arc<[Warning]>,
     way_warnings: Vec<Warning>,
     dirty: Dirty,
+    /// Whether the next run compiles every Service.
+    full: bool,
     ways_stale: bool,
     adopted: bool,
     desired: Desired,
@@ -71,6 +73,7 @@ impl Planner {
             source_warnings: Arc::default(),
             way_warnings: Vec::new(),
             dirty: Dirty::default(),
+            full: true,
             ways_stale: true,
             adopted: false,
             desired: Desired::default(),
@@ -105,6 +108,7 @@ impl Planner {
         if self.here == here {
             return;
         }
+        self.full = true;
         self.ways_stale |= self.here.node != here.node;
         self.here = here;
         let dirty = &mut self.dirty.services;
@@ -130,6 +134,7 @@ impl Planner {
         if !self.is_ready() {
             return outcome;
         }
+        outcome.full = std::mem::take(&mut self.full);
         self.applied.segments.reclaim(clock());
         self.compile();
         self.run_units(writer, clock, &mut outcome, |unit| {
@@ -329,6 +334,21 @@ impl Planner {
         warnings.extend(self.way_warnings.iter().cloned());
         warnings.extend(self.desired.warnings());
         warnings
+    }
+
+    /// The highest service number that was ever given out.
+    pub const fn last_number(&self) -> u32 {
+        self.numbers.last()
+    }
+
+    /// From now on [`Self::take_renamed`] tells of numbers.
+    pub fn note_renamed(&mut self) {
+        self.numbers.note_renamed();
+    }
+
+    /// Numbers that somebody got or lost since this was asked last, and whose they are.
+    pub fn take_renamed(&mut self) -> Vec<(u32, Option<PortKey>)> {
+        self.numbers.take_renamed()
     }
 
     /// The service port behind a service number.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::bail;
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,7 @@ use super::waiting::Waiting;
 use crate::admin::Asking;
 use crate::health::{Beat, Ports};
 use crate::http::{self, Health, NodeState};
+use crate::metrics::{Drift, Sizes};
 use crate::model::Node;
 use crate::net::{Bridge, Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
 use crate::source::{Batch, Source};
@@ -190,8 +191,12 @@ impl Agent {
         due.into_iter().chain(self.watch_again).min()
     }
 
-    async fn objects(&mut self, batch: Batch) -> anyhow::Result<()> {
+    async fn objects(&mut self, mut batch: Batch) -> anyhow::Result<()> {
         let now = Instant::now();
+        let started = self.shared.started_at;
+        batch.triggers.retain(|trigger| trigger.at >= started);
+        self.shared.metrics.proxy.came(&batch.changes);
+        self.shared.metrics.source.heard();
         match &mut self.state {
             State::Waiting(waiting) => {
                 waiting.take(batch);
@@ -254,7 +259,12 @@ impl Agent {
         let started = Instant::now();
         let shared = &mut self.shared;
         shared.faults.set(Part::Node, serving.view.notes.clone());
-        shared.syncs.queue(started);
+        shared.syncs.queue(started, SystemTime::now());
+        match serving.datapath.maps.readings() {
+            // There is one datapath in the life of an agent.
+            Ok(readings) => drop(shared.metrics.maps.set(readings)),
+            Err(error) => tracing::warn!("there are no metrics of the datapath: {error}"),
+        }
         let opened = serving.datapath.opened();
         let adopted = adopted(opened);
         tracing::info!(
@@ -297,7 +307,10 @@ impl Agent {
             Ok(report) => {
                 slow::log(&report, first);
                 if !first {
-                    self.shared.counted.repairs += report.repaired as u64;
+                    let repaired = report.repaired as u64;
+                    self.shared.counted.repairs += repaired;
+                    let changes = &self.shared.metrics.changes;
+                    changes.repaired(Drift::SlowPath, repaired);
                 }
                 report.failed
             }
@@ -485,10 +498,20 @@ impl Agent {
         }
         let has_names =
             matches!(&self.state, State::Serving(serving) if serving.planner.is_ready());
-        let model = match &self.state {
-            State::Waiting(waiting) => waiting.model(),
-            State::Serving(serving) => serving.planner.model(),
+        let warnings = status.warnings.len();
+        let (model, sizes) = match &self.state {
+            State::Waiting(waiting) => {
+                let objects = waiting.model().sizes();
+                let sizes = Sizes {
+                    objects,
+                    warnings,
+                    ..Sizes::default()
+                };
+                (waiting.model(), sizes)
+            }
+            State::Serving(serving) => (serving.planner.model(), serving.sizes(warnings)),
         };
+        shared.tell(&sizes, &status);
         let health = Health {
             syncs: shared.syncs,
             node: NodeState::from(model.node(&shared.args.node)),

@@ -40,6 +40,55 @@ pub enum Part {
     Notifications,
 }
 
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 16] = [
+        Self::Source,
+        Self::Node,
+        Self::Uplink,
+        Self::Programs,
+        Self::UplinkLinks,
+        Self::Sockets,
+        Self::PodLinks,
+        Self::Pods,
+        Self::NextHops,
+        Self::PodMtu,
+        Self::SlowPath,
+        Self::Maps,
+        Self::Flows,
+        Self::HealthPorts,
+        Self::Http,
+        Self::Notifications,
+    ];
+
+    /// Its label in metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Node => "node",
+            Self::Uplink => "uplink",
+            Self::Programs => "programs",
+            Self::UplinkLinks => "uplink_links",
+            Self::Sockets => "sockets",
+            Self::PodLinks => "pod_links",
+            Self::Pods => "pods",
+            Self::NextHops => "next_hops",
+            Self::PodMtu => "pod_mtu",
+            Self::SlowPath => "slow_path",
+            Self::Maps => "maps",
+            Self::Flows => "flows",
+            Self::HealthPorts => "health_ports",
+            Self::Http => "http",
+            Self::Notifications => "notifications",
+        }
+    }
+}
+
+const _: () = assert!(
+    Part::ALL.len() == Part::Notifications as usize + 1,
+    "Part::ALL lacks a part"
+);
+
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -9,6 +9,7 @@ use crate::kernel::{
     Clearing, Datapath, FlowGc, MapFate, NamedBackend, Pass, Recount, TableError, idle_limit,
     now_ticks,
 };
+use crate::metrics::StateMetrics;
 use crate::model::Family;
 use crate::plan::{FrontKey, Planner};
 
@@ -72,6 +73,7 @@ impl FlowWalk {
         &mut self,
         datapath: &mut Datapath,
         planner: &mut Planner,
+        metrics: &StateMetrics,
         now: Instant,
     ) -> Result<bool, TableError> {
         if now < self.due {
@@ -104,6 +106,7 @@ impl FlowWalk {
             }
         };
         self.began = None;
+        metrics.walked(&pass);
         let counts = &datapath.maps.live;
         let recounted = self.recount.finish(counts, &pass, backends(planner));
         if recounted != 0 {

@@ -99,6 +99,7 @@ fn rows_of_a_former_agent_outlive_a_failed_first_look() {
     let mut planner = Planner::new("node-1", applied);
     planner.ingest(Batch {
         changes: vec![Change::Synced],
+        triggers: Vec::new(),
         warnings: Vec::new().into(),
         noticed: now,
         noticed_at: std::time::SystemTime::now(),

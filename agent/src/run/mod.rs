@@ -15,6 +15,7 @@ pub mod flows;
 pub mod found;
 pub mod here;
 mod inherit;
+pub mod logging;
 pub mod node;
 pub mod pace;
 pub mod serving;
@@ -26,12 +27,10 @@ pub mod status;
 pub mod stripped;
 pub mod waiting;
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::admin;
 use crate::args::{RunArgs, absolute, port_range};
@@ -39,26 +38,20 @@ use crate::health;
 use crate::http;
 use crate::kernel::InstanceLock;
 use crate::kernel::probe::{self, Kernel, Sources};
+use crate::metrics::Metrics;
 use crate::net::{Netlink, Uplink};
 use crate::source::Source;
 use crate::source::cluster::Cluster;
 use crate::source::manifests::{Manifests, Timing};
 use agent::Agent;
+use logging::LogFilter;
 use shared::Shared;
 use sockets::{SocketChoice, Surroundings};
 use status::Snapshot;
 
-/// Crates that tell of every attribute and relocation; named in `--log` they do so again.
-const QUIET: [&str; 4] = [
-    "netlink_packet_route=error",
-    "netlink_packet_utils=error",
-    "aya=info",
-    "aya_obj=info",
-];
-
 /// Serves the node until a signal comes.
 pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
-    log_to_stderr(&args.log)?;
+    let log = LogFilter::start(&args.log)?;
     args.cluster.state = args.cluster.state.as_deref().map(absolute);
     let kernel = probe::probe(&Sources::default(), &args.places.bpffs)?;
     let _lock = InstanceLock::take(&args.places.run_dir)?;
@@ -67,7 +60,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?
-        .block_on(serve(args, kernel, source))
+        .block_on(serve(args, kernel, source, log))
 }
 
 /// Objects are read while the rest gets ready.
@@ -80,7 +73,12 @@ fn source(args: &RunArgs) -> anyhow::Result<Source> {
     Ok(source)
 }
 
-async fn serve(args: RunArgs, kernel: Kernel, source: Source) -> anyhow::Result<()> {
+async fn serve(
+    args: RunArgs,
+    kernel: Kernel,
+    source: Source,
+    log: LogFilter,
+) -> anyhow::Result<()> {
     tracing::info!(
         "tulle-agent {} serves node {}, process {}, Linux {}.{}",
         env!("CARGO_PKG_VERSION"),
@@ -121,16 +119,30 @@ async fn serve(args: RunArgs, kernel: Kernel, source: Source) -> anyhow::Result<
     tracing::info!("services at sockets: {}, {}", sockets.chosen(), sockets.why);
     let socket = admin::Server::bind(&args.places.socket())?;
     let (answers, publish, asked) = admin::Answers::new(Snapshot::default());
+    let metrics = Metrics::default();
+    if let Source::Cluster(cluster) = &source {
+        metrics.source.follow(Arc::clone(cluster.gauges()));
+    }
     let beat = Arc::<health::Beat>::default();
     let health = health::Ports::start(&args.node, args.services.uplink_services, &beat)
         .context("cannot answer on health check node ports")?;
     let told = http::Told {
         snapshots: answers.snapshots.clone(),
         beat: Arc::clone(&beat),
+        metrics: metrics.clone(),
+        log,
     };
-    let http = http::Server::start(&args.http, told).await?;
+    let http = http::Server::start(&args, told).await?;
     let mut agent = Agent::new(
-        Shared::new(args, kernel, netlink, uplink, stripped_mac, sockets),
+        Shared::new(
+            args,
+            kernel,
+            netlink,
+            uplink,
+            stripped_mac,
+            sockets,
+            metrics,
+        ),
         source,
         health,
         http,
@@ -154,18 +166,4 @@ async fn serve(args: RunArgs, kernel: Kernel, source: Source) -> anyhow::Result<
         "ended by {signal}; the datapath goes on by its last state, `tulle-agent cleanup` removes it"
     );
     Ok(())
-}
-
-fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
-    let mut directives: Vec<&str> = QUIET.to_vec();
-    directives.push(filter);
-    let filter = EnvFilter::try_new(directives.join(","))
-        .with_context(|| format!("--log {filter} is neither a level nor a list of directives"))?;
-    let stderr = std::io::stderr;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal())
-        .try_init()
-        .map_err(|error| anyhow::anyhow!("cannot log: {error}"))
 }

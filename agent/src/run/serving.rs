@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use admin_api::{LinkAttachment, MapFault};
 use anyhow::Context;
@@ -18,12 +18,14 @@ use super::shared::Shared;
 use super::status;
 use crate::health;
 use crate::kernel::{AttachKind, Datapath, Options, Place, Report, XdpChoice, XdpMode};
+use crate::metrics::Drift;
 use crate::model::{Kind, NamespacedName, Node, Object};
 use crate::net::{LocalPods, Overlay, next_hops, set_pod_mtu};
 use crate::plan::{Applied, Outcome, PlanError, Planner};
-use crate::source::{Batch, Change};
+use crate::source::{Batch, Change, Trigger};
 
 mod config;
+mod telling;
 
 use config::{config, vtep};
 
@@ -62,6 +64,8 @@ pub struct Serving {
     touched: BTreeSet<NamespacedName>,
     /// Whether the uplink lacks a program that serves clients outside.
     uplink_fails: bool,
+    /// What caused changes of endpoints that may not be in the maps yet.
+    triggers: Vec<Trigger>,
     /// Whether the first plan was carried out and everything attached.
     pub attached: bool,
 }
@@ -90,6 +94,10 @@ impl Serving {
         let uplink = shared.uplink.index;
         let found = Found::new(uplink, applied.next_hops(uplink));
         let mut planner = Planner::new(args.node.as_str(), applied);
+        if args.http.service_metrics {
+            planner.note_renamed();
+        }
+        let triggers = objects.triggers.clone();
         planner.ingest(objects);
         let touched = planner.stale_services().clone();
         planner.set_here(here(&node, &shared.uplink, &args.services));
@@ -116,6 +124,7 @@ impl Serving {
             has_uncounted: false,
             touched,
             uplink_fails: false,
+            triggers,
             attached: false,
         })
     }
@@ -124,7 +133,8 @@ impl Serving {
     pub fn batch(&mut self, shared: &mut Shared, batch: Batch) -> bool {
         let (noticed, changes) = (batch.noticed, batch.changes.len());
         if changes > 0 {
-            shared.syncs.queue(noticed);
+            shared.syncs.queue(noticed, batch.noticed_at);
+            self.triggers.extend_from_slice(&batch.triggers);
         }
         let nodes = batch.changes.iter().any(concerns_nodes);
         if !self.service_networks && batch.changes.iter().any(is_service_cidr) {
@@ -141,6 +151,7 @@ impl Serving {
             shared.counted.syncs += 1;
             shared.counted.sync_failures += u64::from(outcome.failed > 0);
             shared.counted.last_sync = Some(took);
+            shared.metrics.changes.written(took);
             tracing::info!(
                 "applied {changes} {} by {} map writes, {} µs after {} noticed",
                 if changes == 1 { "change" } else { "changes" },
@@ -174,15 +185,13 @@ impl Serving {
 
     /// Writes what is due, and takes note of what failed.
     pub fn plan(&mut self, shared: &mut Shared) -> Outcome {
+        let began = Instant::now();
         let outcome = self.planner.run(&mut self.datapath.maps, Instant::now);
         if outcome.written > 0 {
             self.departed.look();
         }
         let now = Instant::now();
-        if self.planner.is_ready() {
-            let refused = |family| self.planner.is_refused(family);
-            shared.syncs.written(refused, now, SystemTime::now());
-        }
+        self.tell_run(shared, &outcome, now - began);
         for failure in &outcome.errors {
             let map = match &failure.error {
                 PlanError::Capacity(error) | PlanError::Table(error) => error.map,
@@ -368,7 +377,9 @@ impl Serving {
 
     fn note(&mut self, shared: &mut Shared, report: &Report) {
         if report.repaired > 0 {
-            shared.counted.repairs += u64::from(report.repaired);
+            let repaired = u64::from(report.repaired);
+            shared.counted.repairs += repaired;
+            shared.metrics.changes.repaired(Drift::Programs, repaired);
             tracing::warn!(
                 "attached {} programs again that somebody had removed",
                 report.repaired
@@ -412,7 +423,11 @@ impl Serving {
         if !self.attached || now < self.walk.due() {
             return;
         }
-        match self.walk.step(&mut self.datapath, &mut self.planner, now) {
+        let state = &shared.metrics.state;
+        match self
+            .walk
+            .step(&mut self.datapath, &mut self.planner, state, now)
+        {
             Ok(true) => {
                 let faults = self.walk.faults(&self.datapath);
                 shared.faults.set(Part::Flows, faults);

@@ -4,13 +4,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use datapath_common::Mac;
 
-use super::faults::Faults;
+use super::faults::{Faults, Part};
 use super::pace::Pace;
 use super::sockets::SocketChoice;
 use super::spare;
 use crate::args::RunArgs;
 use crate::http::Syncs;
 use crate::kernel::probe::Kernel;
+use crate::metrics::{Metrics, Sizes};
+use crate::model::Family;
 use crate::net::{Netlink, Uplink};
 
 /// Between looks at the links: what somebody detached is back within two seconds.
@@ -99,6 +101,8 @@ pub struct Shared {
     pub faults: Faults,
     /// Counters.
     pub counted: Counted,
+    /// What Prometheus is told.
+    pub metrics: Metrics,
     /// What is written, and what is late.
     pub syncs: Syncs,
     /// When what is due.
@@ -107,7 +111,9 @@ pub struct Shared {
     pub stripped_mac: Mac,
     /// Services at sockets.
     pub sockets: SocketChoice,
-    /// When the agent started, in seconds since 1970.
+    /// When the agent started.
+    pub started_at: SystemTime,
+    /// The same in seconds since 1970.
     pub started_secs: u64,
 }
 
@@ -120,8 +126,10 @@ impl Shared {
         uplink: Uplink,
         stripped_mac: Mac,
         sockets: SocketChoice,
+        metrics: Metrics,
     ) -> Self {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH);
+        let started_at = SystemTime::now();
+        let started = started_at.duration_since(UNIX_EPOCH);
         Self {
             args,
             kernel,
@@ -129,11 +137,34 @@ impl Shared {
             uplink,
             faults: Faults::default(),
             counted: Counted::default(),
+            metrics,
             syncs: Syncs::default(),
             paces: Paces::default(),
             stripped_mac,
             sockets,
+            started_at,
             started_secs: started.map_or(0, |since| since.as_secs()),
+        }
+    }
+
+    /// Tells the metrics how things are.
+    pub fn tell(&self, sizes: &Sizes, status: &admin_api::Status) {
+        let Metrics {
+            state,
+            proxy,
+            source,
+            ..
+        } = &self.metrics;
+        source.set_connected(!self.faults.has(Part::Source));
+        state.set_ready(status.ready);
+        state.set_faults(&self.faults);
+        state.set_sizes(sizes);
+        state.set_attachments(status.links.iter().map(|link| link.program.as_str()));
+        for (family, sync) in [Family::V4, Family::V6]
+            .into_iter()
+            .zip(self.syncs.families())
+        {
+            proxy.set_times(family, sync.queued, sync.last);
         }
     }
 }

@@ -56,6 +56,7 @@ fn planner() -> Planner {
     let mut planner = Planner::new("node-1", Applied::new(Capacities::default()));
     planner.ingest(Batch {
         changes,
+        triggers: Vec::new(),
         warnings: [].into(),
         noticed: Instant::now(),
         noticed_at: SystemTime::now(),

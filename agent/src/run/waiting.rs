@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::{Dirty, Model, Node, ObjectKey, Warning};
-use crate::source::{Batch, Change};
+use crate::source::{Batch, Change, Trigger};
 
 /// What has come so far.
 #[derive(Debug, Default)]
@@ -13,6 +13,7 @@ pub struct Waiting {
     model: Model,
     /// The last change of each object.
     changes: BTreeMap<ObjectKey, Change>,
+    triggers: Vec<Trigger>,
     /// The last batch, without its changes.
     last: Option<Batch>,
     said: bool,
@@ -30,6 +31,7 @@ impl Waiting {
             };
             self.changes.insert(key, change);
         }
+        self.triggers.append(&mut batch.triggers);
         self.last = Some(batch);
     }
 
@@ -85,6 +87,7 @@ impl Waiting {
     pub fn into_batch(self) -> Option<Batch> {
         let mut batch = self.last?;
         batch.changes = self.changes.into_values().collect();
+        batch.triggers = self.triggers;
         if self.model.is_synced() {
             batch.changes.push(Change::Synced);
         }
@@ -104,6 +107,7 @@ mod tests {
         changes.extend(synced.then_some(Change::Synced));
         Batch {
             changes,
+            triggers: Vec::new(),
             warnings: Arc::default(),
             noticed: Instant::now(),
             noticed_at: SystemTime::now(),

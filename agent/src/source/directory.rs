@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::Change;
 use super::document::Item;
+use super::{Change, Trigger};
 use crate::model::{Fault, Object, ObjectKey, Warning};
 
 /// What a look at a file found.
@@ -29,6 +30,8 @@ pub(super) struct Directory {
     holders: BTreeMap<ObjectKey, Vec<Arc<Path>>>,
     /// Objects that more than one file holds.
     contested: BTreeSet<ObjectKey>,
+    /// What caused changes of endpoints, since it was asked last.
+    triggers: Vec<Trigger>,
 }
 
 impl Directory {
@@ -36,12 +39,13 @@ impl Directory {
     pub(super) fn update(&mut self, path: &Path, contents: Contents) -> Vec<Change> {
         let empty = BTreeMap::new();
         let old = self.files.get(path).unwrap_or(&empty);
+        let mut triggers = BTreeMap::new();
         let (new, faults) = match contents {
             Contents::Gone => (BTreeMap::new(), Vec::new()),
             Contents::Unreadable(fault) => {
                 (old.clone(), vec![Warning::new("", fault).in_file(path)])
             }
-            Contents::Items(items) => merge(path, items, old),
+            Contents::Items(items) => merge(path, items, old, &mut triggers),
         };
         let touched: BTreeSet<ObjectKey> = old.keys().chain(new.keys()).cloned().collect();
         let before: Vec<Option<Object>> = touched.iter().map(|k| self.winner(k).cloned()).collect();
@@ -60,17 +64,24 @@ impl Directory {
         } else {
             self.faults.insert(path.to_owned(), faults);
         }
-        let mut changes = Vec::new();
+        let (mut changes, mut causes) = (Vec::new(), Vec::new());
         for (key, before) in touched.into_iter().zip(before) {
             match self.winner(&key) {
                 None => changes.extend(before.map(|_| Change::Delete(key))),
                 Some(now) if before.as_ref() != Some(now) => {
+                    causes.extend(Trigger::of(now, triggers.get(&key).copied()));
                     changes.push(Change::Apply(now.clone()));
                 }
                 Some(_) => {}
             }
         }
+        self.triggers.append(&mut causes);
         changes
+    }
+
+    /// What caused changes of endpoints that were told since this was asked last.
+    pub(super) fn take_triggers(&mut self) -> Vec<Trigger> {
+        std::mem::take(&mut self.triggers)
     }
 
     /// Everything that is wrong now.
@@ -122,6 +133,7 @@ fn merge(
     path: &Path,
     items: Vec<Item>,
     old: &BTreeMap<ObjectKey, Object>,
+    triggers: &mut BTreeMap<ObjectKey, SystemTime>,
 ) -> (BTreeMap<ObjectKey, Object>, Vec<Warning>) {
     let mut new: BTreeMap<ObjectKey, Object> = BTreeMap::new();
     let mut faults = Vec::new();
@@ -129,7 +141,11 @@ fn merge(
     let mut unreadable = false;
     for item in items {
         match item {
-            Item::Good { object, notes } => {
+            Item::Good {
+                object,
+                notes,
+                trigger,
+            } => {
                 let key = object.key();
                 if new.contains_key(&key) {
                     let mend = "keep one of the two";
@@ -139,6 +155,7 @@ fn merge(
                 }
                 let notes = notes.into_iter();
                 faults.extend(notes.map(|note| Warning::new(&key, note).in_file(path)));
+                triggers.extend(trigger.map(|at| (key.clone(), at)));
                 new.insert(key, object);
             }
             Item::Bad { key, fault } => {

@@ -3,19 +3,24 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::decode;
-use crate::model::convert::Converted;
+use crate::model::convert::{self, Converted};
 use crate::model::{Fault, Kind, NamespacedName, Object, ObjectKey};
 
 /// What a part of a file turned out to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Item {
-    /// An object.
-    Good { object: Object, notes: Vec<Fault> },
+    /// An object, and when what made a slice what it is happened.
+    Good {
+        object: Object,
+        notes: Vec<Fault>,
+        trigger: Option<SystemTime>,
+    },
     /// An object that is known by name and cannot be used.
     Bad { key: ObjectKey, fault: Fault },
     /// Something of which not even the name can be read.
@@ -165,7 +170,11 @@ fn object(value: &Value, items: &mut Vec<Item>, depth: usize) {
         return items.push(Item::Bad { key, fault });
     }
     items.push(match decode::object(kind, value) {
-        Ok(Converted { object, notes }) => Item::Good { object, notes },
+        Ok(Converted { object, notes }) => Item::Good {
+            trigger: cause(value),
+            object,
+            notes,
+        },
         Err(fault) => Item::Bad { key, fault },
     });
 }
@@ -214,4 +223,10 @@ fn key(kind: Kind, value: &Value) -> Result<ObjectKey, Fault> {
         kind,
         name: NamespacedName::new(namespace, name),
     })
+}
+
+/// When what made an object what it is happened, if it says so.
+fn cause(object: &Value) -> Option<SystemTime> {
+    let annotations = object.get("metadata")?.get("annotations")?;
+    convert::cause(annotations.get(convert::CAUSE)?.as_str()?)
 }

@@ -368,6 +368,7 @@ impl Reader {
         let noticed = noticed.unwrap_or_else(Noticed::now);
         Batch {
             changes,
+            triggers: self.directory.take_triggers(),
             warnings: warnings.into(),
             noticed: noticed.instant,
             noticed_at: noticed.time,

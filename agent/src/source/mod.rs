@@ -18,7 +18,7 @@ use self::cluster::{Cluster, Complaint};
 use self::manifests::Manifests;
 use tokio::sync::watch;
 
-use crate::model::{Object, ObjectKey, Warning};
+use crate::model::{Family, Object, ObjectKey, Warning};
 
 /// One change of the cluster's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,12 +31,41 @@ pub enum Change {
     Synced,
 }
 
+/// When something happened, a pod became ready for example, that changed endpoints: what
+/// the annotation [`convert::CAUSE`](crate::model::convert::CAUSE) says of a slice that is new or different. Nothing else of it is
+/// looked at, so that a slice with another such time alone is no change; a slice that is
+/// deleted says nothing, for what it has is of the time before (KP-160).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trigger {
+    /// The family of the endpoints.
+    pub family: Family,
+    /// When.
+    pub at: SystemTime,
+}
+
+impl Trigger {
+    /// What happened `at` that time and made an object what it is. Slices that feed no Service
+    /// have no effect (KP-09, KP-10).
+    fn of(object: &Object, at: Option<SystemTime>) -> Option<Self> {
+        let Object::Slice(slice) = object else {
+            return None;
+        };
+        slice.service.as_ref()?;
+        Some(Self {
+            family: slice.family?,
+            at: at?,
+        })
+    }
+}
+
 /// Changes that were noticed together and become one plan.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The changes, in the order in which they take effect; may be empty if
     /// only the warnings changed.
     pub changes: Vec<Change>,
+    /// What caused those of the changes that are of endpoints, where their slices say it.
+    pub triggers: Vec<Trigger>,
     /// Everything that is wrong with the source's objects now.
     pub warnings: Arc<[Warning]>,
     /// When the first change of the batch was noticed, to measure with.
@@ -102,6 +131,7 @@ impl Batch {
     /// What came after this batch takes effect after it, and counts as noticed with it.
     fn join(&mut self, next: Self) {
         self.changes.extend(next.changes);
+        self.triggers.extend(next.triggers);
         self.warnings = next.warnings;
     }
 }

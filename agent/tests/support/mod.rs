@@ -53,6 +53,7 @@ pub fn run(planner: &mut Planner, sim: &mut Sim, clock: &Clock) -> tulle_agent::
 pub fn batch(changes: Vec<Change>) -> Batch {
     Batch {
         changes,
+        triggers: Vec::new(),
         warnings: [].into(),
         noticed: Instant::now(),
         noticed_at: std::time::SystemTime::now(),

@@ -13,7 +13,7 @@ pub use node::node;
 pub use pod::pod;
 pub use service::service;
 pub use service_cidr::service_cidr;
-pub use slice::slice;
+pub use slice::{CAUSE, cause, slice};
 
 use super::shared::shared;
 use super::{Fault, NamespacedName, Protocol};

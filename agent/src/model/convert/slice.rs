@@ -1,8 +1,10 @@
 //! discovery.k8s.io/v1/EndpointSlice.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as api;
+use k8s_openapi::jiff::Timestamp;
 
 use super::{Converted, check_name, check_port_name, namespaced, port_fault, protocol};
 use crate::model::address::{not_unicast, parse_ip};
@@ -11,8 +13,17 @@ use crate::model::{Endpoint, EndpointSlice, Family, Fault, Hints, SlicePort};
 
 /// Label that names the Service (KP-08).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Annotation that says when what changed the slice last happened, a pod became ready for
+/// example (KP-160).
+pub const CAUSE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Label of slices that belong to headless Services (KP-09).
 const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// When what made a slice what it is happened, by the text of [`CAUSE`]. What cannot be read was
+/// never said.
+pub fn cause(text: &str) -> Option<SystemTime> {
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
+}
 
 /// Converts an EndpointSlice; its namespace defaults to `default`.
 pub fn slice(from: &api::EndpointSlice) -> Result<Converted<EndpointSlice>, Fault> {

@@ -11,9 +11,10 @@ use serde_json::value::RawValue;
 
 use super::addresses::Address;
 use super::request::HeadMeta;
+use crate::model::convert;
 use crate::model::shared::shared;
 use crate::model::{Fault, Kind, NamespacedName, Object, ObjectKey, Warning};
-use crate::source::{Batch, Change, decode};
+use crate::source::{Batch, Change, Trigger, decode};
 
 /// Name and namespace of the Service that API servers are the endpoints of.
 const API_SERVERS: (&str, &str) = ("default", "kubernetes");
@@ -31,6 +32,8 @@ struct Item {
     /// None if it cannot be used: it stays as it was.
     object: Option<Object>,
     faults: Vec<Fault>,
+    /// What made it what it is.
+    trigger: Option<Trigger>,
 }
 
 /// The objects.
@@ -40,6 +43,8 @@ pub struct Book {
     faults: BTreeMap<ObjectKey, Vec<Fault>>,
     /// What the loop knows of the objects that are different now.
     untold: BTreeMap<ObjectKey, Option<Object>>,
+    /// What made those slices among them what they are, which the loop does not know yet.
+    causes: BTreeMap<ObjectKey, Vec<Trigger>>,
     /// When the first of them was noticed.
     noticed: Option<(Instant, SystemTime)>,
     /// Kinds whose first list is awaited (KP-128).
@@ -78,6 +83,7 @@ impl Book {
             objects: BTreeMap::new(),
             faults: BTreeMap::new(),
             untold: BTreeMap::new(),
+            causes: BTreeMap::new(),
             noticed: None,
             awaited: kinds.into_iter().collect(),
             synced: false,
@@ -136,10 +142,13 @@ impl Book {
         }
         let untold = std::mem::take(&mut self.untold);
         let (noticed, noticed_at) = self.noticed.take().unwrap_or_else(now);
+        let mut causes = std::mem::take(&mut self.causes);
+        let mut triggers = Vec::new();
         let mut changes = Vec::with_capacity(untold.len() + 1);
         for (key, told) in untold {
             match self.object(&key) {
                 Some(object) if told.as_ref() != Some(object) => {
+                    triggers.extend(causes.remove(&key).unwrap_or_default());
                     changes.push(Change::Apply(object.clone()));
                 }
                 None if told.is_some() => changes.push(Change::Delete(key)),
@@ -164,6 +173,7 @@ impl Book {
         }
         Some(Batch {
             changes,
+            triggers,
             warnings: Arc::clone(&self.warnings),
             noticed,
             noticed_at,
@@ -211,6 +221,9 @@ impl Book {
         }
         self.has_other_servers |= is_of_api_servers(&object);
         let before = of_kind.insert(key.name.clone(), object);
+        if let Some(trigger) = item.trigger {
+            self.causes.entry(key.clone()).or_default().push(trigger);
+        }
         self.untold.entry(key).or_insert(before);
         self.note();
     }
@@ -264,8 +277,11 @@ fn key(kind: Kind, head: &HeadMeta) -> ObjectKey {
 fn item(kind: Kind, head: &HeadMeta, json: &RawValue) -> (ObjectKey, Item) {
     match decode::object(kind, json) {
         Ok(converted) => {
+            let annotations = head.annotations.as_ref();
+            let cause = annotations.and_then(|a| convert::cause(a.last_change.as_deref()?));
             let item = Item {
                 faults: converted.notes,
+                trigger: Trigger::of(&converted.object, cause),
                 object: Some(converted.object),
             };
             let key = item.object.as_ref().map(Object::key);
@@ -275,6 +291,7 @@ fn item(kind: Kind, head: &HeadMeta, json: &RawValue) -> (ObjectKey, Item) {
             let item = Item {
                 object: None,
                 faults: vec![fault],
+                trigger: None,
             };
             (key(kind, head), item)
         }

@@ -168,3 +168,46 @@ fn api_servers_are_learned_from_their_own_slices() {
         "no news"
     );
 }
+
+#[test]
+fn kp160_what_caused_a_change_of_endpoints_is_told_with_it() {
+    let slice = |host: &str, at: &str| {
+        format!(
+            r#"{{"metadata":{{"name":"web","namespace":"shop",
+                "annotations":{{"endpoints.kubernetes.io/last-change-trigger-time":"{at}"}},
+                "labels":{{"kubernetes.io/service-name":"web"}}}},
+                "addressType":"IPv4","ports":[],"endpoints":[{{"addresses":["{host}"]}}]}}"#
+        )
+    };
+    let put = |book: &mut Book, host: &str, at: &str| {
+        let json = slice(host, at);
+        let (head, json) = raw(&json);
+        book.apply(Kind::EndpointSlice, &head, &json);
+    };
+    let mut book = Book::new([Kind::EndpointSlice]);
+    book.replace(Listing::new(Kind::EndpointSlice));
+    let causes = |book: &mut Book| {
+        let batch = book.take();
+        let triggers = batch.into_iter().flat_map(|batch| batch.triggers);
+        let secs = triggers.map(|trigger| {
+            let since = trigger.at.duration_since(SystemTime::UNIX_EPOCH);
+            since.unwrap().as_secs()
+        });
+        secs.collect::<Vec<_>>()
+    };
+    assert_eq!(causes(&mut book), [0; 0]);
+    put(&mut book, "10.0.0.1", "1970-01-01T00:00:01Z");
+    put(&mut book, "10.0.0.2", "1970-01-01T00:00:02Z");
+    assert_eq!(causes(&mut book), [1, 2]);
+    // Another time alone is no change.
+    put(&mut book, "10.0.0.2", "1970-01-01T00:00:03Z");
+    assert_eq!(causes(&mut book), [0; 0]);
+    // What ends where it began was nothing, and what is gone says nothing.
+    put(&mut book, "10.0.0.3", "1970-01-01T00:00:04Z");
+    put(&mut book, "10.0.0.2", "1970-01-01T00:00:05Z");
+    assert_eq!(causes(&mut book), [0; 0]);
+    put(&mut book, "10.0.0.4", "1970-01-01T00:00:06Z");
+    let gone = slice("10.0.0.4", "");
+    book.delete(Kind::EndpointSlice, &raw(&gone).0);
+    assert_eq!(causes(&mut book), [0; 0]);
+}

@@ -141,6 +141,7 @@ fn facts() -> NodeFacts {
 fn batch(changes: Vec<Change>) -> Batch {
     Batch {
         changes,
+        triggers: Vec::new(),
         warnings: [].into(),
         noticed: Instant::now(),
         noticed_at: SystemTime::now(),

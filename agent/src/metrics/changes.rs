@@ -1,0 +1,110 @@
+//! How changes get into the maps: times finer than kube-proxy's, writes, and what was put right.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family as Labelled;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use super::proxy::Label;
+use crate::plan::Outcome;
+
+/// Whose changes the agent puts right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drift {
+    /// Programs that somebody detached.
+    Programs,
+    /// Routes, neighbours, devices.
+    SlowPath,
+}
+
+impl Drift {
+    const ALL: [Self; 2] = [Self::Programs, Self::SlowPath];
+
+    const fn label(self) -> Label {
+        [(
+            "part",
+            match self {
+                Self::Programs => "programs",
+                Self::SlowPath => "slow_path",
+            },
+        )]
+    }
+}
+
+/// The handles.
+#[derive(Clone, Debug)]
+pub struct ChangeMetrics {
+    latency: Histogram,
+    writes: Counter,
+    failures: Counter,
+    pending: Gauge,
+    repairs: Labelled<Label, Counter>,
+}
+
+impl Default for ChangeMetrics {
+    fn default() -> Self {
+        let repairs = Labelled::<Label, Counter>::default();
+        for drift in Drift::ALL {
+            drop(repairs.get_or_create(&drift.label()));
+        }
+        Self {
+            // 50 µs to 13 s.
+            latency: Histogram::new(exponential_buckets(0.000_05, 2.0, 19)),
+            writes: Counter::default(),
+            failures: Counter::default(),
+            pending: Gauge::default(),
+            repairs,
+        }
+    }
+}
+
+impl ChangeMetrics {
+    /// A batch of changes is in the maps, so long after the first of them was noticed.
+    pub fn written(&self, after: Duration) {
+        self.latency.observe(after.as_secs_f64());
+    }
+
+    /// What a run of the planner did.
+    pub fn ran(&self, outcome: &Outcome) {
+        self.writes.inc_by(outcome.written as u64);
+        self.failures.inc_by(outcome.failed as u64);
+        let pending = i64::try_from(outcome.pending);
+        self.pending.set(pending.unwrap_or(i64::MAX));
+    }
+
+    /// Something was put right again.
+    pub fn repaired(&self, drift: Drift, count: u64) {
+        self.repairs.get_or_create(&drift.label()).inc_by(count);
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "tulle_sync_duration_seconds",
+            "From noticing a batch of changes to the last map write",
+            self.latency.clone(),
+        );
+        registry.register(
+            "tulle_map_writes",
+            "Writes to maps that the kernel took",
+            self.writes.clone(),
+        );
+        registry.register(
+            "tulle_map_write_failures",
+            "Rows, or frontends with all that belongs to them, that could not be written; each try counts",
+            self.failures.clone(),
+        );
+        registry.register(
+            "tulle_map_writes_pending",
+            "Rows and frontends that are still to be written",
+            self.pending.clone(),
+        );
+        registry.register(
+            "tulle_drift_repairs",
+            "What somebody else changed and the agent put right",
+            self.repairs.clone(),
+        );
+    }
+}

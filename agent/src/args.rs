@@ -350,10 +350,6 @@ pub struct Limits {
     #[arg(long, value_name = "DURATION", env = "TULLE_MIN_SYNC_PERIOD")]
     #[arg(default_value = "5ms", value_parser = duration)]
     pub min_sync_period: Duration,
-    /// Between two comparisons of the maps with what they should hold, without a change; 0s for none
-    #[arg(long, value_name = "DURATION", env = "TULLE_SYNC_PERIOD")]
-    #[arg(default_value = "30s", value_parser = duration)]
-    pub sync_period: Duration,
 }
 
 /// A limit of so many in a second as one in a tick; 0 stays 0, and nothing else becomes 0.

@@ -106,6 +106,18 @@ fn kp141_a_server_that_is_away_is_one_sentence_and_changes_nothing() {
 }
 
 #[test]
+fn kp142_a_start_without_a_server_waits() {
+    let site = site(true);
+    site.server.listener().close();
+    let mut told = site.follow();
+    told.until_contact("lost", |said| !said.is_empty());
+    assert!(told.next(PAUSE).is_none(), "nothing is known");
+    site.server.listener().open().unwrap();
+    told.until_services(&["web"]);
+    told.until_contact("well", <[String]>::is_empty);
+}
+
+#[test]
 fn refusals_are_waited_out() {
     for code in [429, 500, 503] {
         each_way(|site, told| {

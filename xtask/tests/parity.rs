@@ -6,13 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Groups 1 to 5 of the catalogue, what of 7 is there, and IPVS's schedulers; what was found later
-/// has numbers of its own.
+/// Groups 1 to 7 of the catalogue, and IPVS's schedulers; what was found later has numbers of its
+/// own.
 fn ids() -> impl Iterator<Item = u16> {
-    (1..=127)
-        .chain(147..=148)
-        .chain(150..=157)
-        .chain(159..=161)
+    (1..=161)
         .chain(192..=195)
 }
 

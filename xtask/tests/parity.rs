@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 /// Groups 1 to 7 of the catalogue, and IPVS's schedulers; what was found later has numbers of its
 /// own.
 fn ids() -> impl Iterator<Item = u16> {
-    (1..=161)
-        .chain(192..=195)
+    (1..=161).chain(192..=195)
 }
 
 /// What a row says.

@@ -446,3 +446,53 @@ fn kp157_other_paths_and_who_may_ask_them() {
     assert_eq!(put("tulle_agent=loud").status, 400);
     assert_eq!(local(&world, "/debug/log").body, "tulle_agent=debug\n");
 }
+
+#[test]
+fn kp141_an_api_server_that_is_gone_is_told_and_takes_nothing_away() {
+    let mut world = World::idle_of(ClusterBuilder::unique("mapi").nodes(1));
+    world.options.through_api = true;
+    world.start_agents();
+    let age = "tulle_source_last_event_age_seconds";
+    let restarts = "tulle_source_watch_restarts_total";
+    let seen = scrape(&world);
+    for kind in ["Service", "EndpointSlice", "Node"] {
+        assert!(seen.sum(age, &[("kind", kind)]) < 60.0, "{kind}");
+    }
+    assert_eq!(
+        (
+            seen.sum(restarts, &[]),
+            seen.sum("tulle_source_connected", &[])
+        ),
+        (0.0, 1.0)
+    );
+    let service = world.web();
+    let text = triggered(&service, SystemTime::now());
+    world.state.put(&service.file(), &text).unwrap();
+    wait_for(&world, "the change to be timed", |seen| {
+        ["IPv4", "IPv6"]
+            .iter()
+            .all(|family| seen.sum(WRITTEN, &[("ip_family", family)]) == 1.0)
+    });
+    let listener = world.agents[0].api().unwrap().listener().clone();
+    listener.shut();
+    let seen = wait_for(&world, "the outage to be told", |seen| {
+        seen.sum("tulle_source_connected", &[]) == 0.0
+    });
+    assert!(seen.sum(restarts, &[("reason", "broken")]) > 0.0);
+    assert_eq!(seen.sum("tulle_faults", &[("part", "source")]), 1.0);
+    for path in ["/healthz", "/livez", "/readyz"] {
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_256));
+        let answer = get_path(world.cluster.nodes()[0].ns(), at, path).unwrap();
+        assert_eq!(answer.status, 200, "{path}");
+    }
+    assert!(
+        addresses(&service)
+            .into_iter()
+            .all(|at| request(&world, at))
+    );
+    listener.open().unwrap();
+    let seen = wait_for(&world, "the server to be there again", |seen| {
+        seen.sum("tulle_source_connected", &[]) == 1.0
+    });
+    assert!(seen.sum(age, &[("kind", "Service")]) < 30.0);
+}

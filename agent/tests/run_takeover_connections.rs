@@ -164,6 +164,9 @@ fn connections_stay(label: &str, proxy: Proxy, kind: Kind) {
     for node in street.nodes() {
         let mut agent = Agent::start(node, &street.world.options).unwrap();
         agent.wait_ready(START).unwrap();
+        let log = agent.log().unwrap();
+        assert!(log.contains("took over "), "{log}");
+        assert!(!log.contains("through a former proxy may break"), "{log}");
         all_go_on(&format!("agent of {}", node.name()), &lines);
         agents.push(agent);
     }

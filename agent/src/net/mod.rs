@@ -25,7 +25,7 @@ pub mod watch;
 pub use bridge::Bridge;
 pub use cleanup::{CleanupError, cleanup};
 pub use netlink::{Netlink, NetlinkError};
-pub use next_hop::{NextHop, NextHopError, next_hops};
+pub use next_hop::{NextHop, NextHopError, next_hops, ways_out};
 pub use overlay::{OVERHEAD, Overlay, Peer, ROUTE_PROTOCOL, device_name};
 pub use pods::{LocalPod, LocalPods, set_pod_mtu};
 pub use reconcile::{ReconcileError, SlowPath};

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures::{StreamExt, stream};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{IN_FLIGHT, Netlink, NetlinkError};
@@ -65,17 +65,45 @@ pub async fn next_hops(
 }
 
 async fn next_hop(netlink: &Netlink, node: Ipv4Addr) -> Result<NextHop, NextHopError> {
-    let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
-    request.header.destination_prefix_length = 32;
-    request.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(node))];
     let what = format!("find a route to node {node}");
+    let message = route(netlink, what, node.into()).await?;
+    read(node, &message)
+}
+
+/// The devices by which packets to `addresses` leave; none for one that has no route.
+pub async fn ways_out(netlink: &Netlink, addresses: &[IpAddr]) -> Vec<(IpAddr, Option<u32>)> {
+    let way = |address: IpAddr| async move {
+        let what = format!("find a route to {address}");
+        let message = route(netlink, what, address).await.ok()?;
+        RouteRow::parse(&message).and_then(|row| row.index)
+    };
+    stream::iter(addresses.iter().copied())
+        .map(|address| async move { (address, way(address).await) })
+        .buffered(IN_FLIGHT)
+        .collect()
+        .await
+}
+
+async fn route(
+    netlink: &Netlink,
+    what: String,
+    address: IpAddr,
+) -> Result<RouteMessage, NetlinkError> {
+    let mut request = RouteMessage::default();
+    (
+        request.header.address_family,
+        request.header.destination_prefix_length,
+    ) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    request.attributes = vec![RouteAttribute::Destination(address.into())];
     let answer = netlink
         .get(&what, RouteNetlinkMessage::GetRoute(request))
         .await?;
     match answer {
-        RouteNetlinkMessage::NewRoute(message) => read(node, &message),
-        _ => Err(NetlinkError::Closed { what }.into()),
+        RouteNetlinkMessage::NewRoute(message) => Ok(message),
+        _ => Err(NetlinkError::Closed { what }),
     }
 }
 

@@ -562,7 +562,7 @@ async fn look_at_facts(serving: &mut Serving, shared: &mut Shared) {
     }
     shared.counted.syncs += 1;
     let linking = Instant::now();
-    inherit::attach(serving, shared);
+    inherit::attach(serving, shared).await;
     shared.paces.links.done(linking, Instant::now());
     let counts = serving.planner.counts();
     tracing::info!(

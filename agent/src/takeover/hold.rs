@@ -3,13 +3,15 @@
 //! The table goes with the process, however that ends.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use datapath_common::proto;
 
 use super::conntrack::Entry;
-use super::nfnl::{IPV4, IPV6, Message, NFTABLES, Nfnl};
-use super::writing::{Field, Hook, chain, drop, flow, has, is, no_table, rule, table};
+use super::nfnl::{IPV4, IPV6, NFTABLES, Nfnl};
+use super::writing::{
+    Field, Hook, chain, drop, elements, flow, has, is, is_in, key, no_table, rule, set, table,
+};
 
 const TABLE: &str = "tulle-takes-over";
 const FOR_NODE: &str = "for-node";
@@ -21,6 +23,64 @@ const STATE: u32 = 0;
 const STATUS: u32 = 2;
 const NEW: u32 = 1 << 3;
 const DST_NAT: u32 = 1 << 5;
+/// Messages with elements in a transaction, each of up to 64 KiB.
+const MESSAGES: usize = 32;
+
+/// What an address family has of its own.
+struct Family {
+    number: u8,
+    octets: u32,
+    /// Where the source address is; the destination follows.
+    source: u32,
+    /// Set of what is asked of Tulle.
+    fronts: &'static str,
+    /// Set of what Tulle makes of packets.
+    flows: &'static str,
+    /// Number of the first set while both are made; the second has the next.
+    id: u32,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        number: IPV4,
+        octets: 4,
+        source: 12,
+        fronts: "fronts4",
+        flows: "flows4",
+        id: 1,
+    },
+    Family {
+        number: IPV6,
+        octets: 16,
+        source: 8,
+        fronts: "fronts6",
+        flows: "flows6",
+        id: 3,
+    },
+];
+
+impl Family {
+    const fn has(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == (self.number == IPV4)
+    }
+
+    const fn front_fields(&self) -> [Field; 3] {
+        [
+            Field::AskedAddress(self.octets),
+            Field::AskedPort,
+            Field::Protocol,
+        ]
+    }
+
+    const fn flow_fields(&self) -> [Field; 4] {
+        [
+            Field::Network(self.source, self.octets),
+            Field::Network(self.source + self.octets, self.octets),
+            Field::Transport(0, 4),
+            Field::Protocol,
+        ]
+    }
+}
 
 /// Held until it is dropped, or let go.
 pub struct Hold {
@@ -28,11 +88,10 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Holds back connections of TCP and SCTP that somebody's rules translate the destination of.
+    /// Holds back connections of TCP and SCTP to these frontends that somebody's rules translate.
     /// They are dropped behind the rules, so that nothing of them remains; a client asks again
     /// after a second.
-    pub fn begin() -> io::Result<Self> {
-        let mut netlink = Nfnl::open()?;
+    pub fn begin(fronts: impl Iterator<Item = (SocketAddr, u8)>) -> io::Result<Self> {
         // Behind source NAT, before the flow is confirmed.
         let hook = |number| Hook {
             kind: "filter",
@@ -51,26 +110,60 @@ impl Hold {
             chain(TABLE, FORWARDED, hook(4)),
             chain(TABLE, TRANSLATED, early),
         ];
-        for name in [FOR_NODE, FORWARDED] {
-            for protocol in [proto::TCP, proto::SCTP] {
-                let mut expressions = is(Field::Protocol, &[protocol]).to_vec();
+        for family in &FAMILIES {
+            let (asked, made) = (family.front_fields(), family.flow_fields());
+            messages.push(set(TABLE, family.fronts, family.id, &asked));
+            messages.push(set(TABLE, family.flows, family.id + 1, &made));
+            for name in [FOR_NODE, FORWARDED] {
+                let mut expressions = is(Field::Family, &[family.number]).to_vec();
                 expressions.push(flow(STATE));
                 expressions.extend(has(NEW));
                 expressions.push(flow(STATUS));
                 expressions.extend(has(DST_NAT));
+                expressions.extend(is_in(family.fronts, &asked));
                 expressions.push(drop());
                 messages.push(rule(TABLE, name, &expressions));
             }
+            let mut expressions = is(Field::Family, &[family.number]).to_vec();
+            expressions.extend(is_in(family.flows, &made));
+            expressions.push(drop());
+            messages.push(rule(TABLE, TRANSLATED, &expressions));
         }
-        netlink.batch(NFTABLES, messages)?;
-        Ok(Self { netlink })
+        let fronts: Vec<(SocketAddr, u8)> = fronts
+            .filter(|(_, protocol)| matches!(*protocol, proto::TCP | proto::SCTP))
+            .collect();
+        let mut hold = Self {
+            netlink: Nfnl::open()?,
+        };
+        hold.netlink.batch(NFTABLES, messages)?;
+        for family in &FAMILIES {
+            let of_family = fronts.iter().filter(|(at, _)| family.has(at.ip()));
+            let keys: Vec<Vec<u8>> = of_family
+                .map(|(at, protocol)| key(&[&octets(*at), &at.port().to_be_bytes(), &[*protocol]]))
+                .collect();
+            hold.put(family.fronts, &keys)?;
+        }
+        Ok(hold)
     }
 
     /// Holds back what Tulle makes of these flows' packets, too: the kernel takes it for a flow of
     /// its own while it knows the old one.
     pub fn hold(&mut self, entries: &[Entry]) -> io::Result<()> {
-        let messages = entries.iter().map(translated).collect();
-        self.netlink.batch(NFTABLES, messages)
+        for family in &FAMILIES {
+            let of_family = entries
+                .iter()
+                .filter(|entry| family.has(entry.reply.dst.ip()));
+            let keys: Vec<Vec<u8>> = of_family.map(translated).collect();
+            self.put(family.flows, &keys)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, set: &str, keys: &[Vec<u8>]) -> io::Result<()> {
+        for some in elements(TABLE, set, keys).chunks(MESSAGES) {
+            self.netlink.batch(NFTABLES, some.to_vec())?;
+        }
+        Ok(())
     }
 
     /// Lets go.
@@ -79,24 +172,16 @@ impl Hold {
     }
 }
 
-/// A rule that drops what the backend of a flow gets from its client.
-fn translated(entry: &Entry) -> Message {
+/// What the backend of a flow gets from its client.
+fn translated(entry: &Entry) -> Vec<u8> {
     let (src, dst) = (entry.reply.dst, entry.reply.src);
-    let octets = |at: SocketAddr| match at.ip() {
-        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    let (family, offset, length) = if src.is_ipv4() {
-        (IPV4, 12, 4)
-    } else {
-        (IPV6, 8, 16)
-    };
     let ports = [src.port().to_be_bytes(), dst.port().to_be_bytes()].concat();
-    let mut expressions = is(Field::Family, &[family]).to_vec();
-    expressions.extend(is(Field::Protocol, &[entry.proto]));
-    expressions.extend(is(Field::Network(offset, length), &octets(src)));
-    expressions.extend(is(Field::Network(offset + length, length), &octets(dst)));
-    expressions.extend(is(Field::Transport(0, 4), &ports));
-    expressions.push(drop());
-    rule(TABLE, TRANSLATED, &expressions)
+    key(&[&octets(src), &octets(dst), &ports, &[entry.proto]])
+}
+
+fn octets(at: SocketAddr) -> Vec<u8> {
+    match at.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
 }

@@ -3,9 +3,11 @@
 
 use std::io;
 
-use super::chains::is_set;
+use super::chains::{DEVICE, is_set};
 use super::nfnl::{Attributes, IPSET, Message, Nfnl, Step, attribute, text};
 use super::surgery::counted;
+
+const TABLE: &str = "/proc/self/net/ip_vs";
 
 // From `linux/genetlink.h` and `linux/ip_vs.h`.
 const CONTROL: u16 = 0x10;
@@ -37,13 +39,18 @@ pub struct Left {
 }
 
 impl Left {
-    /// Looks at this network namespace. A kernel without them has none.
-    pub fn find(netlink: &mut Nfnl) -> io::Result<Self> {
-        let table = std::fs::read_to_string("/proc/self/net/ip_vs").unwrap_or_default();
-        Ok(Self {
-            servers: servers(&table),
-            sets: sets(netlink)?,
-        })
+    /// Looks at this network namespace. A kernel without them has none. Virtual servers bear no
+    /// name: they count as kube-proxy's if it is `known` to have been in mode ipvs here, or left sets.
+    pub fn find(netlink: &mut Nfnl, known: bool) -> io::Result<Self> {
+        let table = std::fs::read_to_string(TABLE).unwrap_or_default();
+        Ok(Self::of(servers(&table), sets(netlink)?, known))
+    }
+
+    fn of(mut servers: Vec<String>, sets: Vec<String>, known: bool) -> Self {
+        if !known && sets.is_empty() {
+            servers.clear();
+        }
+        Self { servers, sets }
     }
 
     /// Whether there is nothing.
@@ -51,7 +58,8 @@ impl Left {
         self.servers.is_empty() && self.sets.is_empty()
     }
 
-    /// Takes all virtual servers off, whosever they are, as kube-proxy's own `--cleanup` does.
+    /// Takes all virtual servers off, as kube-proxy's own `--cleanup` does: where it has some,
+    /// others' are not told from them.
     pub fn flush_servers(&self) -> io::Result<()> {
         if self.servers.is_empty() {
             return Ok(());
@@ -95,6 +103,12 @@ impl Left {
         }
         sentences
     }
+}
+
+/// Whether there are virtual servers, or the device that has their addresses.
+pub fn has_trace() -> bool {
+    let table = std::fs::read_to_string(TABLE).unwrap_or_default();
+    !servers(&table).is_empty() || nix::net::if_::if_nametoindex(DEVICE).is_ok()
 }
 
 /// The virtual servers in `/proc/net/ip_vs`.
@@ -175,6 +189,22 @@ mod tests {
         assert_eq!(found[2], "FWM 00000001");
         assert_eq!(found.len(), 3);
         assert_eq!(servers(""), [""; 0]);
+    }
+
+    #[test]
+    fn virtual_servers_of_others_are_left() {
+        let (servers, sets) = (
+            vec!["TCP 192.0.2.1:80".to_owned()],
+            vec!["KUBE-CLUSTER-IP".to_owned()],
+        );
+        let count = |sets: &[String], known| {
+            Left::of(servers.clone(), sets.to_vec(), known)
+                .servers
+                .len()
+        };
+        assert_eq!(count(&[], false), 0);
+        assert_eq!(count(&sets, false), 1);
+        assert_eq!(count(&[], true), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 
 use super::chains::DEVICE;
 use super::nfnl::Nfnl;
@@ -17,6 +17,7 @@ use crate::net::{Netlink, link};
 pub struct Left {
     nft: nft::Left,
     legacy: Vec<(legacy::Programs, legacy::Table)>,
+    unread: Vec<String>,
     ipvs: ipvs::Left,
     /// Index of the device that has the addresses of services.
     device: Option<u32>,
@@ -35,32 +36,30 @@ pub enum Step<'a> {
 }
 
 impl Left {
-    /// Looks at this network namespace; the programs of iptables may be in the root file
-    /// system of the `host`.
+    /// Looks at this network namespace for what kube-proxy's `mode` may have left; the programs of
+    /// iptables may be in the root file system of the `host`.
     pub async fn find(
         netlink: &mut Nfnl,
         links: &Netlink,
         host: Option<&Path>,
+        mode: ProxyMode,
     ) -> anyhow::Result<Self> {
         let nft = nft::Left::find(netlink).context("cannot list the rules of nftables")?;
-        let mut old = Vec::new();
+        let (mut old, mut unread) = (Vec::new(), Vec::new());
         for family in legacy::FAMILIES {
             let names = legacy::names(family);
             if names.trim().is_empty() {
                 continue;
             }
-            let Some(programs) = legacy::Programs::find(family, host) else {
-                let names: Vec<&str> = names.split_whitespace().collect();
-                bail!(
-                    "this node has tables of iptables (legacy, {}: {}), which only its programs \
-                     can read, and there are none: install iptables on the node, name its root \
-                     file system by --host-root, or run `kube-proxy --cleanup` there",
-                    nft::family(family),
-                    names.join(", ")
-                );
+            let read = match legacy::Programs::find(family, host) {
+                Some(programs) => programs.tables(family).map(|tables| (programs, tables)),
+                None => Err(unreadable(family, &names)),
             };
-            for table in programs.tables(family)? {
-                old.push((programs.clone(), table));
+            match read {
+                Ok((programs, tables)) => {
+                    old.extend(tables.into_iter().map(|table| (programs.clone(), table)));
+                }
+                Err(error) => unread.push(format!("{error:#}")),
             }
         }
         let device = link::by_name(links, DEVICE).await?;
@@ -69,14 +68,21 @@ impl Left {
         {
             tracing::warn!("{DEVICE} is a {} device, not kube-proxy's", device.kind);
         }
+        let device = device.filter(|device| device.kind == "dummy");
+        let by_ipvs = device.is_some() || mode == ProxyMode::Ipvs;
+        let ipvs = ipvs::Left::find(netlink, by_ipvs).context("cannot list the sets of ipset")?;
         Ok(Self {
             nft,
             legacy: old,
-            ipvs: ipvs::Left::find(netlink).context("cannot list the sets of ipset")?,
-            device: device
-                .filter(|device| device.kind == "dummy")
-                .map(|device| device.index),
+            unread,
+            ipvs,
+            device: device.map(|device| device.index),
         })
+    }
+
+    /// Why some older tables could not be looked at.
+    pub fn unread(&self) -> &[String] {
+        &self.unread
     }
 
     /// The part that a mode of kube-proxy writes. Modes iptables and ipvs share chains.
@@ -86,6 +92,7 @@ impl Left {
             ProxyMode::Nftables => {
                 self.nft.shared.clear();
                 self.legacy.clear();
+                self.unread.clear();
                 (self.ipvs, self.device) = (ipvs::Left::default(), None);
             }
             ProxyMode::Iptables => {
@@ -155,6 +162,18 @@ impl Step<'_> {
             Self::Device(_) => vec![format!("device {DEVICE}")],
         }
     }
+}
+
+/// That nobody here can read a family's older tables.
+fn unreadable(family: u8, names: &str) -> anyhow::Error {
+    let names: Vec<&str> = names.split_whitespace().collect();
+    anyhow!(
+        "this node has tables of iptables (legacy, {}: {}), which only its programs can read, and \
+         there are none: install iptables on the node, name its root file system by --host-root, \
+         or run `kube-proxy --cleanup` there",
+        nft::family(family),
+        names.join(", ")
+    )
 }
 
 /// The addresses of this node.

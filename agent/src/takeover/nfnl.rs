@@ -182,14 +182,27 @@ struct Received<'a> {
 
 /// A netlink socket, in the network namespace of the thread that opened it.
 pub struct Nfnl {
-    socket: Socket,
+    /// None in a kernel without this protocol.
+    socket: Option<Socket>,
     sequence: u32,
 }
 
 impl Nfnl {
-    /// Opens one of netfilter.
+    /// Opens one of netfilter. In a kernel that has none, all that is asked of it is answered as
+    /// by a kernel without that part ([`super::nft::is_without_nftables`]).
     pub fn open() -> io::Result<Self> {
-        Self::of(NETLINK_NETFILTER)
+        match Self::of(NETLINK_NETFILTER) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(Self::absent()),
+            opened => opened,
+        }
+    }
+
+    /// That of a kernel without netfilter's netlink.
+    pub(super) const fn absent() -> Self {
+        Self {
+            socket: None,
+            sequence: 0,
+        }
     }
 
     /// Opens one of generic netlink.
@@ -202,9 +215,14 @@ impl Nfnl {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
-            socket,
+            socket: Some(socket),
             sequence: 0,
         })
+    }
+
+    fn socket(&self) -> io::Result<&Socket> {
+        let absent = || io::Error::from_raw_os_error(libc::EPROTONOSUPPORT);
+        self.socket.as_ref().ok_or_else(absent)
     }
 
     /// Reads a listing. `begin` is told when it begins, again if something changed meanwhile.
@@ -213,13 +231,7 @@ impl Nfnl {
             take(Step::Begins);
             let sequence = self.next();
             self.send(&[(message.clone().flags(NLM_F_DUMP), sequence)])?;
-            let mut torn = false;
-            self.receive(sequence, |received| {
-                torn |= received.flags & NLM_F_DUMP_INTR != 0;
-                if let Some(told) = told(received) {
-                    take(Step::Told(told));
-                }
-            })?;
+            let torn = self.receive(sequence, |told| take(Step::Told(told)))?;
             if !torn || attempt == ATTEMPTS {
                 break;
             }
@@ -233,14 +245,10 @@ impl Nfnl {
     }
 
     /// The same of one that is answered.
-    pub fn ask(&mut self, message: Message, mut take: impl FnMut(Told<'_>)) -> io::Result<()> {
+    pub fn ask(&mut self, message: Message, take: impl FnMut(Told<'_>)) -> io::Result<()> {
         let sequence = self.next();
         self.send(&[(message.flags(NLM_F_ACK), sequence)])?;
-        self.receive(sequence, |received| {
-            if let Some(told) = told(received) {
-                take(told);
-            }
-        })
+        self.receive(sequence, take).map(|_| ())
     }
 
     /// Has requests of one subsystem carried out together, or none of them.
@@ -269,7 +277,7 @@ impl Nfnl {
         // Only what was refused is answered, and the last one; what fails as a whole, by the first.
         let mut refused = None;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
+            let (datagram, _) = self.socket()?.recv_from_full()?;
             for received in messages_of(&datagram) {
                 if received.kind != NLMSG_ERROR || !(first..=end).contains(&received.sequence) {
                     continue;
@@ -297,28 +305,45 @@ impl Nfnl {
             message.write(*sequence, &mut octets);
         }
         let room = octets.len().max(LEAST_BUFFER) * 2;
+        let socket = self.socket()?;
         for set in [set_send_buffer, set_receive_buffer] {
-            set(&self.socket, room)?;
+            set(socket, room)?;
         }
-        self.socket.send(&octets, 0)?;
+        socket.send(&octets, 0)?;
         Ok(())
     }
 
-    /// Reads until the message with this sequence number was answered.
-    fn receive(&self, sequence: u32, mut take: impl FnMut(&Received<'_>)) -> io::Result<()> {
+    /// Reads until the message with this sequence number was answered: whether what was listed
+    /// changed meanwhile.
+    fn receive(&self, sequence: u32, mut take: impl FnMut(Told<'_>)) -> io::Result<bool> {
+        let mut torn = false;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for received in messages_of(&datagram) {
-                if received.sequence != sequence {
-                    continue;
-                }
-                match received.kind {
-                    NLMSG_DONE | NLMSG_ERROR => return outcome(received.body),
-                    _ => take(&received),
-                }
+            let (datagram, _) = self.socket()?.recv_from_full()?;
+            if let Some(outcome) = read(&datagram, sequence, &mut torn, &mut take) {
+                return outcome.map(|()| torn);
             }
         }
     }
+}
+
+/// Reads what a datagram has of an answer, and how that ended if it did. The kernel may say by the
+/// very last message of a listing that it is `torn`.
+fn read(
+    datagram: &[u8],
+    sequence: u32,
+    torn: &mut bool,
+    mut take: impl FnMut(Told<'_>),
+) -> Option<io::Result<()>> {
+    for received in messages_of(datagram).filter(|received| received.sequence == sequence) {
+        *torn |= received.flags & NLM_F_DUMP_INTR != 0;
+        if matches!(received.kind, NLMSG_DONE | NLMSG_ERROR) {
+            return Some(outcome(received.body));
+        }
+        if let Some(told) = told(&received) {
+            take(told);
+        }
+    }
+    None
 }
 
 /// How a listing goes on.
@@ -392,6 +417,49 @@ mod tests {
         assert_eq!(text(attribute(nested, 2).unwrap()), "abc");
         assert_eq!(number(attribute(&all.0, 5).unwrap()), 8);
         assert_eq!(attribute(&all.0[..all.0.len() - 1], 5), None, "cut off");
+    }
+
+    #[test]
+    fn a_listing_may_be_torn_by_its_last_message() {
+        let object = Message::new(NFTABLES, 1, IPV4, Attributes::default());
+        let done = Message {
+            kind: NLMSG_DONE,
+            ..object.clone()
+        };
+        for (flags, wanted) in [(0, false), (NLM_F_DUMP_INTR, true)] {
+            let mut octets = Vec::new();
+            object.write(7, &mut octets);
+            // Another's answer.
+            object.clone().flags(NLM_F_DUMP_INTR).write(8, &mut octets);
+            let (mut torn, mut told) = (false, 0);
+            assert!(read(&octets, 7, &mut torn, |_| told += 1).is_none());
+            octets.clear();
+            let end = Message {
+                family: 0,
+                ..done.clone()
+            };
+            end.flags(flags).write(7, &mut octets);
+            let outcome = read(&octets, 7, &mut torn, |_| told += 1);
+            outcome.unwrap().unwrap();
+            assert_eq!((torn, told), (wanted, 1));
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_netfilters_netlink_has_nothing() {
+        use super::super::{conntrack, ipvs, keeper, nft};
+        let mut netlink = Nfnl::absent();
+        assert_eq!(nft::Left::find(&mut netlink).unwrap(), nft::Left::default());
+        assert!(
+            ipvs::Left::find(&mut netlink, false)
+                .unwrap()
+                .sets
+                .is_empty()
+        );
+        assert_eq!(conntrack::translated(&mut netlink).unwrap(), []);
+        assert!(!keeper::remove(&mut netlink).unwrap());
+        let error = keeper::make(&mut netlink).unwrap_err();
+        assert!(nft::is_without_nftables(&error), "{error}");
     }
 
     #[test]

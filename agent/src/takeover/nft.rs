@@ -157,6 +157,20 @@ impl Left {
     }
 }
 
+/// Whether there is a table or a chain of kube-proxy's.
+pub fn has_trace(netlink: &mut Nfnl) -> io::Result<bool> {
+    let found = chains(netlink).map(|chains| {
+        let own = |chain: &Chain| chain.table == TABLE;
+        let shared =
+            |chain: &Chain| IPTABLES.contains(&chain.table.as_str()) && is_chain(&chain.name);
+        chains.iter().any(|chain| own(chain) || shared(chain))
+    });
+    match found {
+        Err(error) if is_without_nftables(&error) => Ok(false),
+        found => found,
+    }
+}
+
 /// As `nft` calls an address family.
 pub fn family(family: u8) -> &'static str {
     if family == IPV6 { "ip6" } else { "ip" }

@@ -19,6 +19,14 @@ const VERDICT_CODE: u16 = 1;
 const DREG: u16 = 1;
 const NF_DROP: u32 = 0;
 const REGISTER: u32 = 1;
+/// `NFT_REG32_00`, of four octets each.
+const FIRST_SHORT_REGISTER: u32 = 8;
+const NEWSET: u8 = 9;
+const NEWSETELEM: u8 = 12;
+const SET_TABLE: u16 = 1;
+const SET_NAME: u16 = 2;
+/// Keys in a message, whose list has less than 64 KiB.
+const KEYS: usize = 1000;
 const EQUAL: u32 = 0;
 const DIFFERENT: u32 = 1;
 
@@ -44,6 +52,22 @@ pub enum Field {
     Network(u32, u32),
     /// The same in the header behind it.
     Transport(u32, u32),
+    /// The address that the flow's client asked, of so many octets.
+    AskedAddress(u32),
+    /// Its port.
+    AskedPort,
+}
+
+impl Field {
+    const fn octets(self) -> u32 {
+        match self {
+            Self::Family | Self::Protocol => 1,
+            Self::AskedPort => 2,
+            Self::Network(_, length) | Self::Transport(_, length) | Self::AskedAddress(length) => {
+                length
+            }
+        }
+    }
 }
 
 /// A table; an `owned` one goes with the socket that made it.
@@ -135,33 +159,104 @@ fn compare(how: u32, value: &[u8]) -> Attributes {
 
 /// Goes on if a field has this value.
 pub fn is(field: Field, value: &[u8]) -> [Attributes; 2] {
+    [load(field, REGISTER), compare(EQUAL, value)]
+}
+
+/// Goes on if these fields, one behind the other, are a key of the set. Each begins at a multiple
+/// of four octets, as in [`key`].
+pub fn is_in(set: &str, fields: &[Field]) -> Vec<Attributes> {
+    const SET: u16 = 1;
+    const SREG: u16 = 2;
+    let mut register = FIRST_SHORT_REGISTER;
+    let mut expressions = Vec::new();
+    for field in fields {
+        expressions.push(load(*field, register));
+        register += field.octets().div_ceil(4);
+    }
+    let data = Attributes::default()
+        .text(SET, set)
+        .word(SREG, FIRST_SHORT_REGISTER);
+    expressions.push(expression("lookup", &data));
+    expressions
+}
+
+/// What a set has of some fields' values.
+pub fn key(values: &[&[u8]]) -> Vec<u8> {
+    let mut key = Vec::new();
+    for value in values {
+        key.extend_from_slice(value);
+        key.resize(key.len().next_multiple_of(4), 0);
+    }
+    key
+}
+
+/// A set of keys of these fields.
+pub fn set(table: &str, name: &str, id: u32, fields: &[Field]) -> Message {
+    const KEY_LENGTH: u16 = 5;
+    const ID: u16 = 10;
+    let octets: u32 = fields
+        .iter()
+        .map(|field| field.octets().div_ceil(4) * 4)
+        .sum();
+    let set = Attributes::default()
+        .text(SET_TABLE, table)
+        .text(SET_NAME, name)
+        .word(KEY_LENGTH, octets)
+        .word(ID, id);
+    Message::new(NFTABLES, NEWSET, INET, set).flags(NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Puts keys into a set, as many as a message has room for in each.
+pub fn elements(table: &str, set: &str, keys: &[Vec<u8>]) -> Vec<Message> {
+    const ELEMENTS: u16 = 3;
+    const KEY: u16 = 1;
+    let message = |keys: &[Vec<u8>]| {
+        let list = keys.iter().fold(Attributes::default(), |list, key| {
+            let value = Attributes::default().bytes(DATA_VALUE, key);
+            list.nest(ELEMENT, &Attributes::default().nest(KEY, &value))
+        });
+        let elements = Attributes::default()
+            .text(SET_TABLE, table)
+            .text(SET_NAME, set)
+            .nest(ELEMENTS, &list);
+        Message::new(NFTABLES, NEWSETELEM, INET, elements).flags(NLM_F_CREATE)
+    };
+    keys.chunks(KEYS).map(message).collect()
+}
+
+/// Reads a field into a register, and the next ones if it is longer.
+fn load(field: Field, register: u32) -> Attributes {
     const META_KEY: u16 = 2;
     const NFPROTO: u32 = 15;
     const L4PROTO: u32 = 16;
     const BASE: u16 = 2;
     const OFFSET: u16 = 3;
     const LENGTH: u16 = 4;
-    let meta = |key| {
-        let data = Attributes::default()
-            .word(DREG, REGISTER)
-            .word(META_KEY, key);
-        expression("meta", &data)
-    };
+    const CT_KEY: u16 = 2;
+    const CT_DIRECTION: u16 = 3;
+    const PROTO_DST: u32 = 12;
+    const DST_IP: u32 = 20;
+    const DST_IP6: u32 = 22;
+    let data = Attributes::default().word(DREG, register);
+    let meta = |key| expression("meta", &data.clone().word(META_KEY, key));
     let payload = |base, offset, length| {
-        let data = Attributes::default()
-            .word(DREG, REGISTER)
-            .word(BASE, base)
-            .word(OFFSET, offset)
-            .word(LENGTH, length);
-        expression("payload", &data)
+        let place = data.clone().word(BASE, base).word(OFFSET, offset);
+        expression("payload", &place.word(LENGTH, length))
     };
-    let read = match field {
+    // Of the direction of the flow's client.
+    let original = |key| {
+        let data = data.clone().word(CT_KEY, key);
+        expression("ct", &data.bytes(CT_DIRECTION, &[0]))
+    };
+    match field {
         Field::Family => meta(NFPROTO),
         Field::Protocol => meta(L4PROTO),
         Field::Network(offset, length) => payload(1, offset, length),
         Field::Transport(offset, length) => payload(2, offset, length),
-    };
-    [read, compare(EQUAL, value)]
+        Field::AskedAddress(4) => original(DST_IP),
+        Field::AskedAddress(_) => original(DST_IP6),
+        Field::AskedPort => original(PROTO_DST),
+    }
 }
 
 /// Drops the packet.

@@ -372,6 +372,10 @@ pub struct CleanupArgs {
     #[arg(long, value_name = "VNI", env = "TULLE_VNI", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     pub vni: u32,
+    /// Do not end when nothing is left, but only by SIGTERM or SIGINT: a DaemonSet starts pods
+    /// again that end
+    #[arg(long, env = "TULLE_STAY")]
+    pub stay: bool,
     /// Taken so that `cleanup` can be called as `run` was; what is attached is found by itself
     #[arg(long, value_name = "INTERFACE", env = "TULLE_UPLINK", hide = true)]
     pub uplink: Option<String>,

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::CleanupArgs;
 use crate::kernel::cleanup::Cleaned;
@@ -61,12 +62,26 @@ pub fn run(args: &CleanupArgs) -> anyhow::Result<()> {
         writeln!(out, "{line}").context("cannot write to standard output")?;
     }
     if failed.is_empty() {
-        return Ok(());
+        drop(out);
+        return if args.stay { stay(&runtime) } else { Ok(()) };
     }
     bail!(
         "not everything could be removed: {}; mend the cause and run cleanup again",
         failed.join("; ")
     )
+}
+
+/// Waits to be told to end.
+fn stay(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 /// What was removed from the datapath, for people.
@@ -115,6 +130,8 @@ fn remove_run_files(dir: &Path) -> Result<Vec<String>, String> {
                 io::ErrorKind::DirectoryNotEmpty
                     | io::ErrorKind::NotFound
                     | io::ErrorKind::ResourceBusy
+                    // A container's, whose root is read-only: the directory is mounted there.
+                    | io::ErrorKind::ReadOnlyFilesystem
             ) =>
         {
             Err(format!("cannot remove {}: {error}", dir.display()))

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 
 /// What went wrong with a switch or its record.
@@ -22,7 +23,8 @@ pub enum SysctlError {
     },
     /// A switch cannot be written.
     #[error(
-        "cannot set sysctl {key} to {value}: {cause}; /proc/sys must be writable, or set it on the host"
+        "cannot set sysctl {key} to {value}: {cause}; /proc/sys must be writable, or the host's \
+         /proc/sys/net be mounted at /host/proc/sys/net, or set it on the host"
     )]
     Write {
         /// Path below /proc/sys.
@@ -73,9 +75,24 @@ pub(crate) struct Sysctls {
     record: PathBuf,
 }
 
+/// Where a container has the host's switches, for its own are read-only unless it is privileged.
+const OF_HOST: &str = "/host/proc/sys";
+
+/// The first of the two directories, unless it can only be read and the second has the switches of
+/// networks, too: these are those of the process's own network namespace at either place.
+fn writable<'a>(own: &'a Path, of_host: &'a Path) -> &'a Path {
+    let net = |root: &Path| statvfs(&root.join("net"));
+    let read_only = net(own).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY));
+    if read_only && net(of_host).is_ok() {
+        of_host
+    } else {
+        own
+    }
+}
+
 impl Sysctls {
     pub(crate) fn new(record: &Path) -> Self {
-        Self::below(Path::new("/proc/sys"), record)
+        Self::below(writable(Path::new("/proc/sys"), Path::new(OF_HOST)), record)
     }
 
     fn below(root: &Path, record: &Path) -> Self {

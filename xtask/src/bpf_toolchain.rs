@@ -16,7 +16,8 @@ pub const TARGET: &str = "bpfel-unknown-none";
 /// Major version of the LLVM that bpf-linker is built with; it reads bitcode up to this version.
 pub const LLVM: u32 = 22;
 
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// The compiler of the package `rustc-web`.
+pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
 /// What the caller asks for.
@@ -112,20 +113,7 @@ impl Toolchain {
                 command
             }
         };
-        for variable in [
-            "RUSTUP_TOOLCHAIN",
-            "RUSTC_WRAPPER",
-            "RUSTC_WORKSPACE_WRAPPER",
-            "RUSTFLAGS",
-            "CARGO_BUILD_RUSTC",
-            "CARGO_BUILD_TARGET",
-            "CARGO_BUILD_RUSTFLAGS",
-            // Parts of a crate compiled apart make other code, and crash LLVM's code generator.
-            "CARGO_INCREMENTAL",
-            "LD_LIBRARY_PATH",
-        ] {
-            command.env_remove(variable);
-        }
+        forget_callers_compiler(&mut command);
         // BTF is made from full debug information. bpf-linker's way to copy in order would turn every
         // memset into a call of a loop, of which the verifier walks each octet on each path. This
         // variable outranks all others of its kind.
@@ -169,6 +157,25 @@ impl Toolchain {
             Self::Debian => "the packages rustc-web and libstd-rust-web-dev-bpf",
             Self::Nightly => "rustup toolchain install nightly --component rust-src",
         }
+    }
+}
+
+/// Takes away the variables by which cargo and rustup name the compiler that xtask runs under, and
+/// that would change what another one makes.
+pub fn forget_callers_compiler(command: &mut Command) {
+    for variable in [
+        "RUSTUP_TOOLCHAIN",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTFLAGS",
+        "CARGO_BUILD_RUSTC",
+        "CARGO_BUILD_TARGET",
+        "CARGO_BUILD_RUSTFLAGS",
+        // Parts of a crate compiled apart make other code, and crash LLVM's code generator.
+        "CARGO_INCREMENTAL",
+        "LD_LIBRARY_PATH",
+    ] {
+        command.env_remove(variable);
     }
 }
 

@@ -6,6 +6,7 @@ mod bpf_toolchain;
 mod build_ebpf;
 mod demo;
 mod docs;
+mod image;
 mod kernels;
 mod lint;
 mod load_check;
@@ -40,6 +41,7 @@ enum Command {
     Bench(bench::Args),
     Demo(demo::Args),
     Docs(docs::Args),
+    Image(image::Args),
     Lint(lint::Args),
     Test(test::Args),
     Kernels(kernels::Args),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Docs(args) => docs::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Kernels(args) => kernels::run(&args),

@@ -3,6 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+mod table;
+
+pub use table::PACKAGES;
+
+use table::COMPILER;
+
 use crate::bpf_toolchain::Toolchain;
 use crate::os::Os;
 
@@ -16,7 +22,7 @@ pub const BPF_LINKER_INSTALL: &str = "LLVM_PREFIX=/usr/lib/llvm-22 cargo install
 /// What a package is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To compile the programs with Debian's toolchain.
+    /// To compile the eBPF programs with Debian's toolchain.
     DebianToolchain,
     /// To build bpf-linker, where it is missing.
     BuildLinker,
@@ -24,6 +30,8 @@ pub enum Purpose {
     Build,
     /// To load the object.
     Load,
+    /// To compile the image's programs, with Debian's compiler.
+    Image,
     /// For tests, demo and measurements.
     Run,
     /// To run other kernels in virtual machines.
@@ -43,140 +51,6 @@ pub struct Package {
     pub purpose: Purpose,
 }
 
-/// Everything, in the order in which it is named to the user.
-pub const PACKAGES: &[Package] = &[
-    package(
-        "rustc-web",
-        "Rust compiler for the eBPF programs",
-        &[],
-        Purpose::DebianToolchain,
-    ),
-    package(
-        "libstd-rust-web-dev-bpf",
-        "Rust `core` for the BPF target",
-        &[],
-        Purpose::DebianToolchain,
-    ),
-    package(
-        "g++",
-        "links bpf-linker (C++ runtime of LLVM)",
-        &["g++"],
-        Purpose::BuildLinker,
-    ),
-    package(
-        "llvm-22-dev",
-        "LLVM, which bpf-linker is built with",
-        &[],
-        Purpose::BuildLinker,
-    ),
-    package(
-        "libpolly-22-dev",
-        "part of LLVM that bpf-linker links",
-        &[],
-        Purpose::BuildLinker,
-    ),
-    package(
-        "libzstd-dev",
-        "compression that bpf-linker links",
-        &[],
-        Purpose::BuildLinker,
-    ),
-    package(
-        "zlib1g-dev",
-        "compression that bpf-linker links",
-        &[],
-        Purpose::BuildLinker,
-    ),
-    package(
-        "llvm-22",
-        "llvm-strip, for the finished object",
-        &["llvm-strip-22", "llvm-strip"],
-        Purpose::Build,
-    ),
-    package(
-        "bpftool",
-        "loads the object and shows maps and programs",
-        &["bpftool"],
-        Purpose::Load,
-    ),
-    package(
-        "iproute2",
-        "ip, tc, bridge: the network of test hosts",
-        &["ip"],
-        Purpose::Run,
-    ),
-    package(
-        "tcpdump",
-        "captures what is on the wire",
-        &["tcpdump"],
-        Purpose::Run,
-    ),
-    package("iperf3", "measures throughput", &["iperf3"], Purpose::Run),
-    package(
-        "nftables",
-        "rules of the kernel's own path in comparisons",
-        &["nft"],
-        Purpose::Run,
-    ),
-    package(
-        "iptables",
-        "the same, for the older of kube-proxy's modes",
-        &["iptables-legacy"],
-        Purpose::Run,
-    ),
-    package(
-        "ipvsadm",
-        "the same, where the kernel has IPVS",
-        &["ipvsadm"],
-        Purpose::Run,
-    ),
-    package("ipset", "sets that go with it", &["ipset"], Purpose::Run),
-    package(
-        "etcd-server",
-        "store of a real kube-apiserver in tests",
-        &["etcd"],
-        Purpose::Run,
-    ),
-    package(
-        "ethtool",
-        "shows and sets offloads of interfaces",
-        &["ethtool"],
-        Purpose::Run,
-    ),
-    package(
-        "qemu-system-x86",
-        "emulates a machine that boots another kernel",
-        &["qemu-system-x86_64"],
-        Purpose::Kernels,
-    ),
-    package(
-        "busybox-static",
-        "shell and commands inside that machine",
-        &[],
-        Purpose::Kernels,
-    ),
-    package(
-        "xz-utils",
-        "unpacks that kernel's modules",
-        &["xz"],
-        Purpose::Kernels,
-    ),
-];
-
-const fn package(
-    name: &'static str,
-    why: &'static str,
-    programs: &'static [&'static str],
-    purpose: Purpose,
-) -> Package {
-    Package {
-        name,
-        why,
-        programs,
-        purpose,
-    }
-}
-
 /// How much of it is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -184,6 +58,8 @@ pub enum Scope {
     Build,
     /// What builds it and loads it.
     BuildAndLoad,
+    /// What builds the object and the image.
+    Image,
     /// All but what other kernels need.
     Everything,
     /// All.
@@ -194,7 +70,8 @@ impl Scope {
     fn covers(self, purpose: Purpose) -> bool {
         match purpose {
             Purpose::DebianToolchain | Purpose::BuildLinker | Purpose::Build => true,
-            Purpose::Load => self != Self::Build,
+            Purpose::Load => !matches!(self, Self::Build | Self::Image),
+            Purpose::Image => !matches!(self, Self::Build | Self::BuildAndLoad),
             Purpose::Run => matches!(self, Self::Everything | Self::Kernels),
             Purpose::Kernels => self == Self::Kernels,
         }
@@ -237,9 +114,10 @@ impl Missing {
                 && match package.purpose {
                     Purpose::DebianToolchain => {
                         toolchain == Toolchain::Debian && !machine.toolchain
+                            || package.name == COMPILER && scope.covers(Purpose::Image)
                     }
                     Purpose::BuildLinker => !machine.bpf_linker,
-                    Purpose::Build | Purpose::Load | Purpose::Run | Purpose::Kernels => true,
+                    _ => true,
                 }
         };
         let present = |package: &Package| {
@@ -421,6 +299,27 @@ mod tests {
             let missing = Missing::find(&machine, scope, Toolchain::Debian);
             assert_eq!(names(&missing), expected);
             assert!(!missing.bpffs);
+        }
+    }
+
+    #[test]
+    fn the_image_needs_debians_compiler_whatever_compiles_the_programs() {
+        let machine = Machine {
+            bpf_linker: true,
+            toolchain: true,
+            programs: ["llvm-strip"].into(),
+            ..Machine::default()
+        };
+        let image = [
+            "rustc-web",
+            "rust-web-src",
+            "musl-tools",
+            "libunwind-22-dev",
+        ];
+        for toolchain in [Toolchain::Debian, Toolchain::Nightly] {
+            let missing = Missing::find(&machine, Scope::Image, toolchain);
+            assert_eq!(names(&missing), image);
+            assert!(Missing::find(&machine, Scope::Build, toolchain).is_empty());
         }
     }
 

@@ -29,7 +29,7 @@ pub fn search_path() -> OsString {
 }
 
 /// Where `cargo install` puts programs, without the final `bin`.
-fn cargo_home() -> Option<PathBuf> {
+pub fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")))

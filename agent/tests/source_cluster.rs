@@ -182,6 +182,26 @@ fn the_role_is_enough_and_needed() {
     told.until_contact("well", <[String]>::is_empty);
 }
 
+/// The same with the role that `deploy/manifests` installs.
+#[test]
+fn the_role_that_is_installed_is_enough() {
+    use serde::Deserialize;
+    let manifests = include_str!("../../deploy/manifests/tulle.yaml");
+    let role = serde_norway::Deserializer::from_str(manifests)
+        .map(|document| serde_json::Value::deserialize(document).unwrap())
+        .find(|object| object["kind"] == "ClusterRole")
+        .unwrap();
+    let site = Site::start();
+    let rules = Rule::of_role(&role).unwrap();
+    site.server.restrict(testkit::apiserver::USER, Some(rules));
+    site.apply(service("web", 80));
+    let mut told = site.follow();
+    told.until_synced();
+    site.apply(service("late", 80));
+    told.until_services(&["late", "web"]);
+    assert_eq!(site.server.forbidden().len(), 0);
+}
+
 #[test]
 fn ages_and_restarts_are_measured() {
     let site = Site::start();

@@ -72,7 +72,11 @@ fn kp158_events_name_the_object_and_come_once() {
     told.cluster.complain(BTreeSet::new());
     std::thread::sleep(Duration::from_millis(600));
     told.cluster.complain([web].into());
-    assert_eq!(until(&site, 3).len(), 3, "what comes again is told again");
+    let late = complaint(Kind::Node, "", "node-1", "uplink: gone");
+    told.cluster.complain([late].into());
+    until(&site, 3);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(events(&site).len(), 3, "what comes and goes is told once");
 }
 
 #[test]

@@ -113,11 +113,11 @@ impl Agent {
         loop {
             let event = self.event().await;
             self.beat.begin();
+            let mut synced = false;
             match event {
                 Event::Objects(Some(batch)) => {
                     self.objects(batch).await?;
-                    let gap = self.shared.args.limits.min_sync_period;
-                    self.objects_from = Instant::now() + gap;
+                    synced = true;
                 }
                 Event::Objects(None) => bail!(
                     "the thread that follows {} has ended; start the agent again",
@@ -145,6 +145,10 @@ impl Agent {
             }
             self.work().await;
             self.publish();
+            if synced {
+                let gap = self.shared.args.limits.min_sync_period;
+                self.objects_from = Instant::now() + gap;
+            }
             self.beat.end();
         }
     }

@@ -39,7 +39,8 @@ pub fn complaints<'a>(
             reason: "NotAsWritten",
             note: format!("{at}{}; {}", warning.problem, warning.mend),
             normal: false,
-            own: false,
+            // No other node knows this one's Pods.
+            own: warning.object.starts_with("Pod "),
         })
     });
     // Without contact nobody could be told of its loss.

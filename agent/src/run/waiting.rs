@@ -7,6 +7,9 @@ use std::sync::Arc;
 use crate::model::{Dirty, Model, Node, ObjectKey, Warning};
 use crate::source::{Batch, Change, Trigger};
 
+/// Causes of changes that are kept.
+const MOST_TRIGGERS: usize = 10_000;
+
 /// What has come so far.
 #[derive(Debug, Default)]
 pub struct Waiting {
@@ -31,7 +34,10 @@ impl Waiting {
             };
             self.changes.insert(key, change);
         }
-        self.triggers.append(&mut batch.triggers);
+        // One wait may last for days.
+        if self.triggers.len() < MOST_TRIGGERS {
+            self.triggers.append(&mut batch.triggers);
+        }
         self.last = Some(batch);
     }
 

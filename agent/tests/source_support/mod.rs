@@ -131,6 +131,11 @@ impl Told<'_> {
         services.cloned().collect()
     }
 
+    /// The sentences about the contact as they are.
+    pub fn contact_now(&self) -> Vec<String> {
+        self.contact.borrow().clone()
+    }
+
     /// Until the sentences about the contact are as asked.
     pub fn until_contact(&mut self, what: &str, done: impl Fn(&[String]) -> bool) -> Vec<String> {
         let Self { site, contact, .. } = self;

@@ -1,7 +1,7 @@
 //! An API server of the tests' own: as much of the Kubernetes API as a node agent meets, faithful
 //! in what matters to clients that list and watch, and faulty on demand.
 //!
-//! It is an HTTP/1.1 server, by TLS unless told otherwise, in a thread of its own. Objects are
+//! It is an HTTP/1.1 server (HTTP/2 on demand), by TLS unless told otherwise, in a thread of its own. Objects are
 //! JSON values with the metadata that a server sets; what it refuses is in `validate`, which knows
 //! names and events: what tests [apply](ApiServer::apply) is stored as it is. Not there:
 //! defaults of fields, admission, owners of fields, protobuf, tables, `watch` of old paths.
@@ -95,6 +95,9 @@ pub struct Options {
     pub address: SocketAddr,
     /// Whether by TLS.
     pub tls: bool,
+    /// Whether HTTP/2 is offered, which real servers prefer. Faults that break a body off do it
+    /// there by resetting the stream.
+    pub http2: bool,
     /// Names and addresses of the serving certificate, beside `address`.
     pub names: Vec<String>,
     /// Behaviour.
@@ -117,6 +120,7 @@ impl Default for Options {
         Self {
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             tls: true,
+            http2: false,
             names: vec!["localhost".to_owned(), "kubernetes.default.svc".to_owned()],
             settings: Settings::default(),
         }
@@ -136,6 +140,13 @@ impl Options {
     #[must_use]
     pub fn plain(mut self) -> Self {
         self.tls = false;
+        self
+    }
+
+    /// By HTTP/2 with clients that know it.
+    #[must_use]
+    pub fn http2(mut self) -> Self {
+        self.http2 = true;
         self
     }
 
@@ -169,7 +180,7 @@ impl ApiServer {
         names.push(options.address.ip().to_string());
         let tls = options
             .tls
-            .then(|| Tls::new(&names))
+            .then(|| Tls::new(&names, options.http2))
             .transpose()?
             .map(Arc::new);
         let runtime = Runtime::start("apiserver")?;

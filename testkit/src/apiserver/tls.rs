@@ -37,6 +37,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub(super) struct Tls {
     names: Vec<String>,
+    http2: bool,
     now: Mutex<Now>,
 }
 
@@ -123,11 +124,12 @@ impl Identity {
 }
 
 impl Tls {
-    pub(super) fn new(names: &[String]) -> Result<Self> {
+    pub(super) fn new(names: &[String], http2: bool) -> Result<Self> {
         let authorities = vec![Authority::new("testkit-ca-1")?];
-        let config = config(&authorities, names)?;
+        let config = config(&authorities, names, http2)?;
         Ok(Self {
             names: names.to_vec(),
+            http2,
             now: Mutex::new(Now {
                 authorities,
                 config,
@@ -153,7 +155,7 @@ impl Tls {
             let name = format!("testkit-ca-{}", now.authorities.len() + 1);
             now.authorities.push(Authority::new(&name)?);
         }
-        now.config = config(&now.authorities, &self.names)?;
+        now.config = config(&now.authorities, &self.names, self.http2)?;
         Ok(())
     }
 }
@@ -162,7 +164,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn config(authorities: &[Authority], names: &[String]) -> Result<Arc<ServerConfig>> {
+fn config(authorities: &[Authority], names: &[String], http2: bool) -> Result<Arc<ServerConfig>> {
     let last = authorities.last();
     let last = last.ok_or_else(|| Error::Invalid("the server has no authority".to_owned()))?;
     let identity = last.server(names)?;
@@ -183,5 +185,8 @@ fn config(authorities: &[Authority], names: &[String]) -> Result<Arc<ServerConfi
         .with_single_cert(identity.chain(), identity.private_key())
         .map_err(what)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    if http2 {
+        config.alpn_protocols.insert(0, b"h2".to_vec());
+    }
     Ok(Arc::new(config))
 }

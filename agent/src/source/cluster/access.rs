@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use http::header::USER_AGENT;
@@ -26,8 +26,9 @@ use super::dial::{self, Dialer, Tls};
 const PING: Duration = Duration::from_secs(15);
 /// Until an answer to a ping.
 const PONG: Duration = Duration::from_secs(15);
-/// Until a connection that nobody uses is closed.
-const IDLE: Duration = Duration::from_mins(1);
+/// Until a connection is closed on which no request began: longer than any watch, whose next request
+/// goes by the same one. Pings tell whether it lives.
+const IDLE: Duration = Duration::from_mins(11);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -101,10 +102,10 @@ impl Access {
             None => Origin::InCluster,
         };
         let (config, _) = origin.load().await?;
-        let learns = config.cluster_url.scheme_str() == Some("https");
-        let known = Arc::new(Addresses::new(lib_dir, given, learns));
+        let server = config.cluster_url.to_string();
+        let known = Arc::new(Addresses::new(lib_dir, given, &server));
         let access = Self {
-            server: config.cluster_url.to_string(),
+            server,
             origin,
             known,
             current: Mutex::new(None),
@@ -152,8 +153,16 @@ impl Access {
         *self.current.lock().await = None;
     }
 
+    /// The server that answered last serves nothing: the next client has no connection to it, and
+    /// tries others first.
+    pub async fn pass_over(&self) {
+        self.known.pass_over(Instant::now());
+        self.refused().await;
+    }
+
     fn make(&self, mut config: Config) -> Result<Client, AccessError> {
         let fail = |error: &dyn std::fmt::Display| AccessError::Client(error.to_string());
+        self.known.configure(&config.cluster_url.to_string());
         let agent = concat!("tulle-agent/", env!("CARGO_PKG_VERSION"));
         config
             .headers

@@ -1,4 +1,4 @@
-//! Where API servers are: configured, learned from the cluster, and which one answered last.
+//! Where API servers are: configured, and learned from the cluster.
 //! What was learned is kept on disk, for a node that boots has no services yet by which it
 //! could reach the cluster's own address of them.
 
@@ -8,11 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 /// Name of the file in `--lib-dir`.
 const FILE: &str = "api-servers.json";
+/// How long others come before one that serves nothing.
+const PASSED_OVER: Duration = Duration::from_mins(1);
 /// More than any cluster has.
 const MOST_LEARNED: usize = 64;
 
@@ -52,7 +55,11 @@ impl FromStr for Address {
             )
         };
         if let Ok(addr) = text.parse::<SocketAddr>() {
-            return Ok(addr.into());
+            return if addr.port() == 0 {
+                Err(bad())
+            } else {
+                Ok(addr.into())
+            };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let port = port
@@ -88,53 +95,79 @@ impl fmt::Display for Address {
 #[derive(Debug)]
 pub struct Addresses {
     file: PathBuf,
-    /// Whether addresses that the cluster tells of are used: not for plain HTTP.
-    learns: bool,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// The one that answered last.
-    good: Option<Address>,
+    /// The server of the configuration, with its scheme: what is learned is learned of its cluster.
+    configured: String,
     /// Of the command line.
     given: Vec<Address>,
+    /// In an order of this process's own, so that not all nodes go to the same server.
     learned: Vec<Address>,
+    /// The one that answered last.
+    good: Option<Address>,
+    /// Those that answer and serve nothing, and until when they come last.
+    passed_over: Vec<(Address, Instant)>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    /// The one that answered last comes first.
+    /// The server of the configuration by which they were learned.
+    configured: String,
     servers: Vec<String>,
 }
 
 impl Addresses {
-    /// Those of the command line, and those that a former agent left in `directory`.
-    pub fn new(directory: &Path, given: Vec<Address>, learns: bool) -> Self {
-        let file = directory.join(FILE);
-        let learned = if learns { read(&file) } else { Vec::new() };
-        let inner = Inner {
-            good: learned.first().cloned(),
-            given,
-            learned,
+    /// Those of the command line, and those that a former agent left in `directory` of the cluster
+    /// that is reached by `configured`, a URL.
+    pub fn new(directory: &Path, given: Vec<Address>, configured: &str) -> Self {
+        let known = Self {
+            file: directory.join(FILE),
+            inner: Mutex::new(Inner {
+                given,
+                ..Inner::default()
+            }),
         };
-        Self {
-            file,
-            learns,
-            inner: Mutex::new(inner),
-        }
+        known.configure(configured);
+        known
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The configuration names this server, perhaps of another cluster than before.
+    pub fn configure(&self, configured: &str) {
+        let mut inner = self.inner();
+        if inner.configured == configured {
+            return;
+        }
+        configured.clone_into(&mut inner.configured);
+        inner.good = None;
+        inner.passed_over.clear();
+        inner.learned = if inner.learns() {
+            read(&self.file, configured)
+        } else {
+            Vec::new()
+        };
+        fastrand::shuffle(&mut inner.learned);
+    }
+
     /// In which order they are tried; `configured` is that of the client's configuration.
-    pub fn order(&self, configured: &Address) -> Vec<Address> {
+    pub fn order(&self, configured: &Address, now: Instant) -> Vec<Address> {
         let inner = self.inner();
-        let all = inner.good.iter().chain([configured]);
+        let all = std::iter::once(configured)
+            .chain(&inner.given)
+            .chain(&inner.learned);
+        let last = |address: &&Address| {
+            let mut over = inner.passed_over.iter();
+            over.any(|(passed, until)| passed == *address && now < *until)
+        };
+        let (back, front): (Vec<&Address>, Vec<&Address>) = all.partition(last);
         let mut order: Vec<Address> = Vec::new();
-        for address in all.chain(&inner.given).chain(&inner.learned) {
+        for address in front.into_iter().chain(back) {
             if !order.contains(address) {
                 order.push(address.clone());
             }
@@ -142,46 +175,43 @@ impl Addresses {
         order
     }
 
+    /// Whether somebody wrote the address, or the cluster told of it.
+    pub fn is_given(&self, address: &Address) -> bool {
+        self.inner().given.contains(address)
+    }
+
     /// This one answered.
     pub fn answered(&self, address: &Address) {
+        self.inner().good = Some(address.clone());
+    }
+
+    /// The one that answered last serves nothing: for a minute the others come first.
+    pub fn pass_over(&self, now: Instant) {
         let mut inner = self.inner();
-        if inner.good.as_ref() != Some(address) {
-            inner.good = Some(address.clone());
-            self.keep(&inner);
+        inner.passed_over.retain(|(_, until)| now < *until);
+        if let Some(good) = inner.good.take() {
+            inner.passed_over.push((good, now + PASSED_OVER));
         }
     }
 
-    /// This one takes connections and answers nothing of use: others come first.
-    pub fn distrust(&self) {
-        self.inner().good = None;
-    }
-
-    /// What the cluster says its API servers are; nothing says nothing.
+    /// What the cluster says its API servers are; nothing says nothing. Whoever cannot keep them boots
+    /// by the configuration alone.
     pub fn learn(&self, mut servers: Vec<Address>) {
         servers.truncate(MOST_LEARNED);
         let mut inner = self.inner();
-        if !self.learns || servers.is_empty() || inner.learned == servers {
+        let same = servers.len() == inner.learned.len()
+            && servers.iter().all(|server| inner.learned.contains(server));
+        if !inner.learns() || servers.is_empty() || same {
             return;
         }
+        let kept = Kept {
+            configured: inner.configured.clone(),
+            servers: servers.iter().map(ToString::to_string).collect(),
+        };
+        fastrand::shuffle(&mut servers);
         inner.learned = servers;
-        self.keep(&inner);
-    }
-
-    /// Whoever cannot keep them boots by the configuration alone.
-    fn keep(&self, inner: &Inner) {
-        if !self.learns || inner.learned.is_empty() {
-            return;
-        }
-        let good = inner
-            .good
-            .iter()
-            .filter(|good| inner.learned.contains(good));
-        let others = inner
-            .learned
-            .iter()
-            .filter(|a| Some(*a) != inner.good.as_ref());
-        let servers = good.chain(others).map(ToString::to_string).collect();
-        if let Err(error) = write(&self.file, &Kept { servers }) {
+        drop(inner);
+        if let Err(error) = write(&self.file, &kept) {
             tracing::warn!(
                 "cannot keep the addresses of API servers in {}: {error}; after a boot only those of the \
                  configuration are tried, check --lib-dir",
@@ -191,7 +221,14 @@ impl Addresses {
     }
 }
 
-fn read(file: &Path) -> Vec<Address> {
+impl Inner {
+    /// Whether addresses that the cluster tells of are used: they are those of HTTPS.
+    fn learns(&self) -> bool {
+        self.configured.starts_with("https:")
+    }
+}
+
+fn read(file: &Path, configured: &str) -> Vec<Address> {
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
@@ -201,6 +238,7 @@ fn read(file: &Path) -> Vec<Address> {
         }
     };
     match serde_json::from_str::<Kept>(&text) {
+        Ok(kept) if kept.configured != configured => Vec::new(),
         Ok(kept) => {
             let servers = kept.servers.iter().filter_map(|text| text.parse().ok());
             servers.take(MOST_LEARNED).collect()
@@ -253,43 +291,56 @@ mod tests {
         }
     }
 
+    const URL: &str = "https://10.96.0.1:443/";
+
+    fn orders(known: &Addresses) -> Vec<String> {
+        let order = known.order(&at("10.96.0.1:443"), Instant::now());
+        order.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
-    fn the_one_that_answered_comes_first_and_survives() {
+    fn learned_ones_come_last_and_survive() {
         let directory = tempfile::tempdir().unwrap();
-        let service = at("10.96.0.1:443");
-        let known = Addresses::new(directory.path(), vec![at("192.0.2.9:6443")], true);
-        assert_eq!(
-            known.order(&service),
-            [service.clone(), at("192.0.2.9:6443")]
-        );
+        let given = vec![at("192.0.2.9:6443")];
+        let known = Addresses::new(directory.path(), given, URL);
+        assert_eq!(orders(&known), ["10.96.0.1:443", "192.0.2.9:6443"]);
         known.learn(vec![at("192.0.2.1:6443"), at("192.0.2.2:6443")]);
-        known.answered(&at("192.0.2.2:6443"));
-        let order = [
-            "192.0.2.2:6443",
-            "10.96.0.1:443",
-            "192.0.2.9:6443",
-            "192.0.2.1:6443",
-        ];
-        assert_eq!(known.order(&service), order.map(at));
+        let mut learned = orders(&known).split_off(2);
+        learned.sort();
+        assert_eq!(learned, ["192.0.2.1:6443", "192.0.2.2:6443"]);
         known.learn(Vec::new());
 
-        let known = Addresses::new(directory.path(), Vec::new(), true);
-        let order = ["192.0.2.2:6443", "10.96.0.1:443", "192.0.2.1:6443"];
-        assert_eq!(known.order(&service), order.map(at), "after a boot");
-        known.distrust();
-        assert_eq!(known.order(&service)[0], service);
-        let plain = Addresses::new(directory.path(), Vec::new(), false);
-        assert_eq!(plain.order(&service), [service]);
+        let known = Addresses::new(directory.path(), Vec::new(), URL);
+        assert_eq!(orders(&known).len(), 3, "after a boot");
+        let other = Addresses::new(directory.path(), Vec::new(), "https://other:6443/");
+        assert_eq!(orders(&other).len(), 1, "those of another cluster");
+        let plain = Addresses::new(directory.path(), Vec::new(), "http://10.96.0.1:443/");
+        assert_eq!(orders(&plain).len(), 1);
+        known.configure("https://other:6443/");
+        assert_eq!(orders(&known).len(), 1, "another cluster while it runs");
+    }
+
+    #[test]
+    fn one_that_serves_nothing_comes_last_for_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let known = Addresses::new(directory.path(), vec![at("192.0.2.9:6443")], URL);
+        let now = Instant::now();
+        known.answered(&at("10.96.0.1:443"));
+        known.pass_over(now);
+        assert_eq!(orders(&known), ["192.0.2.9:6443", "10.96.0.1:443"]);
+        known.pass_over(now);
+        let later = known.order(&at("10.96.0.1:443"), now + PASSED_OVER);
+        assert_eq!(later[0], at("10.96.0.1:443"));
     }
 
     #[test]
     fn a_damaged_file_is_passed_over() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join(FILE), "{\"servers\": [").unwrap();
-        let known = Addresses::new(directory.path(), Vec::new(), true);
-        assert_eq!(known.order(&at("a:1")), [at("a:1")]);
+        let known = Addresses::new(directory.path(), Vec::new(), URL);
+        assert_eq!(orders(&known).len(), 1);
         known.learn(vec![at("192.0.2.1:6443")]);
-        let known = Addresses::new(directory.path(), Vec::new(), true);
-        assert_eq!(known.order(&at("a:1")).len(), 2);
+        let known = Addresses::new(directory.path(), Vec::new(), URL);
+        assert_eq!(orders(&known).len(), 2);
     }
 }

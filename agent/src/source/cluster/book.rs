@@ -18,6 +18,8 @@ use crate::source::{Batch, Change, Trigger, decode};
 
 /// Name and namespace of the Service that API servers are the endpoints of.
 const API_SERVERS: (&str, &str) = ("default", "kubernetes");
+/// Causes of a slice's change that are kept until the loop is told.
+const MOST_CAUSES: usize = 16;
 
 /// A list while it arrives: nothing of it counts before it is whole.
 #[derive(Debug)]
@@ -125,6 +127,11 @@ impl Book {
         }
     }
 
+    /// Whether the first list of a kind is awaited.
+    pub fn is_awaited(&self, kind: Kind) -> bool {
+        self.awaited.contains(&kind)
+    }
+
     /// There are no objects of a kind, and there is no list of them.
     pub fn without(&mut self, kind: Kind) {
         self.replace(Listing::new(kind));
@@ -222,7 +229,11 @@ impl Book {
         self.has_other_servers |= is_of_api_servers(&object);
         let before = of_kind.insert(key.name.clone(), object);
         if let Some(trigger) = item.trigger {
-            self.causes.entry(key.clone()).or_default().push(trigger);
+            let causes = self.causes.entry(key.clone()).or_default();
+            // More only come together while the loop cannot take any.
+            if causes.len() < MOST_CAUSES {
+                causes.push(trigger);
+            }
         }
         self.untold.entry(key).or_insert(before);
         self.note();
@@ -303,7 +314,10 @@ fn is_of_api_servers(object: &Object) -> bool {
         return false;
     };
     let (namespace, service) = API_SERVERS;
-    *slice.name.namespace == *namespace && slice.service.as_deref() == Some(service)
+    // The slice that the servers write themselves: anybody's may have the label.
+    *slice.name.namespace == *namespace
+        && *slice.name.name == *service
+        && slice.service.as_deref() == Some(service)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -29,6 +29,8 @@ use super::addresses::{Address, Addresses};
 const NEXT: Duration = Duration::from_millis(300);
 /// For one address, handshake and all.
 const ATTEMPT: Duration = Duration::from_secs(10);
+/// The name that the certificate of every API server has.
+const OF_ALL: &str = "kubernetes.default.svc";
 /// Until a connection whose packets nobody acknowledges is given up.
 const UNHEARD: Duration = Duration::from_secs(30);
 
@@ -60,7 +62,7 @@ impl Dialer {
     }
 
     async fn race(self, configured: Address) -> Result<Stream, Unreachable> {
-        let mut left = self.known.order(&configured).into_iter();
+        let mut left = self.known.order(&configured, Instant::now()).into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut failed: Vec<String> = Vec::new();
         loop {
@@ -112,10 +114,11 @@ impl Dialer {
         let connector = TlsConnector::from(Arc::clone(&tls.config));
         match connector.connect(name, tcp().await?).await {
             Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
-            // A server's certificate may name the address that the cluster tells of it, and not the
-            // one that the configuration has for all of them.
+            // A server's certificate may not name what the configuration has for all of them, but
+            // names the address that somebody gave, or the name that each of a cluster's has.
             Err(error) if is_other_name(&error) && tls.name.is_none() && address != configured => {
-                let name = server_name(&address.host)?;
+                let given = self.known.is_given(address);
+                let name = server_name(if given { &address.host } else { OF_ALL })?;
                 let stream = connector.connect(name, tcp().await?).await?;
                 Ok(Stream::Tls(Box::new(stream)))
             }

@@ -3,10 +3,10 @@
 //! Whatever the whole cluster can see is told by one node for all, chosen by the object's name,
 //! so that a thousand nodes don't say the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -23,8 +23,13 @@ use crate::model::{Kind, NamespacedName, ObjectKey};
 const REPORTER: &str = "tulle-agent";
 /// Between two events, so that many faults are no flood.
 const GAP: Duration = Duration::from_millis(200);
-/// Until one that could not be told is tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+/// About so long after a first failure the next is tried, and so long after many.
+const AGAIN: Duration = Duration::from_secs(5);
+const LAST: Duration = Duration::from_mins(10);
+/// Failures after which the others wait, too.
+const MOST_FAILURES: u32 = 3;
+/// What comes again within this time after it went is not told again.
+const REMEMBERED: Duration = Duration::from_mins(10);
 /// Until the server has answered.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The API takes notes of at most 1024 octets.
@@ -45,7 +50,7 @@ pub struct Complaint {
     pub own: bool,
 }
 
-/// Tells complaints as they come; one that goes and comes again is told again.
+/// Tells complaints as they come; one that comes and goes is told once.
 pub async fn tell(
     shared: Arc<Shared>,
     node: String,
@@ -55,33 +60,57 @@ pub async fn tell(
         controller: REPORTER.to_owned(),
         instance: Some(node.clone()),
     };
-    let mut told: BTreeSet<Complaint> = BTreeSet::new();
+    // When they were there last.
+    let mut told: BTreeMap<Complaint, Instant> = BTreeMap::new();
+    let mut again = AGAIN;
     loop {
         let all = Arc::clone(&complaints.borrow_and_update());
-        told.retain(|complaint| all.contains(complaint));
-        let mut failed = false;
-        for complaint in all
-            .iter()
-            .filter(|c| c.own || speaks(&shared, &node, &c.object))
-        {
-            if told.contains(complaint) {
+        let now = Instant::now();
+        for (complaint, last) in &mut told {
+            if all.contains(complaint) {
+                *last = now;
+            }
+        }
+        told.retain(|_, last| now.saturating_duration_since(*last) < REMEMBERED);
+        let mut failures = 0;
+        for complaint in all.iter() {
+            if told.contains_key(complaint) {
                 continue;
             }
-            match tokio::time::timeout(PATIENCE, publish(&shared, &reporter, complaint)).await {
-                Ok(Ok(())) => drop(told.insert(complaint.clone())),
-                Ok(Err(error)) => {
-                    tracing::debug!("no event about {}: {error:#}", complaint.object);
-                    failed = true;
+            let mut failed = false;
+            if complaint.own || speaks(&shared, &node, &complaint.object) {
+                let published = publish(&shared, &reporter, complaint);
+                match tokio::time::timeout(PATIENCE, published).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::debug!("no event about {}: {error:#}", complaint.object);
+                        failed = true;
+                    }
+                    Err(_) => failed = true,
                 }
-                Err(_) => failed = true,
+                tokio::time::sleep(GAP).await;
             }
-            tokio::time::sleep(GAP).await;
+            if !failed {
+                told.insert(complaint.clone(), now);
+                continue;
+            }
+            failures += 1;
+            if failures >= MOST_FAILURES {
+                break;
+            }
         }
+        let wait = again.mul_f64(0.5 + fastrand::f64());
+        again = if failures > 0 {
+            (again * 2).min(LAST)
+        } else {
+            AGAIN
+        };
         tokio::select! {
-            changed = complaints.changed() => if changed.is_err() {
+            // What comes while the server refuses waits for its turn.
+            changed = complaints.changed(), if failures == 0 => if changed.is_err() {
                 return;
             },
-            () = tokio::time::sleep(AGAIN), if failed => {}
+            () = tokio::time::sleep(wait), if failures > 0 => {}
         }
     }
 }
@@ -109,7 +138,12 @@ async fn publish(
     complaint: &Complaint,
 ) -> anyhow::Result<()> {
     let client = shared.access.client().await?;
-    let reference = reference(client.clone(), &complaint.object).await?;
+    let reference = match reference(client.clone(), &complaint.object).await {
+        Ok(reference) => reference,
+        // It is gone, and nobody looks at it any more.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
     let mut note = complaint.note.clone();
     note.truncate(note.floor_char_boundary(LONGEST));
     let event = Event {

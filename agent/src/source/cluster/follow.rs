@@ -68,6 +68,18 @@ pub struct Follower {
     streams: bool,
     /// Whether the last step reached the server.
     reached: bool,
+    /// Steps in a row that failed.
+    failures: u32,
+    /// Steps in a row that reached the server and brought nothing.
+    barren: u32,
+}
+
+/// How a step went well.
+enum Step {
+    /// There is a list: the watch comes next.
+    Listed,
+    /// The server ended the watch.
+    Ended,
 }
 
 impl Follower {
@@ -79,6 +91,8 @@ impl Follower {
             version: None,
             streams: true,
             reached: false,
+            failures: 0,
+            barren: 0,
         }
     }
 
@@ -90,13 +104,19 @@ impl Follower {
             let began = Instant::now();
             self.reached = false;
             let wait = match self.step().await {
-                Ok(()) if began.elapsed() >= SHORT => continue,
-                Ok(()) => backoff.failed(Instant::now(), fastrand::f64()),
+                Ok(Step::Listed) => continue,
+                Ok(Step::Ended) if began.elapsed() >= SHORT => {
+                    backoff = Backoff::default();
+                    continue;
+                }
+                Ok(Step::Ended) => backoff.failed(Instant::now(), fastrand::f64()),
                 Err(trouble) => {
                     tracing::debug!("{}: {trouble}", kind.name());
                     if self.reached {
                         backoff.works(began);
                     }
+                    self.failures += 1;
+                    self.barren += u32::from(self.reached && trouble.is_useless());
                     let wait = backoff.failed(Instant::now(), fastrand::f64());
                     self.trouble(&trouble, wait).await
                 }
@@ -109,22 +129,28 @@ impl Follower {
     async fn trouble(&mut self, trouble: &Trouble, wait: Duration) -> Duration {
         let shared = Arc::clone(&self.shared);
         let kind = self.followed.kind;
+        match trouble {
+            // A server of an age without the kind, which is no trouble.
+            Trouble::Refused { code, .. }
+                if self.followed.optional && *code == StatusCode::NOT_FOUND =>
+            {
+                // What was there stays: a server that begins may not know all its kinds yet.
+                shared.change(|book| book.is_awaited(kind).then(|| book.without(kind)));
+                shared.tidings.works(kind);
+                return ABSENT.mul_f64(0.5 + fastrand::f64());
+            }
+            // Nothing waits for what may be missing.
+            Trouble::Refused { code, .. }
+                if self.followed.optional && *code == StatusCode::FORBIDDEN =>
+            {
+                shared.change(|book| book.is_awaited(kind).then(|| book.without(kind)));
+            }
+            _ => {}
+        }
         shared.gauges.restarted(kind, trouble.reason());
         match trouble {
             // Known to happen when a watch was away for long: the list is made anew.
-            Trouble::Gone => {
-                self.version = None;
-                return wait.min(Backoff::FIRST);
-            }
-            Trouble::Refused { code, .. } if self.followed.optional && is_absent(*code) => {
-                shared.change(|book| book.without(kind));
-                if *code == StatusCode::NOT_FOUND {
-                    shared.tidings.works(kind);
-                } else {
-                    shared.tidings.failed(kind, trouble);
-                }
-                return ABSENT;
-            }
+            Trouble::Gone if self.version.take().is_some() => return wait.min(Backoff::FIRST),
             Trouble::Refused { code, .. } if *code == StatusCode::UNAUTHORIZED => {
                 shared.access.refused().await;
             }
@@ -137,16 +163,20 @@ impl Follower {
                     return Duration::ZERO;
                 }
             }
-            Trouble::Refused { code, .. } if code.is_server_error() => {
-                shared.access.addresses().distrust();
+            // Once is a restart or a hiccup; a server that goes on like that is not asked again.
+            Trouble::Refused { code, .. } if code.is_server_error() && self.failures > 1 => {
+                shared.access.pass_over().await;
             }
-            Trouble::Refused { .. }
-            | Trouble::Silent(_)
-            | Trouble::Broken(_)
-            | Trouble::Garbled(_) => {}
+            Trouble::Silent(_) if self.failures > 1 => shared.access.pass_over().await,
+            _ => {}
+        }
+        // A version that brings nothing may be one that this server never had, such as after
+        // etcd was restored: only a list tells.
+        if self.barren > 1 || trouble.is_unknown_parameter() {
+            self.version = None;
         }
         // A connection that broke is worth a word only if there is no other.
-        if !(self.reached && trouble.code().is_none()) {
+        if !self.reached || trouble.code().is_some() || self.barren > 1 {
             shared.tidings.failed(kind, trouble);
         }
         match trouble {
@@ -158,20 +188,27 @@ impl Follower {
     }
 
     /// A list, or a watch to its end.
-    async fn step(&mut self) -> Result<(), Trouble> {
+    async fn step(&mut self) -> Result<Step, Trouble> {
         match self.version.clone() {
             None if self.streams => self.list_by_watch().await,
             None => self.list().await,
             Some(version) => {
                 let lines = self.watch(Some(&version)).await?;
-                self.works();
+                self.reached = true;
+                self.failures = 0;
+                // One that brought nothing twice has to bring something.
+                if self.barren < 2 {
+                    self.shared.tidings.works(self.followed.kind);
+                }
                 self.events(lines).await
             }
         }
     }
 
+    /// The server said something of the kind.
     fn works(&mut self) {
         self.reached = true;
+        (self.failures, self.barren) = (0, 0);
         self.shared.gauges.heard(self.followed.kind);
         self.shared.tidings.works(self.followed.kind);
     }
@@ -188,7 +225,7 @@ impl Follower {
     }
 
     /// Page by page; where the continuation is history, from the beginning again.
-    async fn list(&mut self) -> Result<(), Trouble> {
+    async fn list(&mut self) -> Result<Step, Trouble> {
         let mut listing = Listing::new(self.followed.kind);
         let mut next = None;
         loop {
@@ -211,13 +248,13 @@ impl Follower {
             self.shared.change(|book| book.replace(listing));
             self.version = Some(page.metadata.resource_version);
             self.works();
-            return Ok(());
+            return Ok(Step::Listed);
         }
     }
 
     /// A watch that begins with all objects (`WatchList`, Kubernetes 1.32): no page, and no
     /// list in memory, here or there.
-    async fn list_by_watch(&mut self) -> Result<(), Trouble> {
+    async fn list_by_watch(&mut self) -> Result<Step, Trouble> {
         let mut lines = self.watch(None).await?;
         let mut listing = Listing::new(self.followed.kind);
         loop {
@@ -226,7 +263,7 @@ impl Follower {
                 // One that does not know the parameter sends objects and never says that they are all.
                 Err(Trouble::Silent(_)) => {
                     self.streams = false;
-                    return Ok(());
+                    return Ok(Step::Listed);
                 }
                 Ok(None) => return Err(Trouble::Broken("the list ended in the midst".to_owned())),
                 Err(trouble) => return Err(trouble),
@@ -242,7 +279,8 @@ impl Follower {
                 "DELETED" => listing.remove(&head.metadata),
                 "BOOKMARK" => {
                     let annotations = head.metadata.annotations.unwrap_or_default();
-                    let Some(version) = head.metadata.resource_version else {
+                    let version = head.metadata.resource_version;
+                    let Some(version) = version.filter(|version| !version.is_empty()) else {
                         continue;
                     };
                     if annotations.initial_events_end.as_deref() == Some("true") {
@@ -258,15 +296,15 @@ impl Follower {
     }
 
     /// Events until the server ends the watch, which is none of failure.
-    async fn events(&mut self, mut lines: Lines) -> Result<(), Trouble> {
+    async fn events(&mut self, mut lines: Lines) -> Result<Step, Trouble> {
         let kind = self.followed.kind;
         while let Some(line) = lines.next(self.shared.silence).await? {
             let event: Event<'_> = garbled(serde_json::from_str(&line))?;
-            self.shared.gauges.heard(kind);
             if event.kind == "ERROR" {
                 return Err(request::error(event.object));
             }
             let head: Head = garbled(serde_json::from_str(event.object.get()))?;
+            self.works();
             match event.kind {
                 "ADDED" | "MODIFIED" => {
                     self.shared
@@ -280,13 +318,8 @@ impl Follower {
                 self.version = Some(version);
             }
         }
-        Ok(())
+        Ok(Step::Ended)
     }
-}
-
-/// Not there, or not for us.
-fn is_absent(code: StatusCode) -> bool {
-    code == StatusCode::NOT_FOUND || code == StatusCode::FORBIDDEN
 }
 
 fn garbled<T>(read: serde_json::Result<T>) -> Result<T, Trouble> {

@@ -95,12 +95,12 @@ impl Cluster {
         let access = runtime.block_on(open)?;
         let server = access.server().to_owned();
         let gauges = Arc::new(Gauges::new(kinds()));
-        let (tidings, contact) = Tidings::new();
+        let (ear, contact) = watch::channel(Vec::new());
         let shared = Arc::new(Shared {
             access,
             book: Mutex::new(Book::new(kinds())),
             news: Notify::new(),
-            tidings,
+            tidings: Tidings::new(),
             gauges: Arc::clone(&gauges),
             silence: options.silence,
         });
@@ -110,6 +110,8 @@ impl Cluster {
             for followed in all {
                 tokio::spawn(Follower::new(Arc::clone(&shared), followed).run());
             }
+            let told = Arc::clone(&shared);
+            tokio::spawn(async move { told.tidings.tell(ear).await });
             tokio::spawn(events::tell(Arc::clone(&shared), options.node, heard));
             tell(&shared, &outbox).await;
         };

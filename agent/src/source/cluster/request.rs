@@ -60,6 +60,11 @@ impl Trouble {
             if *code == StatusCode::BAD_REQUEST || *code == StatusCode::UNPROCESSABLE_ENTITY)
     }
 
+    /// Whether a connection that holds brought nothing of use.
+    pub const fn is_useless(&self) -> bool {
+        matches!(self, Self::Silent(_) | Self::Garbled(_))
+    }
+
     /// The refusal's status.
     pub const fn code(&self) -> Option<StatusCode> {
         match self {

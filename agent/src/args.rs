@@ -1,12 +1,14 @@
 //! The command line.
 
 mod cluster;
+mod config;
 mod http;
 mod services;
 mod settings;
 mod takeover;
 
 pub use cluster::ClusterArgs;
+pub use config::{ConfigArgs, ConfigVerb, ShowArgs};
 pub use http::{HttpArgs, ListenAt};
 pub use services::{NodePortAddresses, ServiceArgs, SnatPorts, SocketServices, port_range};
 pub use settings::{Setting, Settings};
@@ -40,10 +42,12 @@ Examples:
   tulle-agent run                                     in a pod of the cluster
   tulle-agent run --kubeconfig /etc/tulle/kubeconfig
   tulle-agent run --state /etc/tulle/state --node node-1
+  tulle-agent run --config /etc/tulle/config.yaml
   TULLE_STATE=/etc/tulle/state TULLE_NODE=node-1 tulle-agent run
   tulle-agent cleanup
 
-Every option is also an environment variable: --max-flows is TULLE_MAX_FLOWS.
+Every option is also an environment variable, --max-flows is TULLE_MAX_FLOWS, and a field of the
+file of --config: maxFlows. kube-proxy's flags are taken too; those that mean nothing are told once.
 Needs root, Linux 5.15 or later with BTF, and a BPF file system. See `tulle-agent run --help`.";
 
 /// The verbs.
@@ -64,6 +68,9 @@ pub enum Verb {
     /// Take this node over from another service proxy
     #[command(subcommand)]
     Takeover(TakenFrom),
+    /// What the options and a configuration file come to, and the file's schema
+    #[command(subcommand)]
+    Config(Box<ConfigVerb>),
     /// Print the version
     Version,
 }
@@ -113,9 +120,15 @@ pub struct RunArgs {
     /// Limits and intervals.
     #[command(flatten)]
     pub limits: Limits,
+    /// A file.
+    #[command(flatten)]
+    pub config: ConfigArgs,
     /// All of it as text.
     #[arg(skip)]
     pub settings: Settings,
+    /// What was said and means nothing to Tulle: sentences.
+    #[arg(skip)]
+    pub notes: Vec<String>,
 }
 
 /// Directories of the agent.
@@ -382,6 +395,9 @@ pub struct CleanupArgs {
     /// Taken so that `cleanup` can be called as `run` was
     #[arg(long, value_name = "NAME", env = "TULLE_NODE", hide = true)]
     pub node: Option<String>,
+    /// A file.
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 /// RFC 1123, as Kubernetes wants it.

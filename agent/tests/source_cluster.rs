@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use testkit::apiserver::{Fault, Rule, Verb};
-use tulle_agent::model::Kind;
+use tulle_agent::model::{Kind, NamespacedName, ObjectKey};
+use tulle_agent::source::cluster::Complaint;
 
 use source_support::{Site, node, service, slice};
 
@@ -194,11 +195,27 @@ fn the_role_that_is_installed_is_enough() {
     let site = Site::start();
     let rules = Rule::of_role(&role).unwrap();
     site.server.restrict(testkit::apiserver::USER, Some(rules));
+    site.apply(node("node-1"));
     site.apply(service("web", 80));
     let mut told = site.follow();
     told.until_synced();
     site.apply(service("late", 80));
     told.until_services(&["late", "web"]);
+    let complaint = |kind, namespace: &str, name: &str| Complaint {
+        object: ObjectKey {
+            kind,
+            name: NamespacedName::new(namespace, name),
+        },
+        reason: "NotAsWritten",
+        note: "is wrong".to_owned(),
+        normal: false,
+        own: kind == Kind::Node,
+    };
+    let of_node = complaint(Kind::Node, "", "node-1");
+    let of_service = complaint(Kind::Service, "shop", "web");
+    told.cluster.complain([of_node, of_service].into());
+    let events = || Ok((site.server.list("Event")?.len() == 2).then_some(()));
+    testkit::wait::until("events", source_support::LIMIT, events).unwrap();
     assert_eq!(site.server.forbidden().len(), 0);
 }
 

@@ -36,7 +36,7 @@ pub struct HttpArgs {
         env = "TULLE_BIND_ADDRESS_HARD_FAIL",
         default_value_t = false
     )]
-    #[arg(action = ArgAction::Set)]
+    #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub bind_address_hard_fail: bool,
 }
 

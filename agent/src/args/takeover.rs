@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
-use super::Places;
+use super::{ConfigArgs, Places};
 
 /// From whom a node is taken over.
 #[derive(Subcommand, Debug)]
@@ -33,6 +33,9 @@ pub struct TakeoverArgs {
     /// Where maps and links are, and where the agent listens.
     #[command(flatten)]
     pub places: Places,
+    /// A file.
+    #[command(flatten)]
+    pub config: ConfigArgs,
     /// Say what would be removed, and change nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -27,6 +27,8 @@ pub mod status;
 pub mod stripped;
 pub mod waiting;
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -34,6 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin;
 use crate::args::{RunArgs, absolute, port_range};
+use crate::config::{Changed, Follow};
 use crate::health;
 use crate::http;
 use crate::kernel::InstanceLock;
@@ -49,9 +52,40 @@ use shared::Shared;
 use sockets::{SocketChoice, Surroundings};
 use status::Snapshot;
 
-/// Serves the node until a signal comes.
-pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
+/// Serves the node until a signal comes, or until its configuration file says something else:
+/// then this process begins anew.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    match until_ended(args)? {
+        Ended::Told => Ok(()),
+        Ended::Reconfigured => Err(again()),
+    }
+}
+
+/// Why serving ended.
+enum Ended {
+    /// By a signal.
+    Told,
+    /// The configuration file says something else.
+    Reconfigured,
+}
+
+/// The same program with the same words in this very process, so that no supervisor has to be
+/// one that starts it again (KP-146). Comes back only if that fails.
+fn again() -> anyhow::Error {
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    // The path of a program that was replaced meanwhile is that of the new one.
+    let program = std::env::current_exe().unwrap_or_else(|_| name.clone().into());
+    let error = Command::new(program).arg0(name).args(words).exec();
+    anyhow::Error::new(error).context("cannot start anew with the changed configuration")
+}
+
+fn until_ended(mut args: RunArgs) -> anyhow::Result<Ended> {
     let log = LogFilter::start(&args.log)?;
+    for note in &args.notes {
+        tracing::warn!("{note}");
+    }
+    let follow = Follow::new(std::env::args_os().collect(), &args);
     args.cluster.state = args.cluster.state.as_deref().map(absolute);
     let kernel = probe::probe(&Sources::default(), &args.places.bpffs)?;
     let _lock = InstanceLock::take(&args.places.run_dir)?;
@@ -60,7 +94,7 @@ pub fn run(mut args: RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?
-        .block_on(serve(args, kernel, source, log))
+        .block_on(serve(args, kernel, source, log, follow))
 }
 
 /// Objects are read while the rest gets ready.
@@ -78,7 +112,8 @@ async fn serve(
     kernel: Kernel,
     source: Source,
     log: LogFilter,
-) -> anyhow::Result<()> {
+    mut follow: Follow,
+) -> anyhow::Result<Ended> {
     tracing::info!(
         "tulle-agent {} serves node {}, process {}, Linux {}.{}",
         env!("CARGO_PKG_VERSION"),
@@ -153,17 +188,33 @@ async fn serve(
     let server = socket.start(answers)?;
     let ended = tokio::select! {
         error = agent.run() => Err(error),
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+        _ = terminate.recv() => Ok(Cause::Signal("SIGTERM")),
+        _ = interrupt.recv() => Ok(Cause::Signal("SIGINT")),
+        changed = follow.changed() => Ok(Cause::File(changed)),
     };
     // Without a publisher the socket goes, so that nobody waits for an answer.
     drop(agent);
     if server.join().is_err() {
         tracing::debug!("the socket's thread had ended early");
     }
-    let signal = ended?;
-    tracing::info!(
-        "ended by {signal}; the datapath goes on by its last state, `tulle-agent cleanup` removes it"
-    );
-    Ok(())
+    match ended? {
+        Cause::Signal(signal) => {
+            tracing::info!(
+                "ended by {signal}; the datapath goes on by its last state, `tulle-agent cleanup` removes it"
+            );
+            Ok(Ended::Told)
+        }
+        Cause::File(Changed(changes)) => {
+            tracing::info!(
+                "begins anew, for its configuration changed: {}",
+                changes.join("; ")
+            );
+            Ok(Ended::Reconfigured)
+        }
+    }
+}
+
+enum Cause {
+    Signal(&'static str),
+    File(Changed),
 }

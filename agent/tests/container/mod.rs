@@ -59,12 +59,12 @@ impl Manifest {
         add.map(|name| format!("CAP_{name}")).collect()
     }
 
-    fn host_path(&self, volume: &str) -> &str {
-        let volumes = self.pod.volumes.iter().flatten();
-        let found = volumes
-            .filter(|v| v.name == volume)
-            .find_map(|v| v.host_path.as_ref());
-        &found.unwrap().path
+    /// Where a volume is on the host; nowhere if it is an object of the cluster.
+    fn host_path(&self, volume: &str) -> Option<&str> {
+        let mut volumes = self.pod.volumes.iter().flatten();
+        let volume = volumes.find(|v| v.name == volume).unwrap();
+        assert!(volume.host_path.is_some() || volume.config_map.is_some());
+        volume.host_path.as_ref().map(|at| at.path.as_str())
     }
 }
 
@@ -228,7 +228,10 @@ impl<'a> Container<'a> {
             } else {
                 "rw"
             };
-            let host = self.on_node(self.manifest.host_path(&mount.name));
+            let Some(path) = self.manifest.host_path(&mount.name) else {
+                continue;
+            };
+            let host = self.on_node(path);
             fs::create_dir_all(&host).unwrap();
             let to = Path::new(&mount.mount_path);
             mounts.push(bind(&host, to, &["rbind", propagation, write]));

@@ -40,6 +40,7 @@ fn all_changed() -> Value {
         "options": { "log": "debug", "uplink": "eth1", "max-flows": "1048576" },
         "sockets": false,
         "hostPorts": true,
+        "kubeProxyConfig": true,
         "updateStrategy": { "type": "OnDelete", "rollingUpdate": null },
         "priorityClassName": "system-cluster-critical",
         "tolerations": [],
@@ -120,7 +121,7 @@ fn the_chart_is_the_manifests_unless_it_is_told_otherwise() {
     let annotations = metadata.remove("annotations").unwrap();
     assert_eq!(
         annotations,
-        json!({ OPTIONS: r#"{"log":"info"} [] false"# })
+        json!({ OPTIONS: r#"{"log":"info"} [] false false"# })
     );
     assert_eq!(sorted(rendered), sorted(plain()));
 }
@@ -151,6 +152,7 @@ fn the_charts_values_arrive() {
         config,
         [
             ("TULLE_API_SERVERS", "192.0.2.10:6443,[2001:db8::1]:6443"),
+            ("TULLE_CONFIG", "/etc/kube-proxy/config.conf"),
             ("TULLE_HOST_PORTS", "true"),
             ("TULLE_LOG", "debug"),
             ("TULLE_MAX_FLOWS", "1048576"),
@@ -333,10 +335,18 @@ fn allowed(objects: &[Value]) -> BTreeSet<[String; 3]> {
 
 /// What the agent asks the API server for.
 const CALLS: [(&str, &str, &[&str]); 5] = [
-    ("", "services", &["list", "watch"]),
-    ("", "nodes", &["list", "watch"]),
-    ("discovery.k8s.io", "endpointslices", &["list", "watch"]),
-    ("networking.k8s.io", "servicecidrs", &["list", "watch"]),
+    ("", "services", &["get", "list", "watch"]),
+    ("", "nodes", &["get", "list", "watch"]),
+    (
+        "discovery.k8s.io",
+        "endpointslices",
+        &["get", "list", "watch"],
+    ),
+    (
+        "networking.k8s.io",
+        "servicecidrs",
+        &["get", "list", "watch"],
+    ),
     ("events.k8s.io", "events", &["create", "patch"]),
 ];
 
@@ -351,7 +361,7 @@ fn the_role_allows_the_calls_and_nothing_else() {
         );
     }
     assert_eq!(allowed(&plain()), calls);
-    let pods = ["list", "watch"].map(|verb| ["", "pods", verb].map(str::to_owned));
+    let pods = ["get", "list", "watch"].map(|verb| ["", "pods", verb].map(str::to_owned));
     calls.extend(pods);
     assert_eq!(
         allowed(&chart::render(&json!({ "hostPorts": true }), "net")),

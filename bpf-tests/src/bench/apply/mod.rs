@@ -1,5 +1,6 @@
 //! `apply`: from a change to the maps, and what the agent's memory is.
 
+mod api;
 mod memory;
 mod objects;
 mod real;
@@ -15,6 +16,7 @@ use tulle_agent::source::Change;
 use super::report::Machine;
 use super::sample::Spread;
 use super::wire::remove_all_on_signals;
+use api::Api;
 use memory::Table;
 use objects::Shape;
 use real::Host;
@@ -32,6 +34,7 @@ const FULL: Shape = Shape {
     endpoints: 10,
 };
 const AMONG_FULL: &str = "10,000 services of 10 endpoints";
+const BY_API: &str = "10,000 services of 10 endpoints on 5,000 nodes, by the API";
 /// Services of which the files are changed one by one.
 const APART: u32 = 20;
 /// Between two changes of files: what the agent does after a change is not the next one's.
@@ -64,11 +67,12 @@ pub struct Args {
 }
 
 /// The parts of a run, by the names that `--filter` looks at.
-const PARTS: [(&str, Part); 4] = [
+const PARTS: [(&str, Part); 5] = [
     ("change in memory", change_in_memory),
     ("sync in memory", sync_in_memory),
     ("change by files", change_by_files),
     ("sync by files, resident set", sync_by_files),
+    ("sync by the API, resident set", sync_by_api),
 ];
 
 type Part = fn(&Args) -> Result<Vec<Figure>>;
@@ -177,28 +181,70 @@ fn sync_by_files(args: &Args) -> Result<Vec<Figure>> {
         resident.push(memory.resident);
         maps.push(memory.maps);
     }
-    let octets = |what, readings, aim| {
-        let figure = figure(what, AMONG_FULL, readings, aim)?;
-        anyhow::Ok(Figure {
-            unit: Unit::Octets,
-            ..figure
-        })
-    };
     let what = "the same with a real agent: from files of YAML to the last row";
     Ok(vec![
         figure(what, AMONG_FULL, times, None)?,
         octets(
             "resident set of the idle agent (VmRSS)",
+            AMONG_FULL,
             resident,
             Some(40e6),
         )?,
-        octets("of it heap and stacks (RssAnon)", anonymous, None)?,
+        octets(
+            "of it heap and stacks (RssAnon)",
+            AMONG_FULL,
+            anonymous,
+            None,
+        )?,
         octets(
             "maps in the kernel, most of them full-sized when empty",
+            AMONG_FULL,
             maps,
             None,
         )?,
     ])
+}
+
+fn sync_by_api(args: &Args) -> Result<Vec<Figure>> {
+    let api = Api::start(&args.agent, FULL)?;
+    let (mut times, mut anonymous, mut resident, mut most) = (vec![], vec![], vec![], vec![]);
+    for agent in 0..args.agents {
+        eprintln!("agent {} of {} …", agent + 1, args.agents);
+        let (took, memory) = real::by_api(&api, FULL)?;
+        times.push(took);
+        anonymous.push(memory.anonymous);
+        resident.push(memory.resident);
+        most.push(memory.most);
+    }
+    let what = "from the start of an agent until it serves what an API server has";
+    Ok(vec![
+        figure(what, BY_API, times, None)?,
+        octets(
+            "resident set of the idle agent (VmRSS)",
+            BY_API,
+            resident,
+            Some(60e6),
+        )?,
+        octets("of it heap and stacks (RssAnon)", BY_API, anonymous, None)?,
+        octets(
+            "the most that was resident since its start (VmHWM)",
+            BY_API,
+            most,
+            None,
+        )?,
+    ])
+}
+
+fn octets(
+    what: &'static str,
+    among: &'static str,
+    readings: Vec<f64>,
+    aim: Option<f64>,
+) -> Result<Figure> {
+    Ok(Figure {
+        unit: Unit::Octets,
+        ..figure(what, among, readings, aim)?
+    })
 }
 
 fn is_service(object: &tulle_agent::model::Object) -> bool {

@@ -13,6 +13,7 @@ use testkit::agent::{Agent, AgentOptions};
 use testkit::manifests::StateDir;
 use testkit::{Cluster, ClusterBuilder};
 
+use super::api::Api;
 use super::memory::{BACKENDS, FRONTENDS, key};
 use super::objects::{self, Shape};
 
@@ -25,7 +26,7 @@ const IDLE: Duration = Duration::from_secs(8);
 pub struct Host {
     // Ends before the cluster that it runs in.
     agent: Agent,
-    fronts: HashMap<MapData, FrontendKey<Ip4>, Frontend>,
+    fronts: Fronts,
     state: StateDir,
     /// Beside it, so that files get into it by renames.
     beside: PathBuf,
@@ -39,6 +40,8 @@ pub struct Memory {
     pub anonymous: f64,
     /// All that is resident, the program's text too.
     pub resident: f64,
+    /// The most that was resident since it began.
+    pub most: f64,
     /// What the maps take in the kernel.
     pub maps: f64,
 }
@@ -55,26 +58,26 @@ impl Host {
         state.put("others.yaml", &objects::nodes())?;
         let beside = cluster.directory().join("beside");
         fs::create_dir(&beside).with_context(|| format!("make {}", beside.display()))?;
-        let options = AgentOptions::new(binary, state.path()).args(&[
-            "--max-frontends",
-            &FRONTENDS.to_string(),
-            "--max-backends",
-            &BACKENDS.to_string(),
-        ]);
-        let node = cluster.nodes().first().context("the cluster has no node")?;
-        let pins = node.bpffs();
-        let mut agent = Agent::start(node, &options)?;
-        agent.wait_ready(LIMIT)?;
-        let pin = pins.join(maps::FRONT_V4);
-        let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+        let options = Self::sized(AgentOptions::new(binary, state.path()));
+        let (agent, fronts, pins) = serving(&cluster, &options)?;
         Ok(Self {
             agent,
-            fronts: Map::HashMap(map).try_into()?,
+            fronts,
             state,
             beside,
             pins,
             _cluster: cluster,
         })
+    }
+
+    /// With room for the clusters that are measured.
+    pub fn sized(options: AgentOptions) -> AgentOptions {
+        options.args(&[
+            "--max-frontends",
+            &FRONTENDS.to_string(),
+            "--max-backends",
+            &BACKENDS.to_string(),
+        ])
     }
 
     /// Has the agent read these files. Nanoseconds from the first rename to the last row of
@@ -125,27 +128,7 @@ impl Host {
     /// Reads the memory of the agent once it is idle.
     pub fn memory(&self) -> Result<Memory> {
         std::thread::sleep(IDLE);
-        let pid = self.agent.pid().context("no agent runs")?;
-        let path = format!("/proc/{pid}/status");
-        let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        Ok(Memory {
-            anonymous: 1024.0 * field(&status, "RssAnon")? as f64,
-            resident: 1024.0 * field(&status, "VmRSS")? as f64,
-            maps: self.maps_memory()?,
-        })
-    }
-
-    fn maps_memory(&self) -> Result<f64> {
-        let mut octets = 0.0;
-        for map in maps::ALL {
-            let pin = self.pins.join(map.name);
-            let data =
-                MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-            let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
-            let info = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            octets += field(&info, "memlock")? as f64;
-        }
-        Ok(octets)
+        memory(&self.agent, &self.pins)
     }
 
     fn lay_out(&self, name: &str, text: &str) -> Result<()> {
@@ -158,12 +141,7 @@ impl Host {
         fs::rename(self.beside.join(name), &to).with_context(|| format!("write {}", to.display()))
     }
 
-    fn wait(
-        &self,
-        began: Instant,
-        pause: Duration,
-        holds: impl Fn(&HashMap<MapData, FrontendKey<Ip4>, Frontend>) -> bool,
-    ) -> Result<()> {
+    fn wait(&self, began: Instant, pause: Duration, holds: impl Fn(&Fronts) -> bool) -> Result<()> {
         while !holds(&self.fronts) {
             if began.elapsed() > LIMIT {
                 let log = self.agent.log().unwrap_or_default();
@@ -175,6 +153,62 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// Rows of frontends.
+type Fronts = HashMap<MapData, FrontendKey<Ip4>, Frontend>;
+
+/// Starts an agent on the first node and waits until it serves.
+fn serving(cluster: &Cluster, options: &AgentOptions) -> Result<(Agent, Fronts, PathBuf)> {
+    let node = cluster.nodes().first().context("the cluster has no node")?;
+    let pins = node.bpffs();
+    let mut agent = Agent::start(node, options)?;
+    agent.wait_ready(LIMIT)?;
+    let pin = pins.join(maps::FRONT_V4);
+    let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+    Ok((agent, Map::HashMap(map).try_into()?, pins))
+}
+
+/// Starts an agent that reads a whole cluster from an API server. Nanoseconds from its start until
+/// it serves all of it, and its memory when it is idle then.
+pub fn by_api(api: &Api, shape: Shape) -> Result<(f64, Memory)> {
+    let began = Instant::now();
+    let (agent, fronts, pins) = serving(&api.cluster, &api.options)?;
+    let took = began.elapsed();
+    for number in 0..shape.services {
+        let row = fronts.get(&key(Shape::address(number)), 0);
+        let len = row.map_or(0, |row| row.len);
+        ensure!(
+            len == shape.endpoints,
+            "service {number} has {len} backends when the agent says that it is ready"
+        );
+    }
+    std::thread::sleep(IDLE);
+    Ok((took.as_nanos() as f64, memory(&agent, &pins)?))
+}
+
+fn memory(agent: &Agent, pins: &Path) -> Result<Memory> {
+    let pid = agent.pid().context("no agent runs")?;
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    Ok(Memory {
+        anonymous: 1024.0 * field(&status, "RssAnon")? as f64,
+        resident: 1024.0 * field(&status, "VmRSS")? as f64,
+        most: 1024.0 * field(&status, "VmHWM")? as f64,
+        maps: maps_memory(pins)?,
+    })
+}
+
+fn maps_memory(pins: &Path) -> Result<f64> {
+    let mut octets = 0.0;
+    for map in maps::ALL {
+        let pin = pins.join(map.name);
+        let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+        let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+        let info = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        octets += field(&info, "memlock")? as f64;
+    }
+    Ok(octets)
 }
 
 /// The first number behind a name in one of procfs' lists.

@@ -4,6 +4,7 @@
 mod run_support;
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -23,7 +24,7 @@ apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 bindAddress: 0.0.0.0
 clusterCIDR: 10.244.0.0/16
-clientConnection: {kubeconfig: '', qps: 0, burst: 0}
+clientConnection: {kubeconfig: /var/lib/kube-proxy/kubeconfig.conf, qps: 0, burst: 0}
 conntrack: {maxPerCore: 65536, min: null}
 healthzBindAddress: 0.0.0.0:10300
 metricsBindAddress: 127.0.0.1:10301
@@ -109,6 +110,12 @@ fn kp146_a_changed_file_is_taken_up_and_a_wrong_one_is_not() {
     assert_eq!(world.agents[0].pid(), pid, "it is the same process");
     world.agents[0].wait_ready(LIMIT).unwrap();
 
+    // What could not be served is not tried.
+    let uplink = format!("{HEAD}gcInterval: 7\nscheduler: rr\nlog: 'info,=x'\n");
+    std::fs::write(&file, uplink).unwrap();
+    wait_logged(&world, "neither a level nor a list of directives", 1);
+    assert_eq!(logged(&world, "begins anew"), 1);
+
     // It follows objects, and the file, as before.
     let late = Service::dual_stack("late", 11)
         .port(Protocol::Tcp, 80, 8080)
@@ -123,6 +130,30 @@ fn kp146_a_changed_file_is_taken_up_and_a_wrong_one_is_not() {
         Ok((report.echoes > echoes + 20).then_some(()))
     })
     .unwrap();
+}
+
+#[test]
+fn kp146_a_program_that_was_replaced_meanwhile_takes_over() {
+    let (mut world, file) = idle("replaced", &format!("{HEAD}gcInterval: 7\n"));
+    let own = world.cluster.directory().join("tulle-agent");
+    std::fs::copy(BINARY, &own).unwrap();
+    world.options.binary.clone_from(&own);
+    world.start_agents();
+    let new = world.cluster.directory().join("new");
+    std::fs::copy(BINARY, &new).unwrap();
+    std::fs::rename(&new, &own).unwrap();
+    std::fs::write(&file, format!("{HEAD}gcInterval: 8\n")).unwrap();
+    wait_told(&world, "gc-interval", "8");
+    let of_new = std::fs::metadata(&own).unwrap();
+    let running = format!("/proc/{}/exe", world.agents[0].pid().unwrap());
+    let running = std::fs::metadata(running).unwrap();
+    assert_eq!(running.ino(), of_new.ino());
+    // And one that is gone goes on.
+    std::fs::remove_file(&own).unwrap();
+    std::fs::write(&file, format!("{HEAD}gcInterval: 9\n")).unwrap();
+    wait_told(&world, "gc-interval", "9");
+    // A signal ends it as before.
+    assert!(world.agents[0].terminate(LIMIT).unwrap().success());
 }
 
 #[test]
@@ -177,6 +208,8 @@ fn kube_proxy_s_file_and_flags_serve_a_node() {
         ":4: clusterCIDR means nothing here: ",
         ":6: conntrack.maxPerCore means nothing here: ",
         ":9: ipvs.strictARP means nothing here: ",
+        "--ipvs-sync-period means nothing here: each change",
+        ":1: nodePortAddresses is not set: ",
     ] {
         assert_eq!(logged(&world, once), 1, "{once}");
     }
@@ -209,7 +242,12 @@ fn kube_proxy_s_file_becomes_tulle_s() {
             "{HEAD}scheduler: rr\nhealthAddress: 0.0.0.0:10300\nmetricsAddress: 127.0.0.1:10301\n"
         )
     );
-    assert_eq!(text(&shown.stderr).lines().count(), 4);
+    assert_eq!(
+        text(&shown.stderr).lines().count(),
+        6,
+        "{}",
+        text(&shown.stderr)
+    );
     let own = written(dir.path(), "own.yaml", &text(&shown.stdout));
     let again = show(&["config", "show", "--config", &own]);
     assert_eq!(

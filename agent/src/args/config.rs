@@ -35,7 +35,7 @@ pub enum ConfigVerb {
 
 const EXAMPLES: &str = "\
 Examples:
-  tulle-agent config show --config /var/lib/kube-proxy/config.conf > /etc/tulle/config.yaml
+  tulle-agent config show --config kube-proxy.conf > config.yaml
   tulle-agent config show --config /etc/tulle/config.yaml --all
   tulle-agent config show --proxy-mode ipvs --nodeport-addresses 192.0.2.0/24";
 

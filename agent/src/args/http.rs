@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use clap::ArgAction;
+use clap::builder::BoolishValueParser;
 
 /// Where others ask how the agent does.
 #[derive(clap::Args, Clone, Debug)]
@@ -36,7 +37,8 @@ pub struct HttpArgs {
         env = "TULLE_BIND_ADDRESS_HARD_FAIL",
         default_value_t = false
     )]
-    #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(value_parser = BoolishValueParser::new())]
     pub bind_address_hard_fail: bool,
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, ValueEnum};
 use ipnet::IpNet;
 
@@ -85,16 +86,12 @@ pub struct ServiceArgs {
         default_value_t = false
     )]
     #[arg(action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_parser = BoolishValueParser::new())]
     pub masquerade_all: bool,
     /// How new flows are given a backend, where a Service's annotation tulle.io/scheduler does not
     /// say it: random, source-hash (sh), maglev, mh (Maglev by the client's address),
     /// round-robin (rr, wrr), or least-connection (lc, wlc, sed)
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "TULLE_SCHEDULER",
-        alias = "ipvs-scheduler"
-    )]
+    #[arg(long, value_name = "NAME", env = "TULLE_SCHEDULER")]
     #[arg(default_value_t = Scheduler::Random)]
     pub scheduler: Scheduler,
     /// Slots of Maglev tables: a prime up to 65521, the same on every node

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Command;
 
+use super::kube_proxy::Mode;
 use super::said::{Place, Reading};
 use super::tree::{self, Node};
 use super::{kube_proxy, own};
@@ -30,52 +31,78 @@ pub fn text(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| said(&error.to_string()))
 }
 
-/// What the text of the file at `path` says of the options of `whole`.
-pub fn read(path: &Path, text: &str, whole: &Command) -> Reading {
-    let path = Arc::new(path.to_owned());
-    let mut reading = Reading::default();
-    let documents = match tree::documents(text) {
+/// A file's documents.
+#[derive(Debug, Default)]
+pub struct File {
+    path: Arc<PathBuf>,
+    own: Option<Node>,
+    kube_proxy: Option<Node>,
+    errors: Vec<String>,
+}
+
+/// Reads a file. What is wrong in it comes with what it says ([`File::read`]).
+pub fn open(path: &Path) -> Result<File, String> {
+    let text = text(path)?;
+    let mut file = File {
+        path: Arc::new(path.to_owned()),
+        ..File::default()
+    };
+    let documents = match tree::documents(&text) {
         Ok(documents) => documents,
         Err(error) => {
-            reading.errors.push(format!("{}: {error}", path.display()));
-            return reading;
+            file.errors.push(format!("{}: {error}", path.display()));
+            return Ok(file);
         }
     };
     if documents.is_empty() {
         let error = format!("{} is empty: {}", path.display(), wanted());
-        reading.errors.push(error);
+        file.errors.push(error);
     }
-    let (mut owns, mut proxies) = (Vec::new(), Vec::new());
-    for document in &documents {
-        match kind(document) {
-            Kind::Own => owns.push(document),
-            Kind::KubeProxy => proxies.push(document),
+    for document in documents {
+        let place = format!("{}:{}", path.display(), document.line);
+        let of_kind = match kind(&document) {
+            Kind::Own => &mut file.own,
+            Kind::KubeProxy => &mut file.kube_proxy,
             Kind::Other(problem) => {
-                let place = format!("{}:{}", path.display(), document.line);
-                reading.errors.push(format!("{place}: {problem}"));
+                file.errors.push(format!("{place}: {problem}"));
+                continue;
             }
-        }
-    }
-    for kind in [&owns, &proxies] {
-        if let [_, second, ..] = kind.as_slice() {
-            let place = format!("{}:{}", path.display(), second.line);
+        };
+        if of_kind.is_some() {
             let error = format!("{place}: there are two documents of this kind; keep one");
-            reading.errors.push(error);
+            file.errors.push(error);
         }
+        *of_kind = Some(document);
     }
-    let place = |line: u64, field: &str| Place::File {
-        path: Arc::<PathBuf>::clone(&path),
-        line,
-        field: field.to_owned(),
-    };
-    // What is said first counts.
-    for document in owns.into_iter().take(1) {
-        reading.append(own::read(document, whole, place));
+    Ok(file)
+}
+
+impl File {
+    /// The mode of kube-proxy that it says.
+    pub fn mode(&self) -> Option<Mode> {
+        self.kube_proxy.as_ref().and_then(kube_proxy::mode_of)
     }
-    for document in proxies.into_iter().take(1) {
-        reading.append(kube_proxy::read(document, whole, place));
+
+    /// What it says of the options of `whole`, where kube-proxy's mode is this one.
+    pub fn read(&self, whole: &Command, mode: Mode) -> Reading {
+        let place = |line: u64, field: &str| Place::File {
+            path: Arc::clone(&self.path),
+            line,
+            field: field.to_owned(),
+        };
+        let mut reading = Reading {
+            errors: self.errors.clone(),
+            ..Reading::default()
+        };
+        // What is said first counts.
+        if let Some(document) = &self.own {
+            reading.append(own::read(document, whole, place));
+        }
+        if let Some(document) = &self.kube_proxy {
+            reading.append(kube_proxy::read(document, whole, mode, place));
+        }
+        reading
     }
-    reading
 }
 
 enum Kind {
@@ -90,13 +117,12 @@ fn kind(document: &Node) -> Kind {
         node.value.text().map(str::trim)
     };
     let (version, kind) = (head("apiVersion"), head("kind"));
-    let group = version.map(|version| version.split('/').next().unwrap_or_default());
-    match (group, version, kind) {
-        (_, Some(own::API_VERSION), Some(own::KIND)) => Kind::Own,
-        (Some(kube_proxy::GROUP), _, Some(kube_proxy::KIND)) => Kind::KubeProxy,
-        (_, None, _) => Kind::Other(format!("apiVersion is missing: {}", wanted())),
-        (_, _, None) => Kind::Other(format!("kind is missing: {}", wanted())),
-        (_, Some(version), Some(kind)) => Kind::Other(format!(
+    match (version, kind) {
+        (Some(own::API_VERSION), Some(own::KIND)) => Kind::Own,
+        (Some(kube_proxy::API_VERSION), Some(kube_proxy::KIND)) => Kind::KubeProxy,
+        (None, _) => Kind::Other(format!("apiVersion is missing: {}", wanted())),
+        (_, None) => Kind::Other(format!("kind is missing: {}", wanted())),
+        (Some(version), Some(kind)) => Kind::Other(format!(
             "{kind} of {version} is no configuration of the agent: {}",
             wanted()
         )),
@@ -105,10 +131,10 @@ fn kind(document: &Node) -> Kind {
 
 fn wanted() -> String {
     format!(
-        "write `apiVersion: {}` and `kind: {}`, or give a {} of {}/v1alpha1",
+        "write `apiVersion: {}` and `kind: {}`, or give a {} of {}",
         own::API_VERSION,
         own::KIND,
         kube_proxy::KIND,
-        kube_proxy::GROUP
+        kube_proxy::API_VERSION
     )
 }

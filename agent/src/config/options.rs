@@ -8,6 +8,9 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
+/// A number where a text is wanted, and its own text is lost.
+pub const QUOTES: &str = "is a number where a text is wanted; write it in quotes";
+
 /// What an option takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Form {
@@ -111,6 +114,15 @@ pub fn check(command: &Command, arg: &Arg, values: &[String]) -> Result<(), Stri
         Err(error) if is_about_value(error.kind()) => Err(sentence(&error, values)),
         _ => Ok(()),
     }
+}
+
+/// Whether the command line refuses the two together.
+pub fn go_not_together(verb: &Command, one: &Arg, other: &Arg) -> bool {
+    let says = |one: &Arg, other: &Arg| {
+        let conflicts = verb.get_arg_conflicts_with(one);
+        conflicts.iter().any(|arg| arg.get_id() == other.get_id())
+    };
+    says(one, other) || says(other, one)
 }
 
 const fn is_about_value(kind: ErrorKind) -> bool {

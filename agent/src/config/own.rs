@@ -42,9 +42,21 @@ pub fn read(document: &Node, whole: &Command, place: impl Fn(u64, &str) -> Place
             Ok(Some(values)) => options::check(whole, arg, &values).map(|()| values),
             Err(problem) => Err(problem),
         };
+        let option = arg.get_long().unwrap_or_default();
+        let other = reading.said.iter().find(|said| {
+            let said = options::named(whole, &said.option);
+            said.is_some_and(|said| options::go_not_together(whole, said, arg))
+        });
+        let said = said.and_then(|values| match other {
+            Some(other) => Err(format!(
+                "goes not together with {}; leave one of them out",
+                options::field(&other.option)
+            )),
+            None => Ok(values),
+        });
         match said {
             Ok(values) => reading.said.push(Said {
-                option: arg.get_long().unwrap_or_default().to_owned(),
+                option: option.to_owned(),
                 values,
                 place,
             }),
@@ -59,6 +71,10 @@ fn values(value: &Value, form: &Form) -> Result<Option<Vec<String>>, String> {
     match (value, form) {
         (Value::Null, _) => Ok(None),
         (Value::Text(text), _) => Ok(Some(vec![text.clone()])),
+        (Value::Float(number), Form::Number(_) | Form::Boolean) => {
+            Ok(Some(vec![number.to_string()]))
+        }
+        (Value::Float(_), _) => Err(options::QUOTES.to_owned()),
         (Value::List(nodes), Form::List) => {
             let texts = nodes
                 .iter()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory};
 
-use super::said::{Place, Reading, Said};
+use super::said::{Place, Said};
 use super::{file, kube_proxy, options};
 use crate::args::Args;
 
@@ -66,22 +66,20 @@ pub fn resolve(words: &[OsString]) -> Result<Resolved, Problem> {
     let Some(run) = command.find_subcommand(RUN) else {
         return Ok(Resolved::of(matches));
     };
-    let mut reading = kube_proxy::flags(verb_matches, run);
-    if let Some(path) = config(verb_matches) {
-        match file::text(&path) {
-            Ok(text) => reading.append(file::read(&path, &text, run)),
-            Err(problem) => reading.errors.push(problem),
-        }
+    let file = match config(verb_matches) {
+        Some(path) => file::open(&path).map_err(|problem| Problem::Said(vec![problem]))?,
+        None => file::File::default(),
+    };
+    let mode = kube_proxy::mode_of_flags(verb_matches).or_else(|| file.mode());
+    let mode = mode.unwrap_or(kube_proxy::Mode::Iptables);
+    let mut reading = kube_proxy::flags(verb_matches, run, mode);
+    reading.append(file.read(run, mode));
+    if !reading.errors.is_empty() {
+        return Err(Problem::Said(reading.errors));
     }
-    let Reading {
-        said,
-        notes,
-        errors,
-    } = reading;
-    if !errors.is_empty() {
-        return Err(Problem::Said(errors));
-    }
-    let said = effective(said, verb, verb_matches);
+    let (said, mut overruled) = effective(reading.said, verb, verb_matches);
+    let mut notes = reading.notes;
+    notes.append(&mut overruled);
     let mut joined = words.to_vec();
     for said in &said {
         if let Some(arg) = options::named(verb, &said.option) {
@@ -120,42 +118,46 @@ fn innermost<'a>(command: &'a Command, matches: &'a ArgMatches) -> (&'a Command,
     (command, matches)
 }
 
-/// What counts beside the command line and the environment: of an option the first, and none
-/// that goes not with what was said before it.
-fn effective(said: Vec<Said>, verb: &Command, matches: &ArgMatches) -> Vec<Said> {
-    let is_explicit = |id: &str| {
-        let source = matches.value_source(id);
-        matches!(
-            source,
-            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
-        )
+/// What counts beside the command line and the environment: of an option the first. kube-proxy's
+/// flags are said on the command line, and count before the environment. What goes not with
+/// something else that was said is left out, with a note.
+fn effective(said: Vec<Said>, verb: &Command, matches: &ArgMatches) -> (Vec<Said>, Vec<String>) {
+    let explicit = |sources: &[ValueSource]| -> Vec<String> {
+        let explicit = options::of(verb).filter(|arg| {
+            let source = matches.value_source(arg.get_id().as_str());
+            source.is_some_and(|source| sources.contains(&source))
+        });
+        explicit
+            .filter_map(|arg| arg.get_long().map(str::to_owned))
+            .collect()
     };
-    let mut taken: Vec<String> = options::of(verb)
-        .filter(|arg| is_explicit(arg.get_id().as_str()))
-        .filter_map(|arg| arg.get_long().map(str::to_owned))
-        .collect();
-    let mut effective = Vec::new();
+    let by_line = explicit(&[ValueSource::CommandLine]);
+    let by_environment = explicit(&[ValueSource::EnvVariable]);
+    let (mut effective, mut notes) = (Vec::<Said>::new(), Vec::new());
     for said in said {
         let Some(arg) = options::named(verb, &said.option) else {
             continue;
         };
-        let conflicts = |long: &String| {
-            let other = options::named(verb, long);
-            other.is_some_and(|other| go_not_together(verb, arg, other))
-        };
-        if taken.contains(&said.option) || taken.iter().any(conflicts) {
+        let mut before: Vec<&String> = by_line.iter().collect();
+        if !matches!(said.place, Place::Flag(_)) {
+            before.extend(&by_environment);
+        }
+        before.extend(effective.iter().map(|said| &said.option));
+        if before.contains(&&said.option) {
             continue;
         }
-        taken.push(said.option.clone());
+        let other = before.into_iter().find(|long| {
+            let other = options::named(verb, long);
+            other.is_some_and(|other| options::go_not_together(verb, arg, other))
+        });
+        if let Some(other) = other {
+            notes.push(format!(
+                "{} does not count: --{other} was said elsewhere, and counts first",
+                said.place
+            ));
+            continue;
+        }
         effective.push(said);
     }
-    effective
-}
-
-fn go_not_together(verb: &Command, one: &clap::Arg, other: &clap::Arg) -> bool {
-    let says = |one: &clap::Arg, other: &clap::Arg| {
-        let conflicts = verb.get_arg_conflicts_with(one);
-        conflicts.iter().any(|arg| arg.get_id() == other.get_id())
-    };
-    says(one, other) || says(other, one)
+    (effective, notes)
 }

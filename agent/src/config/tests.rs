@@ -67,9 +67,50 @@ fn the_command_line_counts_before_the_file() {
     // What goes not with what counts more is left out.
     let run = own("state: /s\n", &["--kubeconfig", "/k"]).unwrap();
     assert_eq!(run.cluster.state, None);
+    assert!(
+        run.notes[0].contains("does not count: --kubeconfig was said elsewhere"),
+        "{:?}",
+        run.notes
+    );
+    let both = own("state: /s\nkubeconfig: /k\n", &[]).unwrap_err();
+    assert!(
+        both.contains("c.yaml:4: kubeconfig: goes not together with state"),
+        "{both}"
+    );
     let flag = own("node: a\n", &["--hostname-override", "B"]).unwrap();
     assert_eq!(flag.node, "b");
     assert_eq!(flag.settings["node"].from, "--hostname-override");
+}
+
+#[test]
+fn the_mode_of_a_flag_counts_for_the_file() {
+    let proxy = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+                 ipvs: {scheduler: lc}\n";
+    let plain = run_with(proxy, &[]).unwrap();
+    assert_eq!(plain.settings["scheduler"].from, "default");
+    let ipvs = run_with(proxy, &["--proxy-mode", "ipvs"]).unwrap();
+    assert_eq!(ipvs.settings["scheduler"].values, ["lc"]);
+    let period = run_with(
+        &format!("{proxy}mode: ipvs\n"),
+        &["--ipvs-min-sync-period=7ms"],
+    );
+    assert_eq!(period.unwrap().settings["min-sync-period"].values, ["7ms"]);
+    let later = proxy.replace("v1alpha1", "v1beta1");
+    assert!(
+        run_with(&later, &[])
+            .unwrap_err()
+            .contains("no configuration of the agent")
+    );
+}
+
+#[test]
+fn numbers_are_not_taken_for_names() {
+    let float = own("node: 1.10\n", &[]).unwrap_err();
+    assert!(
+        float.contains("c.yaml:3: node: is a number where a text"),
+        "{float}"
+    );
+    assert_eq!(own("node: '1.10'\n", &[]).unwrap().node, "1.10");
 }
 
 #[test]
@@ -121,7 +162,7 @@ fn kube_proxy_s_file_is_read_behind_the_own() {
     let run = run_with(&format!("{proxy}---\n{HEAD}node: n2\n"), &[]).unwrap();
     assert_eq!(run.node, "n2");
     assert_eq!(run.settings["metrics-address"].values, ["0.0.0.0:9"]);
-    assert_eq!(run.notes.len(), 1, "{:?}", run.notes);
+    assert_eq!(run.notes.len(), 2, "{:?}", run.notes);
     assert!(
         run.notes[0].contains("c.yaml:4: clusterCIDR means nothing here"),
         "{:?}",

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 /// A value and where it is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Node {
     /// Line of its key, or of itself where it has none; the first is 1.
     pub line: u64,
@@ -15,13 +15,15 @@ pub struct Node {
     pub value: Value,
 }
 
-/// What a value can be. Numbers and booleans are text here: options know their own form.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What a value can be. Whole numbers and booleans are text here: options know their own form.
+#[derive(Clone, PartialEq, Debug)]
 pub enum Value {
     /// Nothing, `~` or `null`.
     Null,
     /// A scalar.
     Text(String),
+    /// A number of which the text is lost: `1.10` is 1.1.
+    Float(f64),
     /// A sequence.
     List(Vec<Node>),
     /// A mapping, in its order.
@@ -35,6 +37,11 @@ impl Value {
             Self::Text(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// Whether the text of a number is lost.
+    pub const fn is_float(&self) -> bool {
+        matches!(self, Self::Float(_))
     }
 
     /// The value of this key, where this is a mapping that has it.
@@ -99,7 +106,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Value::Text(value.to_string()))
+        Ok(Value::Float(value))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -149,7 +156,7 @@ mod tests {
             panic!("{d:?}")
         };
         assert_eq!((d[0].line, d[1].line), (5, 6));
-        assert_eq!(d[1].value.text(), Some("2.5"));
+        assert_eq!(d[1].value, Value::Float(2.5));
         assert_eq!(read[1].value.get("f").unwrap().value, Value::Null);
     }
 

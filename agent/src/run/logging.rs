@@ -74,6 +74,15 @@ impl LogFilter {
     }
 }
 
+/// Whether it is a filter.
+///
+/// # Errors
+///
+/// It is none.
+pub fn check(filter: &str) -> anyhow::Result<()> {
+    parse(filter).map(drop)
+}
+
 fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
     let mut directives: Vec<&str> = QUIET.to_vec();
     directives.push(filter);

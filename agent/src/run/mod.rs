@@ -6,6 +6,7 @@
 //! are there it [`waiting::Waiting`]s and touches nothing.
 
 pub mod agent;
+mod anew;
 mod by_xdp;
 mod complaints;
 mod crowding;
@@ -18,6 +19,7 @@ mod inherit;
 pub mod logging;
 pub mod node;
 pub mod pace;
+pub mod prospects;
 pub mod serving;
 pub mod shared;
 pub mod slow;
@@ -27,12 +29,11 @@ pub mod status;
 pub mod stripped;
 pub mod waiting;
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admin;
 use crate::args::{RunArgs, absolute, port_range};
@@ -57,7 +58,7 @@ use status::Snapshot;
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     match until_ended(args)? {
         Ended::Told => Ok(()),
-        Ended::Reconfigured => Err(again()),
+        Ended::Reconfigured => Err(anew::begin()),
     }
 }
 
@@ -69,32 +70,48 @@ enum Ended {
     Reconfigured,
 }
 
-/// The same program with the same words in this very process, so that no supervisor has to be
-/// one that starts it again (KP-146). Comes back only if that fails.
-fn again() -> anyhow::Error {
-    let mut words = std::env::args_os();
-    let name = words.next().unwrap_or_default();
-    // The path of a program that was replaced meanwhile is that of the new one.
-    let program = std::env::current_exe().unwrap_or_else(|_| name.clone().into());
-    let error = Command::new(program).arg0(name).args(words).exec();
-    anyhow::Error::new(error).context("cannot start anew with the changed configuration")
-}
-
 fn until_ended(mut args: RunArgs) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    // A signal that comes while the agent gets ready ends it as any other does.
+    let entered = runtime.enter();
+    let signals = Signals::expect()?;
+    let follow = Follow::new(std::env::args_os().collect(), &args);
+    drop(entered);
     let log = LogFilter::start(&args.log)?;
     for note in &args.notes {
         tracing::warn!("{note}");
     }
-    let follow = Follow::new(std::env::args_os().collect(), &args);
     args.cluster.state = args.cluster.state.as_deref().map(absolute);
     let kernel = probe::probe(&Sources::default(), &args.places.bpffs)?;
     let _lock = InstanceLock::take(&args.places.run_dir)?;
     let source = source(&args)?;
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?
-        .block_on(serve(args, kernel, source, log, follow))
+    runtime.block_on(serve(args, kernel, source, log, signals, follow))
+}
+
+/// The signals that end an agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn expect() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?,
+        })
+    }
+
+    /// Its name, when one has come.
+    async fn come(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// Objects are read while the rest gets ready.
@@ -112,6 +129,7 @@ async fn serve(
     kernel: Kernel,
     source: Source,
     log: LogFilter,
+    mut signals: Signals,
     mut follow: Follow,
 ) -> anyhow::Result<Ended> {
     tracing::info!(
@@ -133,8 +151,6 @@ async fn serve(
     for warning in args.services.snat_ports.overlaps(ephemeral) {
         tracing::warn!("{warning}");
     }
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let netlink = Netlink::open()?;
     let uplink = Uplink::find(&netlink, args.uplink.as_deref()).await?;
     tracing::info!(
@@ -186,16 +202,20 @@ async fn serve(
         asked,
     );
     let server = socket.start(answers)?;
-    let ended = tokio::select! {
-        error = agent.run() => Err(error),
-        _ = terminate.recv() => Ok(Cause::Signal("SIGTERM")),
-        _ = interrupt.recv() => Ok(Cause::Signal("SIGINT")),
+    let mut ended = tokio::select! {
+        biased;
+        signal = signals.come() => Ok(Cause::Signal(signal)),
         changed = follow.changed() => Ok(Cause::File(changed)),
+        error = agent.run() => Err(error),
     };
     // Without a publisher the socket goes, so that nobody waits for an answer.
     drop(agent);
     if server.join().is_err() {
         tracing::debug!("the socket's thread had ended early");
+    }
+    // A signal that came meanwhile ends this process, not the next one's beginning.
+    if let Ok(signal) = tokio::time::timeout(Duration::ZERO, signals.come()).await {
+        ended = ended.map(|_| Cause::Signal(signal));
     }
     match ended? {
         Cause::Signal(signal) => {

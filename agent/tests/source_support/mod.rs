@@ -24,7 +24,7 @@ pub struct Site {
 
 /// A source, with what it has told so far.
 pub struct Told<'a> {
-    site: &'a Site,
+    runtime: &'a Runtime,
     pub cluster: Cluster,
     contact: watch::Receiver<Vec<String>>,
     /// Names of objects that are there, as `Kind namespace/name`.
@@ -67,15 +67,7 @@ impl Site {
     }
 
     pub fn follow_by(&self, options: cluster::Options) -> Told<'_> {
-        let cluster = Cluster::follow(options).unwrap();
-        Told {
-            site: self,
-            contact: cluster.contact(),
-            cluster,
-            there: BTreeSet::new(),
-            synced: false,
-            batches: Vec::new(),
-        }
+        Told::follow(&self.runtime, options)
     }
 
     pub fn apply(&self, object: Value) {
@@ -87,12 +79,27 @@ impl Site {
     }
 }
 
-impl Told<'_> {
+impl<'a> Told<'a> {
+    /// A source by these options.
+    pub fn follow(runtime: &'a Runtime, options: cluster::Options) -> Self {
+        let cluster = Cluster::follow(options).unwrap();
+        Self {
+            runtime,
+            contact: cluster.contact(),
+            cluster,
+            there: BTreeSet::new(),
+            synced: false,
+            batches: Vec::new(),
+        }
+    }
+
     /// Takes the next batch in, if one comes within `limit`.
     pub fn next(&mut self, limit: Duration) -> Option<&Batch> {
-        let Self { site, cluster, .. } = self;
+        let Self {
+            runtime, cluster, ..
+        } = self;
         let waited = async { tokio::time::timeout(limit, cluster.recv()).await.ok() };
-        let batch = site.runtime.block_on(waited)?.expect("the source ended");
+        let batch = runtime.block_on(waited)?.expect("the source ended");
         for change in &batch.changes {
             match change {
                 Change::Apply(object) => drop(self.there.insert(object.key().to_string())),
@@ -138,14 +145,16 @@ impl Told<'_> {
 
     /// Until the sentences about the contact are as asked.
     pub fn until_contact(&mut self, what: &str, done: impl Fn(&[String]) -> bool) -> Vec<String> {
-        let Self { site, contact, .. } = self;
+        let Self {
+            runtime, contact, ..
+        } = self;
         let waited = async {
             let wait = contact.wait_for(|said| done(said));
             let said = tokio::time::timeout(LIMIT, wait).await;
             said.ok()
                 .map(|said| said.expect("the source ended").clone())
         };
-        let said = site.runtime.block_on(waited);
+        let said = runtime.block_on(waited);
         said.unwrap_or_else(|| panic!("not {what}: {:?}", self.contact.borrow()))
     }
 }

@@ -42,7 +42,6 @@ pub fn directories() -> Vec<Entry> {
     [
         ("dev", 0o755),
         ("etc", 0o755),
-        ("etc/kube-proxy", 0o755),
         ("etc/tulle", 0o755),
         ("host", 0o755),
         ("host/proc", 0o755),

@@ -40,7 +40,6 @@ fn all_changed() -> Value {
         "options": { "log": "debug", "uplink": "eth1", "max-flows": "1048576" },
         "sockets": false,
         "hostPorts": true,
-        "kubeProxyConfig": true,
         "updateStrategy": { "type": "OnDelete", "rollingUpdate": null },
         "priorityClassName": "system-cluster-critical",
         "tolerations": [],
@@ -121,7 +120,7 @@ fn the_chart_is_the_manifests_unless_it_is_told_otherwise() {
     let annotations = metadata.remove("annotations").unwrap();
     assert_eq!(
         annotations,
-        json!({ OPTIONS: r#"{"log":"info"} [] false false"# })
+        json!({ OPTIONS: r#"{"log":"info"} [] false"# })
     );
     assert_eq!(sorted(rendered), sorted(plain()));
 }
@@ -152,7 +151,6 @@ fn the_charts_values_arrive() {
         config,
         [
             ("TULLE_API_SERVERS", "192.0.2.10:6443,[2001:db8::1]:6443"),
-            ("TULLE_CONFIG", "/etc/kube-proxy/config.conf"),
             ("TULLE_HOST_PORTS", "true"),
             ("TULLE_LOG", "debug"),
             ("TULLE_MAX_FLOWS", "1048576"),
@@ -313,6 +311,61 @@ fn the_image_is_the_one_that_is_built() {
         (&chart["version"], &chart["appVersion"]),
         (&json!(VERSION), &json!(VERSION))
     );
+}
+
+#[test]
+fn a_document_of_options_becomes_a_file_that_moves_no_probe() {
+    let document = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "healthzBindAddress": "127.0.0.1:9999",
+        "iptables": { "masqueradeAll": true },
+    });
+    let rendered = chart::render(&json!({ "config": document }), "123");
+    let (files, rest): (Vec<Value>, Vec<Value>) = rendered
+        .into_iter()
+        .partition(|object| object["metadata"]["name"] == "tulle-config");
+    assert_eq!(files[0]["metadata"]["namespace"], "123");
+    let text = files[0]["data"]["config.yaml"].as_str().unwrap();
+    let variables = the::<ConfigMap>(&rest).data.unwrap();
+    assert_eq!(variables["TULLE_CONFIG"], "/etc/tulle/config.yaml");
+    let container = container(&rest);
+    let mount = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .find(|m| m.name == "config");
+    assert_eq!(mount.unwrap().mount_path, "/etc/tulle");
+    let volumes = pod(&rest).volumes.unwrap();
+    let volume = volumes
+        .iter()
+        .find(|volume| volume.name == "config")
+        .unwrap();
+    assert_eq!(volume.config_map.as_ref().unwrap().name, "tulle-config");
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, text).unwrap();
+    let fixed = container.env.unwrap();
+    let fixed = fixed
+        .iter()
+        .find(|v| v.name == "TULLE_HEALTH_ADDRESS")
+        .unwrap();
+    let health = format!("--health-address={}", fixed.value.as_ref().unwrap());
+    let words = [
+        "tulle-agent",
+        "run",
+        &health,
+        "--config",
+        file.to_str().unwrap(),
+    ];
+    let words: Vec<std::ffi::OsString> = words.iter().map(Into::into).collect();
+    let tulle_agent::args::Verb::Run(run) = tulle_agent::args::Args::of(&words).unwrap().verb
+    else {
+        panic!("it is `run`");
+    };
+    assert!(run.services.masquerade_all);
+    assert_eq!(run.http.health_address.to_string(), "0.0.0.0:10256");
 }
 
 /// Each thing that a role allows: group, resource, verb.

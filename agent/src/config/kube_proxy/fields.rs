@@ -12,8 +12,8 @@ pub struct Field {
     pub flag: &'static str,
     /// Whether the flag can stand without a value.
     pub switch: bool,
-    /// The mode of kube-proxy that it belongs to.
-    pub mode: Option<Mode>,
+    /// The modes of kube-proxy that it counts in; all of them if there is none.
+    pub modes: &'static [Mode],
     /// What becomes of it.
     pub meaning: Meaning,
 }
@@ -29,6 +29,8 @@ pub enum Meaning {
     Refused(&'static str),
     /// It tells other fields apart only.
     Mode,
+    /// The port of what this flag listens at, if that names none.
+    PortOf(&'static str),
 }
 
 /// Modes of kube-proxy with fields of their own.
@@ -51,6 +53,15 @@ impl Mode {
             _ => Self::Iptables,
         }
     }
+
+    /// As kube-proxy calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
+            Self::Nftables => "nftables",
+        }
+    }
 }
 
 const fn option(
@@ -63,7 +74,7 @@ const fn option(
         path,
         flag,
         switch: false,
-        mode: None,
+        modes: &[],
         meaning: Meaning::Option(to, convert),
     }
 }
@@ -73,8 +84,18 @@ const fn instead(path: &'static str, flag: &'static str, sentence: &'static str)
         path,
         flag,
         switch: false,
-        mode: None,
+        modes: &[],
         meaning: Meaning::Instead(sentence),
+    }
+}
+
+const fn listen_port(flag: &'static str, of: &'static str) -> Field {
+    Field {
+        path: "",
+        flag,
+        switch: false,
+        modes: &[],
+        meaning: Meaning::PortOf(of),
     }
 }
 
@@ -83,7 +104,7 @@ const fn refused(flag: &'static str, sentence: &'static str) -> Field {
         path: "",
         flag,
         switch: true,
-        mode: None,
+        modes: &[],
         meaning: Meaning::Refused(sentence),
     }
 }
@@ -94,12 +115,19 @@ impl Field {
         self
     }
 
-    const fn of(mut self, mode: Mode) -> Self {
-        self.mode = Some(mode);
+    const fn of(mut self, modes: &'static [Mode]) -> Self {
+        self.modes = modes;
         self
     }
 }
 
+const IPTABLES: &[Mode] = &[Mode::Iptables];
+const IPVS: &[Mode] = &[Mode::Ipvs];
+const NFTABLES: &[Mode] = &[Mode::Nftables];
+const IPTABLES_OR_IPVS: &[Mode] = &[Mode::Iptables, Mode::Ipvs];
+const RULES_OF_NETFILTER: &[Mode] = &[Mode::Iptables, Mode::Nftables];
+
+const MARKS: &str = "packets are not marked";
 const RULES: &str = "there are no rules of iptables, nftables or IPVS: the datapath is eBPF";
 const LOCAL: &str = "which traffic is of this node's pods is told by the Node's podCIDRs";
 const FLOWS: &str = "flows have a table of their own with times of their own, not the kernel's \
@@ -124,9 +152,9 @@ pub const FIELDS: &[Field] = &[
     instead("configSyncPeriod", "config-sync-period", "objects are watched, and listed anew where a watch breaks"),
     // Probes and metrics.
     option("healthzBindAddress", "healthz-bind-address", "health-address", values::health_address),
-    option("", "healthz-port", "health-address", values::health_port),
+    listen_port("healthz-port", "healthz-bind-address"),
     option("metricsBindAddress", "metrics-bind-address", "metrics-address", values::metrics_address),
-    option("", "metrics-port", "metrics-address", values::metrics_port),
+    listen_port("metrics-port", "metrics-bind-address"),
     option("bindAddressHardFail", "", "bind-address-hard-fail", values::plain),
     instead("bindAddress", "bind-address", "health and metrics listen where --health-address and --metrics-address say, and the node's addresses are its Node's"),
     instead("enableProfiling", "profiling", PROFILES).switch(),
@@ -143,27 +171,29 @@ pub const FIELDS: &[Field] = &[
         path: "mode",
         flag: "proxy-mode",
         switch: false,
-        mode: None,
+        modes: &[],
         meaning: Meaning::Mode,
     },
-    option("iptables.masqueradeAll", "", "masquerade-all", values::plain).of(Mode::Iptables),
-    option("iptables.minSyncPeriod", "iptables-min-sync-period", "min-sync-period", values::plain).of(Mode::Iptables),
-    instead("iptables.syncPeriod", "iptables-sync-period", SYNCS).of(Mode::Iptables),
-    instead("iptables.masqueradeBit", "iptables-masquerade-bit", "packets are not marked").of(Mode::Iptables),
-    instead("iptables.localhostNodePorts", "iptables-localhost-nodeports", "node ports answer at the node's addresses that --node-port-addresses names, and at no others").switch().of(Mode::Iptables),
-    option("nftables.masqueradeAll", "", "masquerade-all", values::plain).of(Mode::Nftables),
-    option("nftables.minSyncPeriod", "", "min-sync-period", values::plain).of(Mode::Nftables),
-    instead("nftables.syncPeriod", "", SYNCS).of(Mode::Nftables),
-    instead("nftables.masqueradeBit", "", "packets are not marked").of(Mode::Nftables),
-    option("ipvs.masqueradeAll", "", "masquerade-all", values::plain).of(Mode::Ipvs),
-    option("ipvs.minSyncPeriod", "ipvs-min-sync-period", "min-sync-period", values::plain).of(Mode::Ipvs),
-    instead("ipvs.syncPeriod", "ipvs-sync-period", SYNCS).of(Mode::Ipvs),
-    option("ipvs.scheduler", "", "scheduler", values::scheduler).of(Mode::Ipvs),
-    instead("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", RULES).of(Mode::Ipvs),
-    instead("ipvs.strictARP", "ipvs-strict-arp", "addresses of Services are on no device, so that nobody answers ARP for them").switch().of(Mode::Ipvs),
-    instead("ipvs.tcpTimeout", "ipvs-tcp-timeout", FLOWS).of(Mode::Ipvs),
-    instead("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", FLOWS).of(Mode::Ipvs),
-    instead("ipvs.udpTimeout", "ipvs-udp-timeout", FLOWS).of(Mode::Ipvs),
+    // Mode ipvs has these of iptables, and by flag nftables has its periods (conversion of v1alpha1).
+    option("iptables.masqueradeAll", "", "masquerade-all", values::plain).of(IPTABLES_OR_IPVS),
+    option("nftables.masqueradeAll", "", "masquerade-all", values::plain).of(NFTABLES),
+    instead("iptables.masqueradeBit", "iptables-masquerade-bit", MARKS),
+    instead("nftables.masqueradeBit", "", MARKS).of(NFTABLES),
+    option("iptables.minSyncPeriod", "", "min-sync-period", values::plain).of(IPTABLES),
+    option("nftables.minSyncPeriod", "", "min-sync-period", values::plain).of(NFTABLES),
+    option("ipvs.minSyncPeriod", "ipvs-min-sync-period", "min-sync-period", values::plain).of(IPVS),
+    option("", "iptables-min-sync-period", "min-sync-period", values::plain).of(RULES_OF_NETFILTER),
+    instead("iptables.syncPeriod", "", SYNCS).of(IPTABLES),
+    instead("nftables.syncPeriod", "", SYNCS).of(NFTABLES),
+    instead("ipvs.syncPeriod", "ipvs-sync-period", SYNCS).of(IPVS),
+    instead("", "iptables-sync-period", SYNCS).of(RULES_OF_NETFILTER),
+    instead("iptables.localhostNodePorts", "iptables-localhost-nodeports", "node ports answer at the node's addresses that --node-port-addresses names, and at no others").switch().of(IPTABLES),
+    option("ipvs.scheduler", "ipvs-scheduler", "scheduler", values::scheduler).of(IPVS),
+    instead("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", RULES).of(IPVS),
+    instead("ipvs.strictARP", "ipvs-strict-arp", "addresses of Services are on no device, so that nobody answers ARP for them").switch().of(IPVS),
+    instead("ipvs.tcpTimeout", "ipvs-tcp-timeout", FLOWS).of(IPVS),
+    instead("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", FLOWS).of(IPVS),
+    instead("ipvs.udpTimeout", "ipvs-udp-timeout", FLOWS).of(IPVS),
     // Flows.
     instead("conntrack.max", "conntrack-max", FLOWS),
     instead("conntrack.maxPerCore", "conntrack-max-per-core", FLOWS),

@@ -3,18 +3,26 @@
 mod fields;
 mod values;
 
+use std::net::Ipv4Addr;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::options;
+use super::options::{self, Form};
 use super::said::{Place, Reading, Said};
 use super::tree::{Node, Value};
-use fields::{FIELDS, Field, Meaning, Mode};
+pub use fields::Mode;
+use fields::{FIELDS, Field, Meaning};
 use values::Converted;
 
-/// `apiVersion` of its file, without the version.
-pub const GROUP: &str = "kubeproxy.config.k8s.io";
+/// `apiVersion` of its file.
+pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// Its `kind`.
 pub const KIND: &str = "KubeProxyConfiguration";
+
+/// Where node ports answer.
+const NODE_PORTS: &str = "nodePortAddresses";
+/// Flags for which an empty text says something: nowhere.
+const LISTEN: [&str; 2] = ["healthz-bind-address", "metrics-bind-address"];
 
 /// Fields that are no options.
 const HEAD: [&str; 2] = ["apiVersion", "kind"];
@@ -50,95 +58,197 @@ pub fn add_flags(mut command: Command) -> Command {
     command
 }
 
-/// What kube-proxy's flags on a command line say.
-pub fn flags(matches: &ArgMatches, whole: &Command) -> Reading {
-    let given = |flag: &str| -> Option<Vec<String>> {
-        let values = matches.try_get_many::<String>(flag).ok()??;
-        Some(values.cloned().collect())
-    };
-    let mode = given("proxy-mode").and_then(|values| values.last().cloned());
-    let mode = mode.map_or(Mode::Iptables, |mode| Mode::named(&mode));
-    let mut reading = Reading::default();
-    for field in FIELDS.iter().filter(|field| !field.flag.is_empty()) {
-        if let Some(values) = given(field.flag) {
-            let place = Place::Flag(field.flag.to_owned());
-            take(field, &values, mode, place, whole, &mut reading);
-        }
-    }
-    reading
+/// The mode that the flags say.
+pub fn mode_of_flags(matches: &ArgMatches) -> Option<Mode> {
+    given(matches, "proxy-mode").map(|values| Mode::named(last(&values)))
 }
 
-/// What a document of kind `KubeProxyConfiguration` says. `place` names a line and field in
-/// the file.
-pub fn read(document: &Node, whole: &Command, place: impl Fn(u64, &str) -> Place) -> Reading {
-    let mode = document
-        .value
-        .get("mode")
-        .and_then(|node| node.value.text());
-    let mode = mode.map_or(Mode::Iptables, Mode::named);
-    let mut reading = Reading::default();
+/// The mode that a document of kind `KubeProxyConfiguration` says.
+pub fn mode_of(document: &Node) -> Option<Mode> {
+    let mode = document.value.get("mode")?.value.text()?;
+    (!mode.is_empty()).then(|| Mode::named(mode))
+}
+
+fn given(matches: &ArgMatches, flag: &str) -> Option<Vec<String>> {
+    let values = matches.try_get_many::<String>(flag).ok()??;
+    Some(values.cloned().collect())
+}
+
+fn last(values: &[String]) -> &str {
+    values.last().map_or("", String::as_str)
+}
+
+/// What kube-proxy's flags on a command line say, in this mode of kube-proxy.
+pub fn flags(matches: &ArgMatches, whole: &Command, mode: Mode) -> Reading {
+    let mut taker = Taker::new(whole, mode);
+    for field in FIELDS.iter().filter(|field| !field.flag.is_empty()) {
+        let Some(values) = given(matches, field.flag) else {
+            continue;
+        };
+        let place = Place::Flag(field.flag.to_owned());
+        if let Meaning::PortOf(flag) = field.meaning {
+            let address = given(matches, flag);
+            let address = address.as_deref().map(last).filter(|text| !text.is_empty());
+            taker.listen(flag, address, last(&values), place);
+        } else if !has_port(matches, field.flag) {
+            taker.take_flag(field, &values, place);
+        }
+    }
+    taker.reading
+}
+
+/// Whether the port of what this flag listens at was given apart from it.
+fn has_port(matches: &ArgMatches, flag: &str) -> bool {
+    let of = |field: &&Field| matches!(field.meaning, Meaning::PortOf(of) if of == flag);
+    let port = FIELDS.iter().find(of);
+    port.is_some_and(|field| given(matches, field.flag).is_some())
+}
+
+/// What a document of kind `KubeProxyConfiguration` says, in this mode of kube-proxy. `place`
+/// names a line and field in the file.
+pub fn read(
+    document: &Node,
+    whole: &Command,
+    mode: Mode,
+    place: impl Fn(u64, &str) -> Place,
+) -> Reading {
+    let mut taker = Taker::new(whole, mode);
+    let mut node_ports = false;
     for (path, node) in leaves(document) {
         let place = place(node.line, &path);
         let Some(field) = FIELDS.iter().find(|field| field.path == path) else {
             if !HEAD.contains(&path.as_str()) && said(&node.value).is_some() {
                 let note = format!("{place}: kube-proxy has no such field; nothing comes of it");
-                reading.notes.push(note);
+                taker.reading.notes.push(note);
             }
             continue;
         };
-        match said(&node.value) {
-            Some(Ok(values)) => take(field, &values, mode, place, whole, &mut reading),
-            Some(Err(problem)) => reading.errors.push(format!("{place}: {problem}")),
+        let said = said(&node.value);
+        node_ports |= field.path == NODE_PORTS && said.is_some();
+        match said {
+            Some(Ok(values)) => taker.take(field, &values, node.value.is_float(), place),
+            Some(Err(problem)) => taker.wrong(&place, &problem),
             None => {}
         }
     }
-    reading
+    if !node_ports && mode != Mode::Nftables {
+        let place = place(document.line, NODE_PORTS);
+        taker.reading.notes.push(format!(
+            "{place} is not set: in its mode {} kube-proxy answers on node ports at all of the \
+             node's addresses, Tulle at the Node's own; --node-port-addresses 0.0.0.0/0,::/0 is all",
+            mode.name()
+        ));
+    }
+    taker.reading
 }
 
-fn take(
-    field: &Field,
-    values: &[String],
+/// Takes fields and flags in.
+struct Taker<'a> {
+    whole: &'a Command,
     mode: Mode,
-    place: Place,
-    whole: &Command,
-    reading: &mut Reading,
-) {
-    // What belongs to another mode means nothing to kube-proxy either.
-    if field.mode.is_some_and(|of| of != mode) {
-        return;
+    reading: Reading,
+}
+
+impl<'a> Taker<'a> {
+    fn new(whole: &'a Command, mode: Mode) -> Self {
+        Self {
+            whole,
+            mode,
+            reading: Reading::default(),
+        }
     }
-    let (to, converted) = match field.meaning {
-        Meaning::Mode => return,
-        Meaning::Instead(sentence) => {
-            let note = format!("{place} means nothing here: {sentence}");
-            return reading.notes.push(note);
+
+    fn wrong(&mut self, place: &Place, problem: &str) {
+        self.reading.errors.push(format!("{place}: {problem}"));
+    }
+
+    /// A flag without a text is one that was not given, but for where something listens.
+    fn take_flag(&mut self, field: &Field, values: &[String], place: Place) {
+        let text = last(values);
+        if text.is_empty() && !LISTEN.contains(&field.flag) {
+            return;
         }
-        Meaning::Refused(sentence) => {
-            let error = format!("{place} is kube-proxy's: {sentence}");
-            return reading.errors.push(error);
+        if !field.switch {
+            return self.take(field, values, false, place);
         }
-        Meaning::Option(to, convert) => (to, convert(values)),
-    };
-    // A verb that lacks the option does not need it.
-    let Some(arg) = options::named(whole, to) else {
-        return;
-    };
-    let checked = match converted {
-        Converted::Values(values) => options::check(whole, arg, &values).map(|()| values),
-        Converted::Wrong(problem) => Err(problem),
-        Converted::Nothing(why) => {
-            return reading
-                .notes
-                .push(format!("{place} means nothing here: {why}"));
+        // As Go's `strconv.ParseBool`.
+        match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => {
+                self.take(field, &["true".to_owned()], false, place);
+            }
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => {}
+            _ if matches!(field.meaning, Meaning::Refused(_)) => {
+                self.take(field, values, false, place);
+            }
+            _ => self.wrong(&place, &format!("{text:?} is neither true nor false")),
         }
-    };
-    match checked {
-        Ok(values) => reading.said.push(Said {
-            option: to.to_owned(),
-            values,
-            place,
-        }),
-        Err(problem) => reading.errors.push(format!("{place}: {problem}")),
+    }
+
+    fn listen(&mut self, flag: &str, address: Option<&str>, port: &str, place: Place) {
+        let unspecified = match flag {
+            "metrics-bind-address" => Ipv4Addr::LOCALHOST,
+            _ => Ipv4Addr::UNSPECIFIED,
+        };
+        let of = FIELDS.iter().find(|field| field.flag == flag);
+        if let Some(Meaning::Option(to, _)) = of.map(|field| field.meaning) {
+            self.say(
+                to,
+                values::with_port(address, port, unspecified),
+                false,
+                place,
+            );
+        }
+    }
+
+    /// What a field with these values comes to. `is_float`: YAML read a number, of which the text
+    /// is lost.
+    fn take(&mut self, field: &Field, values: &[String], is_float: bool, place: Place) {
+        if !field.modes.is_empty() && !field.modes.contains(&self.mode) {
+            let modes: Vec<&str> = field.modes.iter().map(|mode| mode.name()).collect();
+            self.reading.notes.push(format!(
+                "{place} means nothing here: it is of kube-proxy's mode {}, and the mode is {}",
+                modes.join(" or "),
+                self.mode.name()
+            ));
+            return;
+        }
+        match field.meaning {
+            Meaning::Mode | Meaning::PortOf(_) => {}
+            Meaning::Instead(sentence) => {
+                let note = format!("{place} means nothing here: {sentence}");
+                self.reading.notes.push(note);
+            }
+            Meaning::Refused(sentence) => {
+                let error = format!("{place} is kube-proxy's: {sentence}");
+                self.reading.errors.push(error);
+            }
+            Meaning::Option(to, convert) => self.say(to, convert(values), is_float, place),
+        }
+    }
+
+    fn say(&mut self, to: &str, converted: Converted, is_float: bool, place: Place) {
+        let Some(arg) = options::named(self.whole, to) else {
+            return;
+        };
+        let checked = match converted {
+            Converted::Values(_) if is_float && options::form(arg) == Form::Text => {
+                Err(options::QUOTES.to_owned())
+            }
+            Converted::Values(values) => options::check(self.whole, arg, &values).map(|()| values),
+            Converted::Wrong(problem) => Err(problem),
+            Converted::Nothing(why) => {
+                let note = format!("{place} means nothing here: {why}");
+                return self.reading.notes.push(note);
+            }
+        };
+        match checked {
+            Ok(values) => self.reading.said.push(Said {
+                option: to.to_owned(),
+                values,
+                place,
+            }),
+            Err(problem) => self.wrong(&place, &problem),
+        }
     }
 }
 
@@ -167,9 +277,10 @@ fn leaves(document: &Node) -> Vec<(String, &Node)> {
 /// The values of a field; none if it is as kube-proxy writes one that nobody set.
 fn said(value: &Value) -> Option<Result<Vec<String>, String>> {
     match value {
-        Value::Null => None,
+        Value::Null | Value::Float(0.0) => None,
         Value::Text(text) if matches!(text.as_str(), "" | "0" | "0s" | "false") => None,
         Value::Text(text) => Some(Ok(vec![text.clone()])),
+        Value::Float(number) => Some(Ok(vec![number.to_string()])),
         Value::List(nodes) => {
             let texts = nodes
                 .iter()

@@ -11,7 +11,8 @@ fn run() -> Command {
 fn read_text(text: &str) -> Reading {
     let document = tree::documents(text).unwrap().remove(0);
     let path = Arc::new(PathBuf::from("c"));
-    read(&document, &run(), |line, field| Place::File {
+    let mode = mode_of(&document).unwrap_or(Mode::Iptables);
+    read(&document, &run(), mode, |line, field| Place::File {
         path: Arc::clone(&path),
         line,
         field: field.to_owned(),
@@ -100,16 +101,20 @@ winkernel:
 "#;
 
 #[test]
-fn what_kubeadm_writes_says_two_things_that_mean_nothing() {
+fn what_kubeadm_writes_says_nothing_that_counts() {
     let reading = read_text(KUBEADM);
     assert_eq!(reading.errors, [""; 0]);
-    assert_eq!(
-        said_of(&reading),
-        ["kubeconfig=/var/lib/kube-proxy/kubeconfig.conf"]
-    );
-    assert_eq!(reading.notes.len(), 2, "{:?}", reading.notes);
-    assert!(reading.notes[0].starts_with("c:3: bindAddress means nothing here: "));
-    assert!(reading.notes[1].starts_with("c:11: clusterCIDR means nothing here: "));
+    assert_eq!(said_of(&reading), [""; 0]);
+    let starts = [
+        "c:3: bindAddress means nothing here: ",
+        "c:9: clientConnection.kubeconfig means nothing here: there is no ",
+        "c:11: clusterCIDR means nothing here: ",
+        "c:2: nodePortAddresses is not set: ",
+    ];
+    assert_eq!(reading.notes.len(), starts.len(), "{:?}", reading.notes);
+    for (note, start) in reading.notes.iter().zip(starts) {
+        assert!(note.starts_with(start), "{note}");
+    }
 }
 
 #[test]
@@ -128,6 +133,7 @@ fn fields_that_make_sense_are_read() {
             "bind-address-hard-fail=true",
             "health-address=127.0.0.1:10256",
             "log=info,tulle_agent=debug",
+            "masquerade-all=true",
             "metrics-address=[::]:9",
             "min-sync-period=20ms",
             "node-port-addresses=192.0.2.0/24,2001:db8::/32",
@@ -135,14 +141,22 @@ fn fields_that_make_sense_are_read() {
             "scheduler=wlc",
         ]
     );
-    assert_eq!(reading.notes.len(), 1, "{:?}", reading.notes);
+    let notes = reading.notes.join("\n");
+    assert_eq!(reading.notes.len(), 2, "{notes}");
+    assert!(
+        notes.contains("ipvs.strictARP means nothing here: addresses"),
+        "{notes}"
+    );
+    assert!(
+        notes.contains("minSyncPeriod means nothing here: it is of kube-proxy's mode iptables")
+    );
     let nft = read_text("mode: nftables\nnftables: {masqueradeAll: true}\n");
     assert_eq!(said_of(&nft), ["masquerade-all=true"]);
 }
 
 #[test]
 fn what_is_wrong_or_unknown_is_told_with_its_line() {
-    let reading = read_text("mode: ''\nnodePortAddresses:\n- 192.0.2.1\nfuture: {x: 1}\n");
+    let reading = read_text("mode: nftables\nnodePortAddresses:\n- 192.0.2.1\nfuture: {x: 1}\n");
     assert_eq!(reading.errors.len(), 1);
     let error = &reading.errors[0];
     assert!(error.starts_with("c:2: nodePortAddresses: "), "{error}");
@@ -151,13 +165,16 @@ fn what_is_wrong_or_unknown_is_told_with_its_line() {
         reading.notes,
         ["c:4: future.x: kube-proxy has no such field; nothing comes of it"]
     );
+    let lost = read_text("hostnameOverride: 1.10\n");
+    assert!(lost.errors[0].contains("in quotes"), "{lost:?}");
 }
 
 fn read_flags(line: &[&str]) -> Reading {
     let run = run();
     let words = ["run"].iter().chain(line);
     let matches = run.clone().try_get_matches_from(words).unwrap();
-    flags(&matches, &run)
+    let mode = mode_of_flags(&matches).unwrap_or(Mode::Iptables);
+    flags(&matches, &run, mode)
 }
 
 #[test]
@@ -193,11 +210,78 @@ fn flags_are_taken() {
         ]
     );
     assert_eq!(reading.notes.len(), 4, "{:?}", reading.notes);
+    let rules = read_flags(&["--proxy-mode=nftables", "--iptables-min-sync-period=5s"]);
+    assert_eq!(said_of(&rules), ["min-sync-period=5s"]);
+    let empty = ["--hostname-override=", "--master=", "--nodeport-addresses="];
+    let empty = read_flags(&[&empty[..], &["--ipvs-strict-arp=f", "--profiling=0"]].concat());
+    assert_eq!(empty, Reading::default());
+    let joined = read_flags(&["--healthz-bind-address=192.0.2.1", "--healthz-port=9999"]);
+    assert_eq!(said_of(&joined), ["health-address=192.0.2.1:9999"]);
+    let off = read_flags(&["--healthz-bind-address=0.0.0.0:10256", "--healthz-port=0"]);
+    assert_eq!(said_of(&off), ["health-address=off"]);
+    let scheduler = read_flags(&["--proxy-mode=ipvs", "--ipvs-scheduler=nq"]);
+    assert!(
+        scheduler.notes[0].contains("no scheduler nq"),
+        "{scheduler:?}"
+    );
     let clean = read_flags(&["--cleanup"]);
     assert!(clean.errors[0].contains("tulle-agent cleanup"), "{clean:?}");
 }
 
-/// kube-proxy's own as of 1.36, without those that Tulle has under the same name.
+/// The fields of v1alpha1's types.go and the flags of options.go in Kubernetes 1.30 to 1.36.
+const KUBE_PROXY_S: &str = "
+featureGates clientConnection.kubeconfig clientConnection.acceptContentTypes
+clientConnection.contentType clientConnection.qps clientConnection.burst logging.format
+logging.flushFrequency logging.verbosity logging.vmodule logging.options hostnameOverride
+bindAddress healthzBindAddress metricsBindAddress bindAddressHardFail enableProfiling
+showHiddenMetricsForVersion mode iptables.masqueradeBit iptables.masqueradeAll
+iptables.localhostNodePorts iptables.syncPeriod iptables.minSyncPeriod ipvs.syncPeriod
+ipvs.minSyncPeriod ipvs.scheduler ipvs.excludeCIDRs ipvs.strictARP ipvs.tcpTimeout
+ipvs.tcpFinTimeout ipvs.udpTimeout nftables.masqueradeBit nftables.masqueradeAll
+nftables.syncPeriod nftables.minSyncPeriod winkernel detectLocalMode detectLocal.bridgeInterface
+detectLocal.interfaceNamePrefix clusterCIDR nodePortAddresses oomScoreAdj conntrack.maxPerCore
+conntrack.min conntrack.tcpEstablishedTimeout conntrack.tcpCloseWaitTimeout
+conntrack.tcpBeLiberal conntrack.udpTimeout conntrack.udpStreamTimeout configSyncPeriod
+portRange windowsRunAsService";
+const KUBE_PROXY_S_FLAGS: &str = "
+bind-address bind-address-hard-fail cleanup cluster-cidr config config-sync-period
+conntrack-max-per-core conntrack-min conntrack-tcp-be-liberal conntrack-tcp-timeout-close-wait
+conntrack-tcp-timeout-established conntrack-udp-timeout conntrack-udp-timeout-stream
+detect-local-mode feature-gates healthz-bind-address healthz-port hostname-override init-only
+iptables-localhost-nodeports iptables-masquerade-bit iptables-min-sync-period
+iptables-sync-period ipvs-exclude-cidrs ipvs-min-sync-period ipvs-scheduler ipvs-strict-arp
+ipvs-sync-period ipvs-tcp-timeout ipvs-tcpfin-timeout ipvs-udp-timeout kube-api-burst
+kube-api-content-type kube-api-qps kubeconfig log-flush-frequency log-json-info-buffer-size
+log-json-split-stream log-text-info-buffer-size log-text-split-stream logging-format
+masquerade-all master metrics-bind-address metrics-port nodeport-addresses oom-score-adj
+pod-bridge-interface pod-interface-name-prefix profiling proxy-mode proxy-port-range
+show-hidden-metrics-for-version v vmodule write-config-to";
+
+#[test]
+fn everything_that_kube_proxy_knows_is_known() {
+    let own: Vec<String> = options::of(&run())
+        .filter_map(|arg| arg.get_long().map(str::to_owned))
+        .collect();
+    for path in KUBE_PROXY_S.split_whitespace() {
+        assert!(is_known(path), "{path}");
+    }
+    for flag in KUBE_PROXY_S_FLAGS.split_whitespace() {
+        let known = FIELDS.iter().any(|field| field.flag == flag);
+        assert!(
+            known || flag == "config" || own.iter().any(|own| own == flag),
+            "{flag}"
+        );
+    }
+    // And no field that kube-proxy has not, but those of former versions.
+    let former = ["conntrack.max", "udpIdleTimeout"];
+    for field in FIELDS.iter().filter(|field| !field.path.is_empty()) {
+        let there = KUBE_PROXY_S
+            .split_whitespace()
+            .any(|path| path == field.path);
+        assert!(there || former.contains(&field.path), "{}", field.path);
+    }
+}
+
 #[test]
 fn each_field_is_there_once_and_goes_to_an_option() {
     let run = run();

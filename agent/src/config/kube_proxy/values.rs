@@ -41,7 +41,8 @@ pub fn lower_case(values: &[String]) -> Converted {
     is(&one(values).to_lowercase())
 }
 
-/// Where `/healthz` answers; port 10256 unless another is said.
+/// Where `/healthz` answers; port 10256 unless another is said, and nowhere with port 0 or an
+/// empty text.
 pub fn health_address(values: &[String]) -> Converted {
     listen(one(values), 10_256)
 }
@@ -51,14 +52,15 @@ pub fn metrics_address(values: &[String]) -> Converted {
     listen(one(values), 10_249)
 }
 
-/// `--healthz-port`, on all addresses.
-pub fn health_port(values: &[String]) -> Converted {
-    port(one(values), Ipv4Addr::UNSPECIFIED)
-}
-
-/// `--metrics-port`, on the loopback address.
-pub fn metrics_port(values: &[String]) -> Converted {
-    port(one(values), Ipv4Addr::LOCALHOST)
+/// The address of a flag and the port of another, as kube-proxy joins them: port 0 is nowhere,
+/// and an address keeps a port that it has.
+pub fn with_port(address: Option<&str>, port: &str, unspecified: Ipv4Addr) -> Converted {
+    match (port.trim().parse::<u16>(), address.map(str::trim)) {
+        (Err(_), _) => Converted::Wrong(format!("{port:?} is no port from 0 to 65535")),
+        (Ok(0), _) => is("off"),
+        (Ok(port), None) => is(&SocketAddr::new(unspecified.into(), port)),
+        (Ok(port), Some(address)) => listen(address, port),
+    }
 }
 
 fn listen(text: &str, default_port: u16) -> Converted {
@@ -83,42 +85,30 @@ fn listen(text: &str, default_port: u16) -> Converted {
     }
 }
 
-fn port(text: &str, ip: Ipv4Addr) -> Converted {
-    match text.parse::<u16>() {
-        Ok(0) => is("off"),
-        Ok(port) => is(&SocketAddr::new(ip.into(), port)),
-        Err(_) => Converted::Wrong(format!("{text:?} is no port from 0 to 65535")),
-    }
-}
-
 /// kubeadm's names a file that is in kube-proxy's own pods only.
 pub fn kubeconfig(values: &[String]) -> Converted {
     let path = one(values);
-    let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    if in_pod & !Path::new(path).exists() {
-        return Converted::Nothing(format!(
-            "there is no {path} in this pod; its service account is used"
-        ));
+    if Path::new(path).exists() {
+        return is(path);
     }
-    is(path)
+    Converted::Nothing(format!(
+        "there is no {path} here; the pod's service account is used, or what --kubeconfig names"
+    ))
 }
 
 /// `--master` is one more address to try.
 pub fn server(values: &[String]) -> Converted {
     let text = one(values);
     let uri: Option<Uri> = text.parse().ok();
-    let found = uri.as_ref().and_then(|uri| {
-        let host = uri.host()?;
-        let standard = if uri.scheme_str() == Some("https") {
-            443
-        } else {
-            80
-        };
-        Some(format!("{host}:{}", uri.port_u16().unwrap_or(standard)))
-    });
-    match found {
-        Some(address) => is(&address),
-        None => Converted::Wrong(format!(
+    let host = uri.as_ref().and_then(|uri| Some((uri, uri.host()?)));
+    match host {
+        Some((uri, host)) if uri.scheme_str() == Some("https") => {
+            is(&format!("{host}:{}", uri.port_u16().unwrap_or(443)))
+        }
+        Some((uri, _)) if uri.scheme_str() == Some("http") => Converted::Nothing(
+            "API servers are asked by TLS; name one that does without in a kubeconfig".to_owned(),
+        ),
+        _ => Converted::Wrong(format!(
             "{text:?} is no address of an API server, such as https://192.0.2.10:6443"
         )),
     }
@@ -169,22 +159,30 @@ mod tests {
             assert_eq!(of(health_address, text), is(wanted), "{text}");
         }
         assert_eq!(of(metrics_address, "::1"), is("[::1]:10249"));
-        assert_eq!(of(health_port, "0"), is("off"));
-        assert_eq!(of(metrics_port, "9"), is("127.0.0.1:9"));
         for bad in ["host:1", "1.2.3", ":x", "1.2.3.4:70000"] {
             assert!(
                 matches!(of(health_address, bad), Converted::Wrong(_)),
                 "{bad}"
             );
         }
-        assert!(matches!(of(health_port, "-1"), Converted::Wrong(_)));
+    }
+
+    #[test]
+    fn an_address_and_a_port_are_joined() {
+        let of = |address, port| with_port(address, port, Ipv4Addr::LOCALHOST);
+        assert_eq!(of(None, "9"), is("127.0.0.1:9"));
+        assert_eq!(of(Some("192.0.2.1"), "9"), is("192.0.2.1:9"));
+        assert_eq!(of(Some("192.0.2.1:8"), "9"), is("192.0.2.1:8"));
+        assert_eq!(of(Some("192.0.2.1:8"), "0"), is("off"));
+        assert!(matches!(of(None, "-1"), Converted::Wrong(_)));
     }
 
     #[test]
     fn servers_have_a_port() {
         assert_eq!(of(server, "https://192.0.2.1:6443"), is("192.0.2.1:6443"));
         assert_eq!(of(server, "https://api.example"), is("api.example:443"));
-        assert_eq!(of(server, "http://[::1]/x"), is("[::1]:80"));
+        assert_eq!(of(server, "https://[::1]/x"), is("[::1]:443"));
+        assert!(matches!(of(server, "http://a:8080"), Converted::Nothing(_)));
         assert!(matches!(of(server, "/x"), Converted::Wrong(_)));
     }
 
@@ -196,5 +194,12 @@ mod tests {
         assert!(matches!(of(verbosity, "x"), Converted::Wrong(_)));
         assert_eq!(of(scheduler, "wrr"), is("wrr"));
         assert!(matches!(of(scheduler, "nq"), Converted::Nothing(_)));
+    }
+
+    #[test]
+    fn a_kubeconfig_that_is_not_here_is_told() {
+        let path = "/var/lib/kube-proxy/kubeconfig.conf";
+        assert!(matches!(of(kubeconfig, path), Converted::Nothing(_)));
+        assert_eq!(of(kubeconfig, "/proc/self/status"), is("/proc/self/status"));
     }
 }

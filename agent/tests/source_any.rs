@@ -1,6 +1,10 @@
 //! The source on any API server: the tests' own, or a real one where `TULLE_KUBE_APISERVER` and
 //! `TULLE_ETCD` name its programs. What goes wrong is the network's: a proxy before the server.
-#![allow(clippy::unwrap_used, reason = "tests and their helpers may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests and their helpers may panic"
+)]
 
 mod source_support;
 

@@ -260,6 +260,36 @@ fn kp150_programming_that_is_blocked_for_a_minute() {
     wait_says(&world, [200; 3]);
 }
 
+/// To start the agent anew would bring no uplink back, and it may come back at any time.
+#[test]
+fn an_uplink_that_is_gone_is_told_to_load_balancers_and_kills_no_agent() {
+    let world = started("puplink", &[]);
+    wait_says(&world, [200; 3]);
+    let deleted = world.cluster.nodes()[0]
+        .ns()
+        .command("ip")
+        .unwrap()
+        .args(["link", "delete", testkit::cluster::UPLINK])
+        .status();
+    assert!(deleted.unwrap().success());
+    let began = Instant::now();
+    let limit = tulle_agent::health::PATIENCE + LIMIT;
+    let answer = testkit::wait::until("healthz to say 503", limit, || {
+        Ok(probe(&world, "/healthz")
+            .ok()
+            .filter(|answer| answer.status == 503))
+    });
+    assert!(
+        began.elapsed() > Duration::from_secs(55),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(json(&answer.unwrap())["healthy"], false);
+    assert_eq!(says(&world), [503, 200, 503]);
+    let alive = json(&probe(&world, "/livez").unwrap());
+    assert_eq!(alive["healthy"], true);
+}
+
 #[test]
 fn silent_clients_hurt_nobody() {
     let world = started("psilent", &[]);

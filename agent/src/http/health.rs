@@ -96,11 +96,14 @@ struct Status {
 }
 
 /// Whether changes are written in time: 503 once some family has one that waits for a minute (KP-150).
+/// Nothing else that is wrong with the node counts here, such as an uplink that is gone: who asks starts
+/// the agent anew, which mends none of that.
 pub fn livez(health: &Health, now: Now) -> Answer {
     answer(health, now, None)
 }
 
-/// The same, and whether the node stays (KP-151).
+/// The same, whether the uplink has its programs, and whether the node stays (KP-151): load balancers
+/// should go where packets are served.
 pub fn healthz(health: &Health, now: Now) -> Answer {
     answer(health, now, Some(health.node == NodeState::Stays))
 }
@@ -124,7 +127,9 @@ pub fn readyz(health: &Health, waits_for: Option<&str>, now: Now) -> Answer {
 }
 
 fn answer(health: &Health, now: Now, node_eligible: Option<bool>) -> Answer {
-    let late = [now.busy, health.syncs.programs_fail()]
+    // Only load balancers are told of the node and of its uplink.
+    let programs = node_eligible.and_then(|_| health.syncs.programs_fail());
+    let late = [now.busy, programs]
         .into_iter()
         .any(|since| overdue(since, now));
     let families = health.syncs.families();

@@ -89,21 +89,35 @@ fn kp150_a_change_that_waits_for_a_minute_in_one_family() {
 }
 
 #[test]
-fn kp150_a_loop_that_hangs_and_programs_that_are_missing_are_late_in_both_families() {
+fn kp150_a_loop_that_hangs_is_late_in_both_families() {
     let clock = Clock::new();
     let mut now = clock.now(60);
-    now.busy = Some(clock.at(1));
-    assert_eq!(livez(&stays(), now).status, 200);
-    now.busy = Some(clock.at(0));
-    let hangs = livez(&stays(), now);
+    for probe in [livez, healthz] {
+        now.busy = Some(clock.at(1));
+        assert_eq!(probe(&stays(), now).status, 200);
+        now.busy = Some(clock.at(0));
+        assert_late(&probe(&stays(), now));
+    }
+}
+
+/// A restart brings no uplink back.
+#[test]
+fn programs_that_are_missing_concern_load_balancers_and_not_the_liveness_probe() {
+    let clock = Clock::new();
     let mut health = stays();
     health.syncs.set_programs(false, clock.at(0));
-    let fails = livez(&health, clock.now(60));
-    for answer in [hangs, fails] {
-        assert_eq!(answer.status, 503);
-        for family in ["IPv4", "IPv6"] {
-            assert_eq!(body(&answer)["status"][family]["healthy"], false);
-        }
+    assert_eq!(healthz(&health, clock.now(59)).status, 200);
+    assert_late(&healthz(&health, clock.now(60)));
+    assert_eq!(readyz(&health, None, clock.now(60)).status, 503);
+    let alive = livez(&health, clock.now(100_000));
+    assert_eq!(alive.status, 200);
+    assert_eq!(body(&alive)["healthy"], true);
+}
+
+fn assert_late(answer: &Answer) {
+    assert_eq!(answer.status, 503);
+    for family in ["IPv4", "IPv6"] {
+        assert_eq!(body(answer)["status"][family]["healthy"], false);
     }
 }
 

@@ -14,20 +14,23 @@ use crate::plan::Outcome;
 /// Whose changes the agent puts right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Drift {
-    /// Programs that somebody detached.
+    /// Programs that somebody detached from an interface.
     Programs,
+    /// The same, from the cgroup where sockets have services.
+    Sockets,
     /// Routes, neighbours, devices.
     SlowPath,
 }
 
 impl Drift {
-    const ALL: [Self; 2] = [Self::Programs, Self::SlowPath];
+    const ALL: [Self; 3] = [Self::Programs, Self::Sockets, Self::SlowPath];
 
     const fn label(self) -> Label {
         [(
             "part",
             match self {
                 Self::Programs => "programs",
+                Self::Sockets => "sockets",
                 Self::SlowPath => "slow_path",
             },
         )]
@@ -106,5 +109,32 @@ impl ChangeMetrics {
             "What somebody else changed and the agent put right",
             self.repairs.clone(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn each_part_has_its_repairs_from_nothing_on() {
+        let metrics = ChangeMetrics::default();
+        let repairs = || {
+            let mut registry = Registry::default();
+            metrics.register(&mut registry);
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            let name = "tulle_drift_repairs_total{part=\"";
+            let of = text.lines().filter_map(|line| line.strip_prefix(name));
+            let mut all: Vec<String> = of.map(|line| line.replace("\"}", "")).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(repairs(), ["programs 0", "slow_path 0", "sockets 0"]);
+        metrics.repaired(Drift::Sockets, 2);
+        metrics.repaired(Drift::Programs, 1);
+        assert_eq!(repairs(), ["programs 1", "slow_path 0", "sockets 2"]);
     }
 }

@@ -312,9 +312,7 @@ impl Agent {
                 slow::log(&report, first);
                 if !first {
                     let repaired = report.repaired as u64;
-                    self.shared.counted.repairs += repaired;
-                    let changes = &self.shared.metrics.changes;
-                    changes.repaired(Drift::SlowPath, repaired);
+                    self.shared.repaired(Drift::SlowPath, repaired);
                 }
                 report.failed
             }

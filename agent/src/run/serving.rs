@@ -377,9 +377,7 @@ impl Serving {
 
     fn note(&mut self, shared: &mut Shared, report: &Report) {
         if report.repaired > 0 {
-            let repaired = u64::from(report.repaired);
-            shared.counted.repairs += repaired;
-            shared.metrics.changes.repaired(Drift::Programs, repaired);
+            shared.repaired(Drift::Programs, u64::from(report.repaired));
             tracing::warn!(
                 "attached {} programs again that somebody had removed",
                 report.repaired

@@ -11,7 +11,7 @@ use super::spare;
 use crate::args::RunArgs;
 use crate::http::Syncs;
 use crate::kernel::probe::Kernel;
-use crate::metrics::{Metrics, Sizes};
+use crate::metrics::{Drift, Metrics, Sizes};
 use crate::model::Family;
 use crate::net::{Netlink, Uplink};
 
@@ -145,6 +145,12 @@ impl Shared {
             started_at,
             started_secs: started.map_or(0, |since| since.as_secs()),
         }
+    }
+
+    /// So much was changed by others and is put right.
+    pub fn repaired(&mut self, drift: Drift, count: u64) {
+        self.counted.repairs += count;
+        self.metrics.changes.repaired(drift, count);
     }
 
     /// Tells the metrics how things are.

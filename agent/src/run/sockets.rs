@@ -11,6 +11,7 @@ use super::shared::Shared;
 use crate::args::SocketServices;
 use crate::kernel::Cgroup;
 use crate::kernel::cgroup::netns_cookie;
+use crate::metrics::Drift;
 
 mod surroundings;
 
@@ -167,8 +168,7 @@ impl Serving {
                 shared.paces.programs.ask_now(Instant::now());
             }
         }
-        let choice = &shared.sockets;
-        let report = self.datapath.sync_sockets(choice.cgroup.as_ref());
+        let report = self.datapath.sync_sockets(shared.sockets.cgroup.as_ref());
         let changed = report.attached + report.replaced + report.repaired + report.removed;
         if changed > 0 {
             // They are to be listed anew.
@@ -181,12 +181,13 @@ impl Serving {
             );
         }
         if report.repaired > 0 {
-            shared.counted.repairs += u64::from(report.repaired);
+            shared.repaired(Drift::Sockets, u64::from(report.repaired));
             tracing::warn!(
                 "attached {} programs at sockets again that somebody had removed",
                 report.repaired
             );
         }
+        let choice = &shared.sockets;
         let mut faults: Vec<String> = choice.fault.iter().cloned().collect();
         faults.extend(report.failed.iter().map(ToString::to_string));
         if !report.failed.is_empty() {

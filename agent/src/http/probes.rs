@@ -34,12 +34,14 @@ async fn livez(State(told): State<Told>) -> Response {
 }
 
 async fn readyz(State(told): State<Told>) -> Response {
-    let answer = {
-        let snapshot = told.snapshots.borrow();
-        let waits_for = snapshot.status.waiting_for.as_deref();
-        health::readyz(&snapshot.health, waits_for, now(&told))
-    };
-    response(answer, "text/plain; charset=utf-8")
+    response(ready(&told), "text/plain; charset=utf-8")
+}
+
+/// What `/readyz` answers now.
+pub fn ready(told: &Told) -> Answer {
+    let snapshot = told.snapshots.borrow();
+    let waits_for = snapshot.status.waiting_for.as_deref();
+    health::readyz(&snapshot.health, waits_for, now(told))
 }
 
 fn now(told: &Told) -> Now {

@@ -12,7 +12,7 @@ use axum::routing::get;
 use tokio::sync::Mutex;
 
 use super::server::Told;
-use super::{debug, json};
+use super::{debug, json, probes};
 use crate::args::Settings;
 use crate::metrics::{Exporter, Format};
 
@@ -21,6 +21,7 @@ const MODE: &str = "ebpf";
 
 #[derive(Clone)]
 struct Answers {
+    told: Told,
     settings: Arc<Settings>,
     /// One scrape at a time: what is dear to read is read once.
     exporter: Arc<Mutex<Arc<Exporter>>>,
@@ -30,6 +31,7 @@ struct Answers {
 pub fn routes(told: &Told, settings: Settings, each_service: bool) -> Router {
     let exporter = Arc::new(Exporter::new(&told.metrics, each_service));
     let answers = Answers {
+        told: told.clone(),
         settings: Arc::new(settings),
         exporter: Arc::new(Mutex::new(exporter)),
     };
@@ -47,6 +49,9 @@ async fn metrics(State(answers): State<Answers>, headers: HeaderMap) -> Response
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept);
     let exporter = answers.exporter.lock_owned().await;
+    // As a probe would be told now: it is a matter of time, too, of which the loop says nothing.
+    let ready = probes::ready(&answers.told).status == 200;
+    answers.told.metrics.state.set_ready(ready);
     let read = tokio::task::spawn_blocking(move || exporter.text(format));
     match read.await {
         Ok(Ok(text)) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),

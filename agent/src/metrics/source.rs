@@ -36,23 +36,13 @@ const REASONS: [&str; 9] = [
 ];
 
 /// What is told of the source. Clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SourceMetrics {
     connected: Gauge,
-    /// When the last batch came, for sources that tell no more.
-    heard: Arc<Mutex<Instant>>,
+    /// When the last batch came, if one did.
+    heard: Arc<Mutex<Option<Instant>>>,
     /// An API server's.
     gauges: Arc<OnceLock<Arc<Gauges>>>,
-}
-
-impl Default for SourceMetrics {
-    fn default() -> Self {
-        Self {
-            connected: Gauge::default(),
-            heard: Arc::new(Mutex::new(Instant::now())),
-            gauges: Arc::default(),
-        }
-    }
 }
 
 impl SourceMetrics {
@@ -62,15 +52,21 @@ impl SourceMetrics {
         drop(self.gauges.set(gauges));
     }
 
-    /// Sets whether nothing keeps the source from seeing changes.
-    pub fn set_connected(&self, connected: bool) {
+    /// Sets whether something keeps the source from seeing changes. It sees none before the first
+    /// batch, which holds everything, has come.
+    pub fn set_lost(&self, lost: bool) {
+        let connected = !lost && self.last().is_some();
         self.connected.set(i64::from(connected));
     }
 
     /// A batch has come.
     pub fn heard(&self) {
         // Nothing can panic while it is held.
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn last(&self) -> Option<Instant> {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long ago something was heard of each kind, where it ever was; a directory has no kinds.
@@ -81,8 +77,8 @@ impl SourceMetrics {
                 .filter_map(|(kind, age)| Some((kind.name(), age?)))
                 .collect();
         }
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        vec![("directory", heard.elapsed())]
+        let heard = self.last().map(|last| ("directory", last.elapsed()));
+        heard.into_iter().collect()
     }
 
     fn restarts(&self) -> BTreeMap<(&'static str, &'static str), u64> {
@@ -133,5 +129,60 @@ impl Collector for Asked {
             ConstCounter::new(count).encode(restarts.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    /// Samples of a metric.
+    fn samples(metrics: &SourceMetrics, name: &str) -> Vec<String> {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let of = text.lines().filter(|line| line.starts_with(name));
+        of.map(str::to_owned).collect()
+    }
+
+    const AGE: &str = "tulle_source_last_event_age_seconds";
+    const CONNECTED: &str = "tulle_source_connected";
+
+    #[test]
+    fn before_the_first_contact_there_is_no_age_and_no_connection() {
+        let metrics = SourceMetrics::default();
+        let connected = |is: u8| vec![format!("{CONNECTED} {is}")];
+        assert_eq!(samples(&metrics, CONNECTED), connected(0));
+        // Nobody has complained yet; nor has anybody said a word.
+        metrics.set_lost(false);
+        assert_eq!(samples(&metrics, CONNECTED), connected(0));
+        assert_eq!(samples(&metrics, AGE), [""; 0]);
+        metrics.heard();
+        metrics.set_lost(false);
+        assert_eq!(samples(&metrics, CONNECTED), connected(1));
+        let ages = samples(&metrics, AGE);
+        assert!(
+            ages.len() == 1 && ages[0].contains("{kind=\"directory\"} 0."),
+            "{ages:?}"
+        );
+        metrics.set_lost(true);
+        assert_eq!(samples(&metrics, CONNECTED), connected(0));
+    }
+
+    #[test]
+    fn each_kind_of_an_api_server_has_its_age_once_it_was_heard_of() {
+        let metrics = SourceMetrics::default();
+        let gauges = Arc::new(Gauges::new(KINDS));
+        metrics.follow(Arc::clone(&gauges));
+        assert_eq!(samples(&metrics, AGE), [""; 0]);
+        gauges.heard(Kind::Node);
+        let ages = samples(&metrics, AGE);
+        assert!(
+            ages.len() == 1 && ages[0].contains("{kind=\"Node\"} 0."),
+            "{ages:?}"
+        );
     }
 }

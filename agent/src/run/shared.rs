@@ -161,8 +161,7 @@ impl Shared {
             source,
             ..
         } = &self.metrics;
-        source.set_connected(!self.faults.has(Part::Source));
-        state.set_ready(status.ready);
+        source.set_lost(self.faults.has(Part::Source));
         state.set_faults(&self.faults);
         state.set_sizes(sizes);
         state.set_attachments(status.links.iter().map(|link| link.program.as_str()));

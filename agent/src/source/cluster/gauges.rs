@@ -30,7 +30,7 @@ impl Gauges {
     }
 
     /// The server said something of a kind, a bookmark at least.
-    pub(super) fn heard(&self, kind: Kind) {
+    pub(crate) fn heard(&self, kind: Kind) {
         if let Some(heard) = self.heard.get(&kind) {
             let since = self.start.elapsed().as_millis() as u64;
             heard.store(since + 1, Ordering::Relaxed);

@@ -507,15 +507,23 @@ fn a_cleared_service_number_remembers_nobody_and_counts_from_zero() {
             let rows = vec![each; cpus].try_into().unwrap();
             datapath.maps.svc_stats.set(service, rows, 0).unwrap();
         }
+        assert_eq!(datapath.maps.last_counted().unwrap(), 4);
         // 5 has no clients in IPv6, and nothing counts beyond the table.
         assert!(clear(&mut datapath, [3, 5, 16, u32::MAX].into()) > 1);
         let left: Vec<_> = clients.keys().map(Result::unwrap).collect();
         assert_eq!(left, [key(1, 4)]);
-        let packets = |service| {
-            let rows = datapath.maps.svc_stats.get(&service, 0).unwrap();
-            rows.iter().map(|row| row.packets).sum::<u64>()
+        let packets = |datapath: &Datapath, services: [u32; 3]| {
+            services.map(|service| {
+                let rows = datapath.maps.svc_stats.get(&service, 0).unwrap();
+                rows.iter().map(|row| row.packets).sum::<u64>()
+            })
         };
-        assert_eq!([3, 4].map(packets), [0, 7 * cpus as u64]);
+        let all = 7 * cpus as u64;
+        // The sum over all rows stays what it was.
+        assert_eq!(packets(&datapath, [0, 3, 4]), [all, 0, all]);
+        clear(&mut datapath, [3, 4].into());
+        assert_eq!(packets(&datapath, [0, 3, 4]), [2 * all, 0, 0]);
+        assert_eq!(datapath.maps.last_counted().unwrap(), 0);
     });
 }
 

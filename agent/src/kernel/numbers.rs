@@ -126,23 +126,76 @@ impl Maps {
         Ok(more)
     }
 
-    fn clear_traffic(&mut self, numbers: &[u32]) -> Result<(), TableError> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, source)| TableError::Kernel {
+    /// The highest service number that has traffic to its name, 0 if none has. A former agent may
+    /// have ended before it could clear what it had taken from a port.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`].
+    pub fn last_counted(&self) -> Result<u32, TableError> {
+        let rows = super::scan::used(&self.raw(maps::SVC_STATS)?);
+        let rows = rows.map_err(|source| TableError::Kernel {
             map: maps::SVC_STATS,
-            what: "find out how many CPUs it is for".into(),
+            what: "look through it".into(),
             source,
         })?;
-        for number in numbers {
-            let zero = vec![Traffic::default(); cpus].try_into();
-            zero.map_err(aya::maps::MapError::from)
-                .and_then(|zero| self.svc_stats.set(*number, zero, 0))
-                .map_err(|error| TableError::Kernel {
-                    map: maps::SVC_STATS,
-                    what: format!("clear row {number}"),
-                    source: io_of(error),
-                })?;
+        Ok(rows.saturating_sub(1))
+    }
+
+    /// Moves the traffic of these numbers to row 0, which is nobody's: so the sum over all rows never
+    /// falls, whoever reads it, and whichever agent wrote them.
+    fn clear_traffic(&mut self, numbers: &[u32]) -> Result<(), TableError> {
+        for number in numbers.iter().filter(|number| **number != GONE) {
+            let rows = self.traffic_of(*number)?;
+            if rows.iter().all(|row| *row == Traffic::default()) {
+                continue;
+            }
+            let zeros = vec![Traffic::default(); rows.len()];
+            let mut gone = self.traffic_of(GONE)?;
+            for (sum, row) in gone.iter_mut().zip(&rows) {
+                add(sum, row);
+            }
+            // First there, then away here: an agent that is killed between has them twice, once.
+            self.set_traffic(GONE, gone)?;
+            self.set_traffic(*number, zeros)?;
         }
         Ok(())
+    }
+
+    /// What each CPU counted.
+    fn traffic_of(&self, number: u32) -> Result<Vec<Traffic>, TableError> {
+        let rows = self.svc_stats.get(&number, 0);
+        let rows = rows.map_err(|error| TableError::Kernel {
+            map: maps::SVC_STATS,
+            what: format!("read row {number}"),
+            source: io_of(error),
+        })?;
+        Ok(rows.to_vec())
+    }
+
+    fn set_traffic(&mut self, number: u32, rows: Vec<Traffic>) -> Result<(), TableError> {
+        let rows = rows.try_into().map_err(aya::maps::MapError::from);
+        rows.and_then(|rows| self.svc_stats.set(number, rows, 0))
+            .map_err(|error| TableError::Kernel {
+                map: maps::SVC_STATS,
+                what: format!("clear row {number}"),
+                source: io_of(error),
+            })
+    }
+}
+
+/// Row of `tulle_svc_stats` for what service ports counted that are gone: no port has this number.
+const GONE: u32 = 0;
+
+fn add(sum: &mut Traffic, more: &Traffic) {
+    for (sum, more) in [
+        (&mut sum.flows, more.flows),
+        (&mut sum.packets, more.packets),
+        (&mut sum.bytes, more.bytes),
+        (&mut sum.reply_packets, more.reply_packets),
+        (&mut sum.reply_bytes, more.reply_bytes),
+    ] {
+        *sum = sum.wrapping_add(more);
     }
 }
 

@@ -61,6 +61,11 @@ impl Numbers {
         self.last
     }
 
+    /// There is something of a former agent's up to this number.
+    pub fn expect(&mut self, highest: u32) {
+        self.last = self.last.max(highest);
+    }
+
     /// Notes numbers that somebody gets or loses from now on.
     pub fn note_renamed(&mut self) {
         self.renamed.get_or_insert_default();
@@ -189,6 +194,23 @@ mod tests {
         assert_eq!(numbers.of(&port(4), Some(4)), 4, "a row that comes late");
         numbers.reuse(&retired.into_iter().collect());
         assert_eq!([6, 7, 8].map(|n| numbers.of(&port(n), None)), [1, 2, 6]);
+    }
+
+    /// It was killed when the last port was gone and its traffic not yet cleared.
+    #[test]
+    fn a_number_that_only_its_traffic_tells_of_is_given_to_nobody_before_it_is_cleared() {
+        let now = Instant::now();
+        let mut numbers = Numbers::after(1);
+        numbers.expect(2);
+        assert_eq!(numbers.of(&port(1), Some(1)), 1);
+        assert_eq!(numbers.of(&port(2), None), 3);
+        numbers.release_unknown(now);
+        let retired: BTreeSet<u32> = numbers.retired_before(now + GRACE).collect();
+        assert_eq!(retired, [2].into());
+        numbers.reuse(&retired);
+        assert_eq!(numbers.of(&port(3), None), 2);
+        numbers.expect(1);
+        assert_eq!(numbers.last(), 3);
     }
 
     #[test]

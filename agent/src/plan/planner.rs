@@ -341,6 +341,12 @@ impl Planner {
         self.numbers.last()
     }
 
+    /// A former agent left traffic under service numbers up to this one: they are cleared before
+    /// anybody has them.
+    pub fn expect_numbers(&mut self, highest: u32) {
+        self.numbers.expect(highest);
+    }
+
     /// From now on [`Self::take_renamed`] tells of numbers.
     pub fn note_renamed(&mut self) {
         self.numbers.note_renamed();

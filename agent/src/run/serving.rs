@@ -94,6 +94,7 @@ impl Serving {
         let uplink = shared.uplink.index;
         let found = Found::new(uplink, applied.next_hops(uplink));
         let mut planner = Planner::new(args.node.as_str(), applied);
+        planner.expect_numbers(datapath.maps.last_counted()?);
         if args.http.service_metrics {
             planner.note_renamed();
         }

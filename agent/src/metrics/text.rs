@@ -27,8 +27,9 @@ impl Format {
     }
 }
 
-/// `OpenMetrics` as the older text: there a counter is called what its samples are called, and
-/// the end is the end.
+/// `OpenMetrics` as the older text: there a counter is called what its samples are called, bounds of
+/// buckets are written as Go does it, by which queries of kube-proxy's buckets go (`le="2"`), and the
+/// end is the end.
 pub fn prometheus(openmetrics: &str) -> String {
     let counter = |line: &str| {
         let name = line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?;
@@ -47,11 +48,32 @@ pub fn prometheus(openmetrics: &str) -> String {
         };
         match counted {
             Some(name) => text.push_str(&line.replacen(&name, &format!("{name}_total"), 1)),
-            None => text.push_str(line),
+            None => match whole_bound(line) {
+                Some((before, after)) => {
+                    text.push_str(before);
+                    text.push_str(after);
+                }
+                None => text.push_str(line),
+            },
         }
         text.push('\n');
     }
     text
+}
+
+/// A bucket whose bound is a whole number: what is before and behind its `.0`.
+fn whole_bound(line: &str) -> Option<(&str, &str)> {
+    let (name, labels) = line.split_once('{')?;
+    if !name.ends_with("_bucket") {
+        return None;
+    }
+    let begins = |at: &usize| *at == 0 || labels.as_bytes().get(at - 1) == Some(&b',');
+    let (at, label) = labels.match_indices("le=\"").find(|(at, _)| begins(at))?;
+    let bound = at + label.len();
+    let end = bound + labels[bound..].find('"')?;
+    labels[bound..end].strip_suffix(".0")?;
+    let end = name.len() + 1 + end;
+    Some((&line[..end - 2], &line[end..]))
 }
 
 #[cfg(test)]
@@ -65,6 +87,23 @@ mod tests {
         let old = "# HELP a_b_total An a_b.\n# TYPE a_b_total counter\na_b_total{x=\"1\"} 2\n\
                    # HELP g_total G.\n# TYPE g_total gauge\ng_total 1\n";
         assert_eq!(prometheus(open), old);
+    }
+
+    #[test]
+    fn bounds_of_buckets_are_written_as_kube_proxy_does() {
+        for (open, old) in [
+            ("a_bucket{le=\"2.0\"} 1", "a_bucket{le=\"2\"} 1"),
+            (
+                "a_bucket{file=\"1.0\",le=\"60.0\"} 1.0",
+                "a_bucket{file=\"1.0\",le=\"60\"} 1.0",
+            ),
+            ("a_bucket{le=\"0.25\"} 1", "a_bucket{le=\"0.25\"} 1"),
+            ("a_bucket{le=\"+Inf\"} 1", "a_bucket{le=\"+Inf\"} 1"),
+            ("a_bucket{role=\"1.0\"} 1", "a_bucket{role=\"1.0\"} 1"),
+            ("a_sum{le=\"2.0\"} 1", "a_sum{le=\"2.0\"} 1"),
+        ] {
+            assert_eq!(prometheus(&format!("{open}\n")), format!("{old}\n"));
+        }
     }
 
     #[test]

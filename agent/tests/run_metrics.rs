@@ -328,6 +328,37 @@ fn packets_drops_flows_and_maps_move_with_traffic() {
     ] {
         assert_eq!(seen.sum(name, &[("map", map)]), count, "{name} {map}");
     }
+    // What a full map does is told of each, as the kernel has it.
+    let limits = &seen.0["tulle_map_max_entries"].samples;
+    let evict = limits.iter().filter(|(_, l, _)| l["when_full"] == "evicts");
+    let evict: BTreeSet<&str> = evict.map(|(_, labels, _)| labels["map"].as_str()).collect();
+    let lru = [
+        maps::FLOW_V4,
+        maps::FLOW_V6,
+        maps::FRAG_V4,
+        maps::FRAG_V6,
+        maps::HELD_V4,
+        maps::HELD_V6,
+        maps::AFFIN_V4,
+        maps::AFFIN_V6,
+        maps::SK_AFFIN,
+        maps::SOCKS_V4,
+        maps::SOCKS_V6,
+    ];
+    assert_eq!(evict, BTreeSet::from(lru));
+    let refuses = ("when_full", "refuses");
+    for map in [
+        maps::FRONT_V4,
+        maps::SEGMENTS,
+        maps::SRCS_V6,
+        maps::CONNS_V4,
+    ] {
+        assert_eq!(
+            seen.of("tulle_map_entries", &[("map", map), refuses])
+                .count(),
+            1
+        );
+    }
     let flows = seen.sum("tulle_map_entries", &[("map", maps::FLOW_V6)]);
     assert_eq!(flows, seen.sum("tulle_flow_rows", &[("ip_family", "IPv6")]));
     assert!(seen.sum("tulle_map_memory_bytes", &[("map", maps::FLOW_V4)]) > 1e6);

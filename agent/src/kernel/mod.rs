@@ -48,7 +48,7 @@ pub use lock::InstanceLock;
 pub use maps::{Maps, TableError};
 pub use numbers::Clearing;
 pub use place::{LOOPBACK, Place};
-pub use readings::Readings;
+pub use readings::{Readings, Size};
 pub(crate) use sys::NO_EXIST;
 pub use xdp::{XdpChoice, XdpMode};
 

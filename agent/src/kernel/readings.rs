@@ -12,7 +12,7 @@ use datapath_common::{Counter, Hook, Reason, Traffic, maps};
 use super::counters::{Count, sum};
 use super::maps::{Maps, TableError, io_of};
 use super::scan::Scan;
-use super::shape::{is_array, is_per_cpu, is_ring};
+use super::shape::{is_array, is_lru, is_per_cpu, is_ring};
 use super::sys::{RawMap, Rows, raw};
 use super::usage::memory;
 
@@ -37,6 +37,10 @@ pub struct Size {
     pub limit: u32,
     /// Kernel memory in bytes, by the kernel's own account.
     pub bytes: u64,
+    /// Whether counting its rows tells how full it is: those of arrays are always there.
+    pub counted: bool,
+    /// Whether it makes room by itself when it is full.
+    pub evicts: bool,
 }
 
 impl Maps {
@@ -94,21 +98,17 @@ impl Readings {
     pub fn sizes(&self) -> Result<Vec<Size>, TableError> {
         let size = |(name, data): (&&'static str, &MapData)| {
             let map = *name;
-            let shape = raw(data).map_err(|source| failed(map, "look at it", source))?;
+            let raw = raw(data).map_err(|source| failed(map, "look at it", source))?;
+            let shape = raw.shape();
             Ok(Size {
                 map,
-                limit: shape.shape().max_entries,
+                limit: shape.max_entries,
                 bytes: memory(map, data)?,
+                counted: !is_array(shape.map_type) && !is_ring(shape.map_type),
+                evicts: is_lru(shape.map_type),
             })
         };
         self.by_name.iter().map(size).collect()
-    }
-
-    /// Whether counting a map's rows tells how full it is: those of arrays are always there.
-    pub fn is_counted(&self, map: &str) -> bool {
-        let raw = self.by_name.get(map).and_then(|data| raw(data).ok());
-        let kind = raw.map(|raw| raw.shape().map_type);
-        kind.is_some_and(|kind| !is_array(kind) && !is_ring(kind))
     }
 
     /// How many rows a map holds. Reads them all: not for each scrape.

@@ -9,7 +9,15 @@ const SHARE: u32 = 100;
 #[derive(Debug)]
 pub struct Cache<T> {
     least: Duration,
-    held: Option<(T, Instant)>,
+    held: Option<Held<T>>,
+}
+
+/// A value, when it was read, and until when it is new enough.
+#[derive(Debug)]
+struct Held<T> {
+    value: T,
+    read: Instant,
+    until: Instant,
 }
 
 impl<T: Clone> Cache<T> {
@@ -26,24 +34,34 @@ impl<T: Clone> Cache<T> {
         read: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         let began = clock();
-        if let Some((value, until)) = &self.held
-            && began < *until
+        if let Some(held) = &self.held
+            && began < held.until
         {
-            return Ok(value.clone());
+            return Ok(held.value.clone());
         }
         match read() {
             Ok(value) => {
                 let ended = clock();
                 let took = ended.saturating_duration_since(began);
-                let until = ended + self.least.max(took * SHARE);
-                self.held = Some((value.clone(), until));
+                self.held = Some(Held {
+                    value: value.clone(),
+                    read: ended,
+                    // From its beginning on: who asks at an even pace is not put off each time.
+                    until: (began + self.least).max(ended + took * SHARE),
+                });
                 Ok(value)
             }
             Err(error) => match &self.held {
-                Some((value, _)) => Ok(value.clone()),
+                Some(held) => Ok(held.value.clone()),
                 None => Err(error),
             },
         }
+    }
+
+    /// How long ago the value was read, if one was.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        let held = self.held.as_ref()?;
+        Some(now.saturating_duration_since(held.read))
     }
 }
 
@@ -72,6 +90,25 @@ mod tests {
         assert_eq!(at(2, 1), 2);
         assert_eq!(at(102, 0), 2, "it had taken a second");
         assert_eq!(at(103, 0), 3);
+        let later = start + Duration::from_secs(104);
+        assert_eq!(cache.age(later), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_second_scraper_costs_nothing() {
+        let start = Instant::now();
+        let reads = Cell::new(0);
+        let mut cache = Cache::new(Duration::from_millis(900));
+        // Two, each each second, half a second apart.
+        for half in 0..20 {
+            let clock = || start + Duration::from_millis(500 * half);
+            let read = || {
+                reads.set(reads.get() + 1);
+                Ok::<_, ()>(())
+            };
+            cache.get(clock, read).unwrap();
+        }
+        assert_eq!(reads.get(), 10);
     }
 
     #[test]

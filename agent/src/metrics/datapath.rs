@@ -1,57 +1,30 @@
-//! What the programs count and how full the maps are, read when somebody asks.
+//! What the programs count and how full the maps are, read when somebody asks, and kept for a while.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use datapath_common::{Group, Hook, Traffic, maps};
+use datapath_common::{Group, Hook, Reason, maps};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::Metrics;
 use super::cache::Cache;
+use super::services::{Services, Told};
 use crate::kernel::counters::Count;
-use crate::kernel::{Readings, TableError};
-use crate::plan::PortKey;
+use crate::kernel::{Readings, Size, TableError};
 
-/// Rows are counted no more often than that.
+/// Rows, and memory of maps, are counted no more often than that.
 const COUNT_ROWS: Duration = Duration::from_secs(15);
-/// Traffic is summed up no more often than that.
-const SUM_TRAFFIC: Duration = Duration::from_secs(1);
-
-/// The names behind service numbers, and the highest number; the loop keeps them. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct ServicePorts(Arc<Mutex<Ports>>);
-
-#[derive(Debug, Default)]
-struct Ports {
-    last: u32,
-    named: BTreeMap<u32, PortKey>,
-}
-
-impl ServicePorts {
-    /// Sets the highest number that was ever given out.
-    pub fn set_last(&self, last: u32) {
-        self.lock().last = last;
-    }
-
-    /// Sets who has a number.
-    pub fn set(&self, number: u32, port: Option<PortKey>) {
-        match port {
-            Some(port) => self.lock().named.insert(number, port),
-            None => self.lock().named.remove(&number),
-        };
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Ports> {
-        // Nothing can panic while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Counters of programs and traffic of services are summed up no more often than that: less than a
+/// second, so that who asks each second has new figures each time, and a second one asks for nothing.
+const SUM_UP: Duration = Duration::from_millis(900);
 
 /// The collector.
 #[derive(Debug)]
@@ -65,49 +38,12 @@ pub struct Datapath {
 /// What is kept between scrapes.
 #[derive(Debug)]
 struct Held {
-    rows: Cache<Vec<(&'static str, u32)>>,
+    counts: Cache<Arc<[Count]>>,
+    sizes: Cache<Arc<[Size]>>,
+    rows: Cache<Arc<[(&'static str, u32)]>>,
     traffic: Cache<Told>,
-    totals: Totals,
+    services: Services,
     failures: u64,
-}
-
-/// Traffic by service number, and that of all.
-#[derive(Clone, Debug, Default)]
-struct Told {
-    total: Traffic,
-    each: BTreeMap<u32, Traffic>,
-}
-
-/// Sums that never fall, although rows begin anew for other service ports.
-#[derive(Debug, Default)]
-struct Totals {
-    total: Traffic,
-    last: Vec<Traffic>,
-}
-
-impl Totals {
-    fn add(&mut self, number: u32, now: Traffic) {
-        let at = number as usize;
-        if self.last.len() <= at {
-            self.last.resize(at + 1, Traffic::default());
-        }
-        let before = std::mem::replace(&mut self.last[at], now);
-        let total = &mut self.total;
-        for (sum, now, before) in [
-            (&mut total.flows, now.flows, before.flows),
-            (&mut total.packets, now.packets, before.packets),
-            (&mut total.bytes, now.bytes, before.bytes),
-            (
-                &mut total.reply_packets,
-                now.reply_packets,
-                before.reply_packets,
-            ),
-            (&mut total.reply_bytes, now.reply_bytes, before.reply_bytes),
-        ] {
-            // Less than before: cleared meanwhile, and counted since.
-            *sum += now.checked_sub(before).unwrap_or(now);
-        }
-    }
 }
 
 impl Datapath {
@@ -117,9 +53,11 @@ impl Datapath {
             metrics,
             each_service,
             held: Mutex::new(Held {
+                counts: Cache::new(SUM_UP),
+                sizes: Cache::new(COUNT_ROWS),
                 rows: Cache::new(COUNT_ROWS),
-                traffic: Cache::new(SUM_TRAFFIC),
-                totals: Totals::default(),
+                traffic: Cache::new(SUM_UP),
+                services: Services::default(),
                 failures: 0,
             }),
         }
@@ -129,143 +67,113 @@ impl Datapath {
         let Some(readings) = self.metrics.maps.get() else {
             return Ok(());
         };
-        if let Some(counts) = held.note(readings.counts()) {
+        let counts = held
+            .counts
+            .get(Instant::now, || Ok(readings.counts()?.into()));
+        if let Some(counts) = held.note(counts) {
             packets(&counts, to)?;
         }
-        if let Some(sizes) = held.note(readings.sizes()) {
-            let bytes = sizes.iter().map(|size| ([("map", size.map)], size.bytes));
-            gauges(
-                to,
-                "tulle_map_memory_bytes",
-                "Memory of a map, by the kernel's account.",
-                bytes,
-            )?;
-            let fills = sizes.iter().filter(|size| {
-                let numbered = [maps::SEGMENTS, maps::BACK_V4, maps::BACK_V6];
-                readings.is_counted(size.map) || numbered.contains(&size.map)
-            });
-            let limits = fills.map(|size| ([("map", size.map)], u64::from(size.limit)));
-            gauges(
-                to,
-                "tulle_map_max_entries",
-                "Entries that a map has room for.",
-                limits,
-            )?;
+        let sizes = held
+            .sizes
+            .get(Instant::now, || Ok(readings.sizes()?.into()));
+        if let Some(sizes) = held.note(sizes) {
+            self.fill(held, readings, &sizes, to)?;
         }
-        if let Some(rows) = self.rows(held, readings) {
-            let rows = rows.iter().map(|(map, rows)| ([("map", *map)], *rows));
-            gauges(
-                to,
-                "tulle_map_entries",
-                "Entries of a map that are in use.",
-                rows,
-            )?;
-        }
-        let told = self.traffic(held, readings);
-        if let Some(told) = held.note(told) {
-            all_services(&told.total, to)?;
-            if self.each_service {
-                self.services(&told.each, to)?;
+        // Before the first plan some services have no number, and their traffic would be missing.
+        if self.metrics.ports.are_known() {
+            let Held {
+                traffic, services, ..
+            } = &mut *held;
+            let read = || services.read(&self.metrics.ports, readings, self.each_service);
+            let told = traffic.get(Instant::now, read);
+            if let Some(told) = held.note(told) {
+                told.encode(self.each_service, to)?;
             }
         }
-        Ok(())
+        ages(held, to)
     }
 
-    /// Rows of the maps that tell how full they are: those that the loop knows, and those that
-    /// are counted.
-    fn rows(&self, held: &mut Held, readings: &Readings) -> Option<Vec<(&'static str, u64)>> {
-        let mut rows = self.metrics.state.known_rows();
-        let counted =
-            |map: &str| readings.is_counted(map) && ![maps::FLOW_V4, maps::FLOW_V6].contains(&map);
-        let read = || {
-            let maps = maps::ALL.iter().map(|info| info.name);
-            let maps = maps.filter(|map| counted(map));
-            maps.map(|map| Ok::<_, TableError>((map, readings.rows(map)?)))
-                .collect()
-        };
-        let counted = held.rows.get(Instant::now, read);
-        let counted = held.note(counted)?;
-        rows.extend(
-            counted
-                .into_iter()
-                .map(|(map, rows)| (map, u64::from(rows))),
-        );
-        Some(rows)
-    }
-
-    fn traffic(&self, held: &mut Held, readings: &Readings) -> Result<Told, TableError> {
-        let Held {
-            traffic, totals, ..
-        } = held;
-        let last = self.metrics.ports.lock().last;
-        let read = || {
-            let mut each = BTreeMap::new();
-            readings.traffic(last, |number, traffic| {
-                totals.add(number, traffic);
-                if self.each_service {
-                    each.insert(number, traffic);
-                }
-            })?;
-            Ok(Told {
-                total: totals.total,
-                each,
-            })
-        };
-        traffic.get(Instant::now, read)
-    }
-
-    fn services(
+    /// How large the maps are, and how full those that tell it.
+    fn fill(
         &self,
-        each: &BTreeMap<u32, Traffic>,
+        held: &mut Held,
+        readings: &Readings,
+        sizes: &[Size],
         to: &mut DescriptorEncoder<'_>,
     ) -> fmt::Result {
-        let named = self.metrics.ports.lock().named.clone();
-        let rows: Vec<([(&str, &str); 5], &Traffic)> = named
+        let bytes = sizes.iter().map(|size| ([("map", size.map)], size.bytes));
+        gauges(
+            to,
+            "tulle_map_memory_bytes",
+            "Memory of a map, by the kernel's account.",
+            bytes,
+        )?;
+        let numbered = [maps::SEGMENTS, maps::BACK_V4, maps::BACK_V6];
+        let fills = |size: &&Size| size.counted || numbered.contains(&size.map);
+        let fills: BTreeMap<&str, &Size> = sizes
             .iter()
-            .filter_map(|(number, port)| {
-                let labels = [
-                    ("namespace", &*port.service.namespace),
-                    ("service", &*port.service.name),
-                    ("port", port.port.as_str()),
-                    ("protocol", port.protocol.name()),
-                    ("ip_family", port.family.name()),
-                ];
-                Some((labels, each.get(number)?))
-            })
+            .filter(fills)
+            .map(|size| (size.map, size))
             .collect();
-        counters(
+        let labels = |size: &Size| [("map", size.map), ("when_full", when_full(size))];
+        let limits = fills.values();
+        let limits = limits.map(|size| (labels(size), u64::from(size.limit)));
+        gauges(
             to,
-            "tulle_service_port_flows_opened",
-            "Flows opened to a service port.",
-            rows.iter()
-                .map(|(labels, traffic)| (*labels, traffic.flows)),
+            "tulle_map_max_entries",
+            "Entries that a map has room for.",
+            limits,
         )?;
-        let both = |of: fn(&Traffic) -> [u64; 2]| {
-            rows.iter().flat_map(move |(labels, traffic)| {
-                let [namespace, service, port, protocol, family] = *labels;
-                DIRECTIONS
-                    .into_iter()
-                    .zip(of(traffic))
-                    .map(move |(direction, count)| {
-                        let direction = ("direction", direction);
-                        let labels = [namespace, service, port, protocol, family, direction];
-                        (labels, count)
-                    })
-            })
+        // Rows of those that the loop knows, and of those that are counted.
+        let mut rows = self.metrics.state.known_rows();
+        let read = || {
+            let walked = [maps::FLOW_V4, maps::FLOW_V6];
+            let counted = sizes.iter().filter(|size| size.counted);
+            let counted = counted.filter(|size| !walked.contains(&size.map));
+            let count = |size: &Size| Ok::<_, TableError>((size.map, readings.rows(size.map)?));
+            counted.map(count).collect()
         };
-        counters(
+        let counted = held.rows.get(Instant::now, read);
+        let Some(counted) = held.note(counted) else {
+            return Ok(());
+        };
+        let counted = counted.iter();
+        rows.extend(counted.map(|(map, rows)| (*map, u64::from(*rows))));
+        let rows = rows
+            .iter()
+            .filter_map(|(map, rows)| Some((labels(fills.get(map)?), *rows)));
+        gauges(
             to,
-            "tulle_service_port_packets",
-            "Packets of a service port.",
-            both(|traffic| [traffic.packets, traffic.reply_packets]),
-        )?;
-        counters(
-            to,
-            "tulle_service_port_bytes",
-            "Bytes of a service port, from the Ethernet header on.",
-            both(|traffic| [traffic.bytes, traffic.reply_bytes]),
+            "tulle_map_entries",
+            "Entries of a map that are in use.",
+            rows,
         )
     }
+}
+
+/// What becomes of a row that a full map is to take: an LRU table is full as a matter of course.
+const fn when_full(size: &Size) -> &'static str {
+    if size.evicts { "evicts" } else { "refuses" }
+}
+
+/// How old the figures are.
+fn ages(held: &Held, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let now = Instant::now();
+    let ages = [
+        ("packets", held.counts.age(now)),
+        ("memory", held.sizes.age(now)),
+        ("entries", held.rows.age(now)),
+        ("services", held.traffic.age(now)),
+    ];
+    let ages = ages
+        .into_iter()
+        .filter_map(|(what, age)| Some(([("what", what)], age?.as_secs_f64())));
+    gauges(
+        to,
+        "tulle_reading_age_seconds",
+        "Since what is told of the maps was read from them.",
+        ages,
+    )
 }
 
 impl Held {
@@ -293,34 +201,6 @@ impl Collector for Datapath {
     }
 }
 
-const DIRECTIONS: [&str; 2] = ["to_backend", "to_client"];
-
-fn all_services(total: &Traffic, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let flows: [([(&str, &str); 0], u64); 1] = [([], total.flows)];
-    counters(
-        to,
-        "tulle_service_flows_opened",
-        "Flows opened to services.",
-        flows.into_iter(),
-    )?;
-    let both = |counts: [u64; 2]| {
-        let label = |direction| [("direction", direction)];
-        DIRECTIONS.map(label).into_iter().zip(counts)
-    };
-    counters(
-        to,
-        "tulle_service_packets",
-        "Packets of services.",
-        both([total.packets, total.reply_packets]),
-    )?;
-    counters(
-        to,
-        "tulle_service_bytes",
-        "Bytes of services, from the Ethernet header on.",
-        both([total.bytes, total.reply_bytes]),
-    )
-}
-
 /// Which way packets of a hook go, seen from the node.
 pub(super) const fn direction(hook: Hook) -> &'static str {
     match hook {
@@ -331,8 +211,15 @@ pub(super) const fn direction(hook: Hook) -> &'static str {
     }
 }
 
-const fn outcome(group: Group) -> &'static str {
-    match group {
+/// What became of it. What `tulle_xdp` lets through meets `tulle_nic_in` next, which counts it once
+/// more: it has a word of its own, or sums over the programs of a direction would have it twice.
+const fn outcome(hook: Hook, reason: Reason) -> &'static str {
+    if matches!(hook, Hook::Xdp)
+        && (matches!(reason.group(), Group::Passed) || matches!(reason, Reason::Decapsulated))
+    {
+        return "handed_on";
+    }
+    match reason.group() {
         Group::Passed => "passed",
         Group::Forwarded => "forwarded",
         Group::Refused => "refused",
@@ -349,7 +236,7 @@ fn packets(counts: &[Count], to: &mut DescriptorEncoder<'_>) -> fmt::Result {
             let labels = [
                 ("program", count.hook.name()),
                 ("direction", direction(count.hook)),
-                ("outcome", outcome(count.reason.group())),
+                ("outcome", outcome(count.hook, count.reason)),
                 ("reason", count.reason.label()),
             ];
             (labels, count.packets)
@@ -359,7 +246,8 @@ fn packets(counts: &[Count], to: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let mut bytes = BTreeMap::<(&str, &str, &str), u64>::new();
     let mut drops = BTreeMap::<(&str, &str, &str), u64>::new();
     for count in counts {
-        let (way, what) = (direction(count.hook), outcome(count.reason.group()));
+        let what = outcome(count.hook, count.reason);
+        let way = direction(count.hook);
         *bytes.entry((count.hook.name(), way, what)).or_default() += count.bytes;
         if count.reason.group().is_loss() {
             let label = count.reason.label();
@@ -394,7 +282,7 @@ fn packets(counts: &[Count], to: &mut DescriptorEncoder<'_>) -> fmt::Result {
     )
 }
 
-fn counters<L: EncodeLabelSet>(
+pub(super) fn counters<L: EncodeLabelSet>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -407,11 +295,11 @@ fn counters<L: EncodeLabelSet>(
     Ok(())
 }
 
-fn gauges<L: EncodeLabelSet>(
+fn gauges<L: EncodeLabelSet, N: EncodeGaugeValue>(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    rows: impl Iterator<Item = (L, u64)>,
+    rows: impl Iterator<Item = (L, N)>,
 ) -> fmt::Result {
     let mut metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in rows {
@@ -424,23 +312,32 @@ fn gauges<L: EncodeLabelSet>(
 mod tests {
     use super::*;
 
+    /// What comes in is in one sum once, whether XDP is there or not.
     #[test]
-    fn sums_never_fall() {
-        let mut totals = Totals::default();
-        let traffic = |flows| Traffic {
-            flows,
-            reply_bytes: 10 * flows,
-            ..Traffic::default()
-        };
-        totals.add(3, traffic(5));
-        totals.add(1, traffic(1));
-        assert_eq!((totals.total.flows, totals.total.reply_bytes), (6, 60));
-        totals.add(3, traffic(7));
-        assert_eq!(totals.total.flows, 8);
-        // Another port got the number meanwhile, and has two flows.
-        totals.add(3, traffic(2));
-        assert_eq!((totals.total.flows, totals.total.reply_bytes), (10, 100));
-        totals.add(3, traffic(2));
-        assert_eq!(totals.total.flows, 10);
+    fn each_direction_has_a_packet_once() {
+        let met = [
+            // Taken out of the overlay by XDP, then delivered; not ours to either.
+            (Hook::Xdp, Reason::Decapsulated),
+            (Hook::NicIn, Reason::DeliveredLocal),
+            (Hook::Xdp, Reason::NotOurs),
+            (Hook::NicIn, Reason::NotOurs),
+            // Sent on or dropped at once.
+            (Hook::Xdp, Reason::Encapsulated),
+            (Hook::Xdp, Reason::UnknownNode),
+        ];
+        let outcomes = met.map(|(hook, reason)| {
+            assert_eq!(direction(hook), "from_network");
+            outcome(hook, reason)
+        });
+        let whole = [
+            "handed_on",
+            "forwarded",
+            "handed_on",
+            "passed",
+            "forwarded",
+            "dropped",
+        ];
+        assert_eq!(outcomes, whole);
+        assert_eq!(outcome(Hook::PodFrom, Reason::NotOurs), "passed");
     }
 }

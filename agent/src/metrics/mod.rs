@@ -11,6 +11,7 @@ mod datapath;
 mod exporter;
 mod process;
 mod proxy;
+mod services;
 mod source;
 mod state;
 mod text;
@@ -19,9 +20,10 @@ use std::sync::{Arc, OnceLock};
 
 use prometheus_client::registry::Registry;
 
-pub use datapath::{Datapath, ServicePorts};
+pub use datapath::Datapath;
 pub use exporter::Exporter;
 pub use proxy::ProxyMetrics;
+pub use services::ServicePorts;
 pub use source::SourceMetrics;
 pub use state::{Sizes, StateMetrics};
 pub use text::Format;

@@ -1,5 +1,7 @@
 //! A strict reader of what Prometheus scrapes: `OpenMetrics` 1.0, and Prometheus' older text.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 pub type Labels = BTreeMap<String, String>;

@@ -40,11 +40,8 @@ impl Serving {
         proxy.set_no_local(self.planner.desired().lacking_local());
         let fails = |family| refused[usize::from(family == Family::V6)];
         shared.syncs.written(fails, std::time::Instant::now(), at);
-        let ports = &shared.metrics.ports;
-        ports.set_last(self.planner.last_number());
-        for (number, port) in self.planner.take_renamed() {
-            ports.set(number, port);
-        }
+        let (last, renamed) = (self.planner.last_number(), self.planner.take_renamed());
+        shared.metrics.ports.tell(last, renamed);
     }
 
     /// How much there is of what.

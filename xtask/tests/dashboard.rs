@@ -161,7 +161,7 @@ fn asked(query: &str) -> Asked {
         if is_function || is_number || name.starts_with('$') {
             continue;
         }
-        if name == "instance" && query.starts_with("label_values(") {
+        if ["instance", "job"].contains(&name.as_str()) && query.starts_with("label_values(") {
             asked.groups.insert(name.clone());
             continue;
         }
@@ -209,6 +209,9 @@ fn every_query_names_metrics_and_labels_that_exist() {
                 grows || !*range,
                 "{query}: {name} is a gauge and has no rate"
             );
+            // kube-proxy's names are those of kube-proxies of other nodes, too.
+            let of_tulle = labels.contains("job") || query == "label_values(tulle_build_info, job)";
+            assert!(of_tulle, "{query}: {name} of whatever job");
             for label in labels {
                 let has = metric.labels.contains(label) || ADDED.contains(&label.as_str());
                 assert!(has, "{query}: {name} has no label {label}");
@@ -238,6 +241,46 @@ fn every_query_names_metrics_and_labels_that_exist() {
         "process_resident_memory_bytes",
     ] {
         assert!(seen.contains(metric), "no panel shows {metric}");
+    }
+}
+
+/// "All" means those jobs that tell of Tulle's build, not any job.
+#[test]
+fn jobs_are_those_of_tulle() {
+    let dashboard = dashboard();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let job = variables.iter().find(|v| v["name"] == "job").unwrap();
+    assert_eq!(job["definition"], "label_values(tulle_build_info, job)");
+    assert_eq!(job.get("allValue"), None);
+    for query in queries() {
+        let selectors = query.matches("job=~\"$job\"").count();
+        let metrics = asked(&query).metrics.len();
+        assert!(
+            selectors == metrics || query == job["definition"],
+            "{query}"
+        );
+    }
+}
+
+/// An LRU table is full as a matter of course, and is never shown beside one that refuses.
+#[test]
+fn maps_that_evict_are_told_apart_from_those_that_refuse() {
+    let of_maps = |query: &String| query.contains("tulle_map_max_entries");
+    let queries: Vec<String> = queries().into_iter().filter(of_maps).collect();
+    assert!(queries.len() >= 3);
+    for query in queries {
+        let refuses = query.matches("when_full=\"refuses\"").count();
+        let evicts = query.matches("when_full=\"evicts\"").count();
+        assert!([(2, 0), (0, 2)].contains(&(refuses, evicts)), "{query}");
+    }
+}
+
+#[test]
+fn no_packet_is_in_a_sum_twice() {
+    for query in queries() {
+        let sums = query.contains("tulle_packets_total") || query.contains("tulle_bytes_total");
+        let once = query.contains("outcome!=\"handed_on\"") || query.contains("by (program");
+        assert!(!sums || once, "{query}");
     }
 }
 

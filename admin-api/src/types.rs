@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ pub struct Status {
     pub drift_repairs: u64,
     /// What is wrong with the objects at the moment.
     #[serde(default)]
-    pub warnings: Vec<Warning>,
+    pub warnings: Arc<[Warning]>,
     /// Where programs are attached.
     #[serde(default)]
     pub links: Vec<LinkAttachment>,

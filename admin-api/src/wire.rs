@@ -244,7 +244,7 @@ mod tests {
         let status = Status {
             node: "n1".into(),
             last_sync_micros: Some(1_234),
-            warnings: vec![warning],
+            warnings: [warning].into(),
             ..Status::default()
         };
         let response = Response::Status(Box::new(status));

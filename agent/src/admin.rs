@@ -218,7 +218,7 @@ async fn answer(request: Request, answers: &Answers) -> Response {
     let snapshot = Arc::clone(&answers.snapshots.borrow());
     let of_names: fn(Names) -> Response = match request {
         Request::Status => return Response::Status(Box::new(snapshot.status.clone())),
-        Request::Warnings => return Response::Warnings(snapshot.status.warnings.clone()),
+        Request::Warnings => return Response::Warnings(snapshot.status.warnings.to_vec()),
         Request::Services => |names| Response::Services(names.services),
         Request::Overlay => |names| Response::Overlay(names.peers),
         Request::Backends => |names| Response::Backends(names.backends),

@@ -140,7 +140,7 @@ fn case(name: &str) {
     let want = head("# warning:");
     let mut got: Vec<String> = planner
         .warnings()
-        .into_iter()
+        .iter()
         .filter(|w| has_nodes || w.object != "Node n0")
         .inspect(|w| assert!(!w.problem.is_empty() && !w.mend.is_empty(), "{w}"))
         .map(|w| {

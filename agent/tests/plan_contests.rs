@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use support::balanced::{here, object, row, service};
 use support::world::World;
@@ -76,10 +77,10 @@ fn a_contest_names_the_fields_of_both_and_what_to_change() {
     ]);
     world.planner.set_here(here());
     world.run();
-    let warnings = world.planner.warnings().into_iter();
+    let warnings = world.planner.warnings().iter();
     let said: BTreeSet<String> = warnings
         .filter(|warning| warning.problem.contains("belongs"))
-        .map(|warning| warning.to_string())
+        .map(ToString::to_string)
         .collect();
     let expected = [
         "Pod apps/web: spec.containers[*].ports[*].hostPort: 192.168.0.1 port 30080 belongs to \
@@ -97,4 +98,28 @@ fn a_contest_names_the_fields_of_both_and_what_to_change() {
          another port",
     ];
     assert_eq!(said, expected.map(str::to_owned).into());
+}
+
+/// Whoever tells of warnings looks no further if the slice is the same.
+#[test]
+fn warnings_that_a_change_does_not_touch_are_not_gathered_again() {
+    let contested = Service {
+        cluster_ips: service(1).cluster_ips,
+        ..service(2)
+    };
+    let mut world = World::new([object(service(1)), object(contested.clone())]);
+    world.planner.set_here(here());
+    world.run();
+    let before = Arc::clone(world.planner.warnings());
+    assert!(before.iter().any(|w| w.problem.contains("belongs")));
+    let apart = Service {
+        vips: Vec::new(),
+        ..service(3)
+    };
+    world.put(object(apart));
+    let after = world.planner.warnings();
+    assert!(Arc::ptr_eq(&before, after), "{before:?} {after:?}");
+    world.delete(&object(contested));
+    let after = world.planner.warnings();
+    assert!(!after.iter().any(|w| w.problem.contains("belongs")));
 }

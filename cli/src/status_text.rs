@@ -222,7 +222,7 @@ fn faults(report: &Report, style: Style) -> String {
 
 fn warnings(report: &Report, style: Style) -> String {
     let mut out = String::new();
-    for warning in report.agent.iter().flat_map(|agent| &agent.warnings) {
+    for warning in report.agent.iter().flat_map(|agent| agent.warnings.iter()) {
         let Warning {
             file,
             object,

@@ -278,6 +278,11 @@ impl Desired {
             .is_some_and(|claims| claims.iter().any(|(_, (_, claimed))| claimed == port))
     }
 
+    /// Whether more than one service port claims a frontend.
+    pub fn has_contests(&self) -> bool {
+        !self.contested.is_empty()
+    }
+
     /// Frontends that more than one service port claims.
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = Vec::new();

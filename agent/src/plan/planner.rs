@@ -41,6 +41,9 @@ pub struct Planner {
     facts: Option<NodeFacts>,
     source_warnings: Arc<[Warning]>,
     way_warnings: Vec<Warning>,
+    /// All of them, and whether they are to be gathered anew.
+    warnings: Arc<[Warning]>,
+    warnings_stale: bool,
     dirty: Dirty,
     /// Whether the next run compiles every Service.
     full: bool,
@@ -72,6 +75,8 @@ impl Planner {
             facts: None,
             source_warnings: Arc::default(),
             way_warnings: Vec::new(),
+            warnings: Arc::default(),
+            warnings_stale: false,
             dirty: Dirty::default(),
             full: true,
             ways_stale: true,
@@ -92,7 +97,9 @@ impl Planner {
         for change in batch.changes {
             self.model.apply(change, &mut self.dirty);
         }
+        self.warnings_stale |= !Arc::ptr_eq(&self.source_warnings, &batch.warnings);
         self.source_warnings = batch.warnings;
+        self.gather_warnings();
         self.ways_stale |= self.dirty.nodes || self.dirty.networks;
         (self.dirty.nodes, self.dirty.networks) = (false, false);
     }
@@ -137,6 +144,7 @@ impl Planner {
         outcome.full = std::mem::take(&mut self.full);
         self.applied.segments.reclaim(clock());
         self.compile();
+        self.gather_warnings();
         self.run_units(writer, clock, &mut outcome, |unit| {
             !matches!(unit, Unit::Sources(_) | Unit::Backend(..))
         });
@@ -328,12 +336,27 @@ impl Planner {
         &self.desired
     }
 
-    /// Everything that is wrong with the cluster's state.
-    pub fn warnings(&self) -> Vec<Warning> {
-        let mut warnings = self.source_warnings.to_vec();
-        warnings.extend(self.way_warnings.iter().cloned());
-        warnings.extend(self.desired.warnings());
-        warnings
+    /// Everything that is wrong with the cluster's state: the same slice for as long as it is the
+    /// same.
+    pub const fn warnings(&self) -> &Arc<[Warning]> {
+        &self.warnings
+    }
+
+    /// There may be thousands, and most changes have nothing to do with any.
+    fn gather_warnings(&mut self) {
+        if !std::mem::take(&mut self.warnings_stale) {
+            return;
+        }
+        let contests = self.desired.warnings();
+        if self.way_warnings.is_empty() && contests.is_empty() {
+            self.warnings = Arc::clone(&self.source_warnings);
+            return;
+        }
+        let here = self.way_warnings.iter().chain(&contests);
+        let all: Vec<Warning> = self.source_warnings.iter().chain(here).cloned().collect();
+        if *self.warnings != *all {
+            self.warnings = all.into();
+        }
     }
 
     /// The highest service number that was ever given out.
@@ -410,6 +433,7 @@ impl Planner {
     }
 
     fn compile_service(&mut self, service: &NamespacedName, touched: &mut BTreeSet<FrontKey>) {
+        self.warnings_stale |= self.desired.has_contests();
         let before = self.desired.claimed(service);
         for (_, port) in &before {
             // Fewer networks may be wanted now.
@@ -419,6 +443,7 @@ impl Planner {
         }
         self.desired
             .update(service, compile(&self.model, service, &self.here), touched);
+        self.warnings_stale |= self.desired.has_contests();
         for (front, port) in before {
             if !self.desired.has_port(&port) {
                 self.leaving.entry(port).or_default().insert(front);
@@ -460,6 +485,7 @@ impl Planner {
         }
         self.pending
             .extend(units.into_iter().map(|unit| (unit, Retry::default())));
+        self.warnings_stale |= self.way_warnings != warnings;
         self.way_warnings = warnings;
         self.ways = ways;
     }

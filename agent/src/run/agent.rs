@@ -23,7 +23,7 @@ use crate::admin::Asking;
 use crate::health::{Beat, Ports};
 use crate::http::{self, Health, NodeState};
 use crate::metrics::{Drift, Sizes};
-use crate::model::Node;
+use crate::model::{Node, Warning};
 use crate::net::{Bridge, Interest, NetChanged, NetlinkError, Uplink, Watcher, device_name};
 use crate::source::{Batch, Source};
 
@@ -56,6 +56,16 @@ pub struct Agent {
     state: State,
     asked: mpsc::Receiver<Asking>,
     publish: watch::Sender<Arc<Snapshot>>,
+    warnings: status::Warnings,
+    complained: Option<Complained>,
+}
+
+/// What users were told of last.
+#[derive(Debug)]
+struct Complained {
+    ready: bool,
+    warnings: Arc<[Warning]>,
+    faults: Vec<String>,
 }
 
 enum Event {
@@ -96,6 +106,8 @@ impl Agent {
             state: State::Waiting(Box::default()),
             asked,
             publish,
+            warnings: status::Warnings::default(),
+            complained: None,
         }
     }
 
@@ -475,7 +487,7 @@ impl Agent {
                 status.waiting_for = Some(waiting.reason(&shared.args.node));
                 status.features = status::features(&shared.kernel, &shared.sockets, node, None);
                 status.objects = status::objects(waiting.model(), 0);
-                status.warnings = waiting.warnings().iter().map(status::warning).collect();
+                status.warnings = self.warnings.told(&waiting.warnings());
             }
             State::Serving(serving) => {
                 let opened = serving.datapath.opened();
@@ -486,12 +498,7 @@ impl Agent {
                     status::features(&shared.kernel, &shared.sockets, node, serving.xdp.as_ref());
                 status.features.extend(by_xdp::feature(shared, serving));
                 status.objects = status::objects(serving.planner.model(), serving.local_pods());
-                status.warnings = serving
-                    .planner
-                    .warnings()
-                    .iter()
-                    .map(status::warning)
-                    .collect();
+                status.warnings = self.warnings.told(serving.planner.warnings());
                 status.links.clone_from(&serving.links);
                 status.map_errors = serving.map_errors();
                 status.maps_adopted = adopted as u32;
@@ -537,15 +544,26 @@ impl Agent {
         }
     }
 
-    /// Tells users what is wrong.
-    fn complain(&self, ready: bool) {
-        self.source.complain(|| {
-            let warnings = match &self.state {
-                State::Waiting(waiting) => waiting.warnings().to_vec(),
-                State::Serving(serving) => serving.planner.warnings(),
-            };
-            let shared = &self.shared;
-            complaints(&shared.args.node, ready, &warnings, shared.faults.all())
+    /// Tells users what is wrong, if it is something else than before.
+    fn complain(&mut self, ready: bool) {
+        let warnings = match &self.state {
+            State::Waiting(waiting) => waiting.warnings(),
+            State::Serving(serving) => Arc::clone(serving.planner.warnings()),
+        };
+        let shared = &self.shared;
+        let faults = shared.faults.sentences();
+        let same = |told: &Complained| {
+            told.ready == ready && Arc::ptr_eq(&told.warnings, &warnings) && told.faults == faults
+        };
+        if self.complained.as_ref().is_some_and(same) {
+            return;
+        }
+        self.source
+            .complain(|| complaints(&shared.args.node, ready, &warnings, shared.faults.all()));
+        self.complained = Some(Complained {
+            ready,
+            warnings,
+            faults,
         });
     }
 }

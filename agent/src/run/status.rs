@@ -1,5 +1,7 @@
 //! Answers for the socket, assembled from what the loop knows (pure).
 
+use std::sync::Arc;
+
 use admin_api::{
     BackendServices, Feature, FrontendAddress, LinkAttachment, ObjectCounts, Overlay, Peer,
     Protocol, Service, Warning,
@@ -36,6 +38,24 @@ pub struct Names {
     pub peers: Vec<Peer>,
     /// Services by backend.
     pub backends: Vec<BackendServices>,
+}
+
+/// Warnings in the socket's words, put so only once: the loop tells of them after each event.
+#[derive(Debug, Default)]
+pub struct Warnings {
+    of: Arc<[model::Warning]>,
+    told: Arc<[Warning]>,
+}
+
+impl Warnings {
+    /// The same slice for the same slice.
+    pub fn told(&mut self, warnings: &Arc<[model::Warning]>) -> Arc<[Warning]> {
+        if !Arc::ptr_eq(&self.of, warnings) {
+            self.told = warnings.iter().map(warning).collect();
+            self.of = Arc::clone(warnings);
+        }
+        Arc::clone(&self.told)
+    }
 }
 
 /// A warning in the socket's words.

@@ -123,6 +123,21 @@ fn warnings_keep_their_mend() {
     );
 }
 
+/// Thousands of them, after each event.
+#[test]
+fn warnings_that_are_the_same_are_not_put_into_words_again() {
+    let of = |problem: &str| -> Arc<[model::Warning]> {
+        let fault = Fault::new("spec", problem, "mend it");
+        [model::Warning::new("Service shop/web", fault)].into()
+    };
+    let (mut warnings, bad) = (Warnings::default(), of("is bad"));
+    let first = warnings.told(&bad);
+    assert_eq!(first[0].message, "is bad; mend it");
+    assert!(Arc::ptr_eq(&first, &warnings.told(&bad)));
+    let worse = warnings.told(&of("is worse"));
+    assert_eq!(worse[0].message, "is worse; mend it");
+}
+
 #[test]
 fn attachments_name_their_interface_or_its_number() {
     let name = |index| (index == 5).then(|| "pod1".to_owned());

@@ -105,12 +105,13 @@ fn the_agent_tells_choices_and_warnings() {
         }],
         last_sync_micros: Some(2_345),
         syncs: 12,
-        warnings: vec![Warning {
+        warnings: [Warning {
             file: String::new(),
             object: "Service default/web".into(),
             field: "spec.ports[0].port".into(),
             message: "0 is no port; write 1 to 65535".into(),
-        }],
+        }]
+        .into(),
         map_errors: vec![MapFault {
             map: "tulle_front_v4".into(),
             message: "full".into(),

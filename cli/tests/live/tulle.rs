@@ -101,7 +101,7 @@ fn answer(request: Request) -> Response {
                 address: Some([192, 168, 0, 1].into()),
                 vtep_mac: None,
             }),
-            warnings: vec![warning],
+            warnings: [warning].into(),
             ..Status::default()
         })),
         Request::Services => Response::Services(vec![Service {

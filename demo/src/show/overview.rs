@@ -50,7 +50,7 @@ pub fn agents(page: &mut Output, world: &World) -> Result<()> {
     )?;
     let mut warnings = Vec::new();
     for n in 0..agents {
-        warnings.extend(world.status(n)?.warnings);
+        warnings.extend(world.status(n)?.warnings.iter().cloned());
     }
     if !warnings.is_empty() {
         page.promise(

@@ -46,6 +46,20 @@ fn defaults_are_the_objects_sizes() {
     assert_eq!(args.places.socket(), Path::new("/run/tulle/agent.sock"));
 }
 
+/// API servers send bookmarks once a minute.
+#[test]
+fn a_silence_that_is_no_silence_is_refused() {
+    let silence = |secs: &str| run(&["--api-silence", secs]).map(|args| args.cluster.api_silence);
+    assert_eq!(silence("60").unwrap(), 60);
+    for secs in ["0", "59", "3601"] {
+        let error = silence(secs).unwrap_err().to_string();
+        assert!(
+            error.contains("--api-silence") && error.contains("60..=3600"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn sizes_have_the_flags_that_the_maps_name() {
     let command = Args::command();

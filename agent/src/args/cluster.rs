@@ -38,14 +38,14 @@ pub struct ClusterArgs {
     #[arg(default_value = "/var/lib/tulle")]
     pub lib_dir: PathBuf,
     /// Seconds that a watch may be silent before it is begun anew; API servers send something each
-    /// minute
+    /// minute, so that less would begin those anew that are well
     #[arg(
         long,
         value_name = "SECONDS",
         env = "TULLE_API_SILENCE",
         default_value_t = 100
     )]
-    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(1..=3600))]
+    #[arg(value_parser = RangedU64ValueParser::<u64>::new().range(60..=3600))]
     pub api_silence: u64,
     /// Serve the host ports of this node's Pods too, from an API server (a directory's Pods always are);
     /// whoever has the CNI plugin `portmap` needs it not

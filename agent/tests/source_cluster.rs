@@ -183,6 +183,41 @@ fn the_role_is_enough_and_needed() {
     told.until_contact("well", <[String]>::is_empty);
 }
 
+/// Whichever verb of whichever resource is missing, the fault names both and the kind.
+#[test]
+fn what_the_role_lacks_is_named() {
+    let site = Site::start();
+    // Else nothing is listed but by watches.
+    site.server
+        .configure(|settings| settings.watch_list = false);
+    let all = [
+        ("", "services", "Service"),
+        ("", "nodes", "Node"),
+        ("discovery.k8s.io", "endpointslices", "EndpointSlice"),
+        ("networking.k8s.io", "servicecidrs", "ServiceCIDR"),
+    ];
+    for (_, lacking, kind) in all {
+        for (verb, other) in [("list", "watch"), ("watch", "list")] {
+            let rule = |(group, resource, _): (&str, &str, &str)| {
+                let verbs = if resource == lacking {
+                    vec![other]
+                } else {
+                    vec!["list", "watch"]
+                };
+                json!({"apiGroups": [group], "resources": [resource], "verbs": verbs})
+            };
+            let role = Rule::of_role(&json!({"rules": all.map(rule)})).unwrap();
+            site.server.restrict(testkit::apiserver::USER, Some(role));
+            let named = format!("cannot {verb} resource \"{lacking}\"");
+            let said = site.follow().until_contact(&named, |said| !said.is_empty());
+            assert_eq!(said.len(), 1, "{said:?}");
+            for words in [&*named, kind, "ClusterRole"] {
+                assert!(said[0].contains(words), "{words}: {said:?}");
+            }
+        }
+    }
+}
+
 /// The same with the role that `deploy/manifests` installs.
 #[test]
 fn the_role_that_is_installed_is_enough() {

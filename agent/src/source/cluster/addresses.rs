@@ -161,11 +161,8 @@ impl Addresses {
         let all = std::iter::once(configured)
             .chain(&inner.given)
             .chain(&inner.learned);
-        let last = |address: &&Address| {
-            let mut over = inner.passed_over.iter();
-            over.any(|(passed, until)| passed == *address && now < *until)
-        };
-        let (back, front): (Vec<&Address>, Vec<&Address>) = all.partition(last);
+        let (back, front): (Vec<&Address>, Vec<&Address>) =
+            all.partition(|address| inner.is_passed_over(address, now));
         let mut order: Vec<Address> = Vec::new();
         for address in front.into_iter().chain(back) {
             if !order.contains(address) {
@@ -180,7 +177,12 @@ impl Addresses {
         self.inner().given.contains(address)
     }
 
-    /// This one answered.
+    /// Whether others come before it, for it serves nothing.
+    pub fn is_passed_over(&self, address: &Address, now: Instant) -> bool {
+        self.inner().is_passed_over(address, now)
+    }
+
+    /// This one answered; of a name, the address that it was found to have.
     pub fn answered(&self, address: &Address) {
         self.inner().good = Some(address.clone());
     }
@@ -222,6 +224,11 @@ impl Addresses {
 }
 
 impl Inner {
+    fn is_passed_over(&self, address: &Address, now: Instant) -> bool {
+        let mut over = self.passed_over.iter();
+        over.any(|(passed, until)| passed == address && now < *until)
+    }
+
     /// Whether addresses that the cluster tells of are used: they are those of HTTPS.
     fn learns(&self) -> bool {
         self.configured.starts_with("https:")

@@ -1,9 +1,12 @@
 //! Connections to whichever API server answers: known addresses are tried one after the other,
 //! the next one while the one before is still silent, and the first that completes its handshake
-//! is taken.
+//! is taken. A name is as many addresses as it has.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -62,45 +65,82 @@ impl Dialer {
     }
 
     async fn race(self, configured: Address) -> Result<Stream, Unreachable> {
-        let mut left = self.known.order(&configured, Instant::now()).into_iter();
+        let order = self.known.order(&configured, Instant::now());
+        let left = order.into_iter().map(Step::from).collect();
+        self.run(left, configured).await
+    }
+
+    async fn run(
+        &self,
+        mut left: VecDeque<Step>,
+        configured: Address,
+    ) -> Result<Stream, Unreachable> {
         let mut attempts = FuturesUnordered::new();
         let mut failed: Vec<String> = Vec::new();
         loop {
             let mut has_next = true;
-            match left.next() {
-                Some(address) => attempts.push(self.attempt(address, &configured)),
+            match left.pop_front() {
+                Some(step) => attempts.push(self.attempt(step, &configured)),
                 None => has_next = false,
             }
             if attempts.is_empty() {
                 return Err(Unreachable(failed.join("; ")));
             }
             tokio::select! {
-                Some((address, tried)) = attempts.next() => match tried {
-                    Ok(stream) => {
-                        self.known.answered(&address);
-                        return Ok(stream);
+                Some((step, tried)) = attempts.next() => match tried {
+                    Ok(Tried::Connected(stream)) => {
+                        self.known.answered(&step.dialled());
+                        return Ok(*stream);
                     }
-                    Err(error) => failed.push(format!("{address}: {error}")),
+                    Ok(Tried::Found(ips)) => self.enqueue(&mut left, &step.address, ips),
+                    Err(error) => failed.push(format!("{step}: {error}")),
                 },
                 () = tokio::time::sleep(NEXT), if has_next => {}
             }
         }
     }
 
-    async fn attempt(
-        &self,
-        address: Address,
-        configured: &Address,
-    ) -> (Address, io::Result<Stream>) {
-        let tried = timeout(ATTEMPT, self.connect(&address, configured)).await;
-        let tried =
-            tried.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")));
-        (address, tried)
+    /// The addresses of a name come next, but those last that serve nothing.
+    fn enqueue(&self, left: &mut VecDeque<Step>, address: &Address, ips: Vec<SocketAddr>) {
+        let now = Instant::now();
+        let step = |at: SocketAddr| Step {
+            address: address.clone(),
+            at: Some(at),
+        };
+        let (back, front): (Vec<Step>, Vec<Step>) = ips
+            .into_iter()
+            .map(step)
+            .partition(|step| self.known.is_passed_over(&step.dialled(), now));
+        for step in front.into_iter().rev() {
+            left.push_front(step);
+        }
+        left.extend(back);
     }
 
-    async fn connect(&self, address: &Address, configured: &Address) -> io::Result<Stream> {
+    async fn attempt(&self, step: Step, configured: &Address) -> (Step, io::Result<Tried>) {
+        let tried = async {
+            match step.at {
+                Some(at) => {
+                    let stream = self.connect(at, &step.address, configured).await?;
+                    Ok(Tried::Connected(Box::new(stream)))
+                }
+                None => look_up(&step.address).await.map(Tried::Found),
+            }
+        };
+        let tried = timeout(ATTEMPT, tried).await;
+        let tried =
+            tried.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")));
+        (step, tried)
+    }
+
+    async fn connect(
+        &self,
+        at: SocketAddr,
+        address: &Address,
+        configured: &Address,
+    ) -> io::Result<Stream> {
         let tcp = || async {
-            let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+            let stream = TcpStream::connect(at).await?;
             watch_over(&stream)?;
             io::Result::Ok(stream)
         };
@@ -125,6 +165,60 @@ impl Dialer {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What is tried next: to find the addresses of a name, or to connect to one.
+#[derive(Clone, Debug)]
+struct Step {
+    /// As somebody wrote it.
+    address: Address,
+    /// Where it is, once that is known.
+    at: Option<SocketAddr>,
+}
+
+/// What became of it.
+enum Tried {
+    Connected(Box<Stream>),
+    Found(Vec<SocketAddr>),
+}
+
+impl Step {
+    /// The address that is connected to.
+    fn dialled(&self) -> Address {
+        self.at.map_or_else(|| self.address.clone(), Address::from)
+    }
+}
+
+impl From<Address> for Step {
+    fn from(address: Address) -> Self {
+        let at = address.ip().map(|ip| SocketAddr::new(ip, address.port));
+        Self { address, at }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            Some(at) if self.address.ip().is_none() => write!(f, "{} ({at})", self.address),
+            _ => self.address.fmt(f),
+        }
+    }
+}
+
+/// All addresses of a name, each once, in the order in which they are given.
+async fn look_up(address: &Address) -> io::Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host((address.host.as_str(), address.port)).await?;
+    let mut ips: Vec<SocketAddr> = Vec::new();
+    for ip in found {
+        if !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    if ips.is_empty() {
+        let text = "the name has no address";
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    Ok(ips)
 }
 
 impl tower::Service<Uri> for Dialer {
@@ -255,5 +349,139 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// A listener that says its letter to who asks.
+    fn server(ip: [u8; 4], port: u16, letter: u8) -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::from(ip), port)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                if stream.read_exact(&mut [0]).is_ok() {
+                    stream.write_all(&[letter]).unwrap();
+                }
+            }
+        });
+        port
+    }
+
+    /// Who answers if a name has these addresses.
+    fn answer(dialer: &Dialer, ips: &[[u8; 4]], port: u16) -> Result<u8, Unreachable> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let name = Address {
+            host: "api.example".to_owned(),
+            port,
+        };
+        let ips = ips.iter().map(|ip| SocketAddr::from((*ip, port)));
+        let mut left = VecDeque::new();
+        dialer.enqueue(&mut left, &name, ips.collect());
+        runtime.block_on(async {
+            let mut stream = dialer.run(left, name).await?;
+            stream.write_all(b"?").await.unwrap();
+            Ok(stream.read_u8().await.unwrap())
+        })
+    }
+
+    fn dialer(directory: &std::path::Path) -> Dialer {
+        let known = Addresses::new(directory, Vec::new(), "http://api.example/");
+        Dialer::new(Arc::new(known), None)
+    }
+
+    const FIRST: [u8; 4] = [127, 0, 0, 1];
+    const SECOND: [u8; 4] = [127, 0, 0, 2];
+
+    #[test]
+    fn each_address_of_a_name_is_tried() {
+        let directory = tempfile::tempdir().unwrap();
+        let dialer = dialer(directory.path());
+        let port = server(SECOND, 0, b'b');
+        assert_eq!(answer(&dialer, &[FIRST, SECOND], port).unwrap(), b'b');
+        let error = answer(&dialer, &[FIRST], port).unwrap_err().to_string();
+        let both = format!("api.example:{port} (127.0.0.1:{port}): ");
+        assert!(error.contains(&both), "{error}");
+    }
+
+    /// Where nobody answers, not even with a refusal, the next address is tried besides.
+    #[test]
+    fn an_address_of_a_name_that_is_silent_holds_up_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let dialer = dialer(directory.path());
+        let port = server(SECOND, 0, b'b');
+        // Its queue is full: the kernel drops what begins a connection.
+        let full = silent(FIRST, port);
+        let began = Instant::now();
+        assert_eq!(answer(&dialer, &[FIRST, SECOND], port).unwrap(), b'b');
+        assert!(began.elapsed() < ATTEMPT / 2, "{:?}", began.elapsed());
+        drop(full);
+    }
+
+    #[test]
+    fn an_address_that_serves_nothing_comes_behind_the_others_of_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let dialer = dialer(directory.path());
+        let port = server(FIRST, 0, b'a');
+        server(SECOND, port, b'b');
+        assert_eq!(answer(&dialer, &[FIRST, SECOND], port).unwrap(), b'a');
+        dialer.known.pass_over(Instant::now());
+        assert_eq!(answer(&dialer, &[FIRST, SECOND], port).unwrap(), b'b');
+    }
+
+    #[test]
+    fn names_are_looked_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let dialer = dialer(directory.path());
+        let port = server(FIRST, 0, b'a');
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let at = |host: &str| Address {
+            host: host.to_owned(),
+            port,
+        };
+        runtime.block_on(async {
+            dialer.clone().race(at("localhost")).await.unwrap();
+            let error = dialer.race(at("name.invalid")).await.unwrap_err();
+            assert!(error.to_string().contains("name.invalid"), "{error}");
+        });
+    }
+
+    /// A listener that takes nobody, with as many in its queue as it holds.
+    fn silent(ip: [u8; 4], port: u16) -> Vec<std::net::TcpStream> {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket,
+        };
+        let fd = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let [a, b, c, d] = ip;
+        let address = SockaddrIn::new(a, b, c, d, port);
+        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &address).unwrap();
+        listen(&fd, Backlog::new(0).unwrap()).unwrap();
+        let at = SocketAddr::from((ip, port));
+        let mut held = vec![std::net::TcpStream::from(fd)];
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&at, Duration::from_millis(300))
+        {
+            held.push(stream);
+        }
+        held
     }
 }

@@ -137,7 +137,7 @@ async fn publish(
     reporter: &Reporter,
     complaint: &Complaint,
 ) -> anyhow::Result<()> {
-    let client = shared.access.client().await?;
+    let client = shared.access.client().await?.client;
     let reference = match reference(client.clone(), &complaint.object).await {
         Ok(reference) => reference,
         // It is gone, and nobody looks at it any more.

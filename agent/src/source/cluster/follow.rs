@@ -66,6 +66,8 @@ pub struct Follower {
     version: Option<String>,
     /// Whether a list may come as a watch.
     streams: bool,
+    /// The number of the client that was used last.
+    login: u64,
     /// Whether the last step reached the server.
     reached: bool,
     /// Steps in a row that failed.
@@ -90,6 +92,7 @@ impl Follower {
             followed,
             version: None,
             streams: true,
+            login: 0,
             reached: false,
             failures: 0,
             barren: 0,
@@ -152,7 +155,7 @@ impl Follower {
             // Known to happen when a watch was away for long: the list is made anew.
             Trouble::Gone if self.version.take().is_some() => return wait.min(Backoff::FIRST),
             Trouble::Refused { code, .. } if *code == StatusCode::UNAUTHORIZED => {
-                shared.access.refused().await;
+                shared.access.refused(self.login).await;
             }
             _ if trouble.is_unknown_parameter() && self.version.is_none() => {
                 if self.streams {
@@ -165,9 +168,11 @@ impl Follower {
             }
             // Once is a restart or a hiccup; a server that goes on like that is not asked again.
             Trouble::Refused { code, .. } if code.is_server_error() && self.failures > 1 => {
-                shared.access.pass_over().await;
+                shared.access.pass_over(self.login).await;
             }
-            Trouble::Silent(_) if self.failures > 1 => shared.access.pass_over().await,
+            Trouble::Silent(_) if self.failures > 1 => {
+                shared.access.pass_over(self.login).await;
+            }
             _ => {}
         }
         // A version that brings nothing may be one that this server never had, such as after
@@ -213,12 +218,14 @@ impl Follower {
         self.shared.tidings.works(self.followed.kind);
     }
 
-    async fn client(&self) -> Result<kube::Client, Trouble> {
-        let client = self.shared.access.client().await;
-        client.map_err(|error| Trouble::Broken(error.to_string()))
+    async fn client(&mut self) -> Result<kube::Client, Trouble> {
+        let login = self.shared.access.client().await;
+        let login = login.map_err(|error| Trouble::Broken(error.to_string()))?;
+        self.login = login.number;
+        Ok(login.client)
     }
 
-    async fn watch(&self, version: Option<&str>) -> Result<Lines, Trouble> {
+    async fn watch(&mut self, version: Option<&str>) -> Result<Lines, Trouble> {
         let seconds = fastrand::u32(WATCH_SECS);
         let request = self.followed.watch(version, seconds);
         request::watch(&self.client().await?, request.map_err(Trouble::Broken)?).await

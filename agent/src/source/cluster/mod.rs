@@ -9,6 +9,7 @@ mod book;
 mod contact;
 mod dial;
 mod events;
+mod exec;
 mod follow;
 mod gauges;
 mod kinds;

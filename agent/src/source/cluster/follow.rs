@@ -21,6 +21,8 @@ const WATCH_SECS: std::ops::Range<u32> = 300..600;
 const SHORT: Duration = Duration::from_secs(1);
 /// Until a server that does not know lists by watch is asked for pages.
 const FIRST_EVENT: Duration = Duration::from_secs(10);
+/// For so long it is asked for pages: it may have been slow, or another by then.
+const PAGES: Duration = Duration::from_mins(10);
 /// Until a server that lacked a kind is asked for it again.
 const ABSENT: Duration = Duration::from_mins(5);
 
@@ -64,8 +66,8 @@ pub struct Follower {
     followed: Followed,
     /// Where a watch would go on; none before the first list, or when that is history.
     version: Option<String>,
-    /// Whether a list may come as a watch.
-    streams: bool,
+    /// How lists are asked for.
+    lists: Lists,
     /// The number of the client that was used last.
     login: u64,
     /// Whether the last step reached the server.
@@ -74,6 +76,22 @@ pub struct Follower {
     failures: u32,
     /// Steps in a row that reached the server and brought nothing.
     barren: u32,
+}
+
+/// How lists are asked for: as a watch, but for a while in pages where that brought nothing.
+#[derive(Debug)]
+struct Lists {
+    pages_until: Option<Instant>,
+}
+
+impl Lists {
+    fn in_pages(&mut self, now: Instant) {
+        self.pages_until = Some(now + PAGES);
+    }
+
+    fn stream(&self, now: Instant) -> bool {
+        self.pages_until.is_none_or(|until| until <= now)
+    }
 }
 
 /// How a step went well.
@@ -91,7 +109,7 @@ impl Follower {
             shared,
             followed,
             version: None,
-            streams: true,
+            lists: Lists { pages_until: None },
             login: 0,
             reached: false,
             failures: 0,
@@ -158,8 +176,8 @@ impl Follower {
                 shared.access.refused(self.login).await;
             }
             _ if trouble.is_unknown_parameter() && self.version.is_none() => {
-                if self.streams {
-                    self.streams = false;
+                if self.lists.stream(Instant::now()) {
+                    self.lists.in_pages(Instant::now());
                     return Duration::ZERO;
                 }
                 if self.followed.widen() {
@@ -195,7 +213,7 @@ impl Follower {
     /// A list, or a watch to its end.
     async fn step(&mut self) -> Result<Step, Trouble> {
         match self.version.clone() {
-            None if self.streams => self.list_by_watch().await,
+            None if self.lists.stream(Instant::now()) => self.list_by_watch().await,
             None => self.list().await,
             Some(version) => {
                 let lines = self.watch(Some(&version)).await?;
@@ -269,7 +287,7 @@ impl Follower {
                 Ok(Some(line)) => line,
                 // One that does not know the parameter sends objects and never says that they are all.
                 Err(Trouble::Silent(_)) => {
-                    self.streams = false;
+                    self.lists.in_pages(Instant::now());
                     return Ok(Step::Listed);
                 }
                 Ok(None) => return Err(Trouble::Broken("the list ended in the midst".to_owned())),
@@ -331,4 +349,19 @@ impl Follower {
 
 fn garbled<T>(read: serde_json::Result<T>) -> Result<T, Trouble> {
     read.map_err(|error| Trouble::Garbled(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_was_slow_once_is_asked_for_streams_again() {
+        let now = Instant::now();
+        let mut lists = Lists { pages_until: None };
+        assert!(lists.stream(now));
+        lists.in_pages(now);
+        assert!(!lists.stream(now + PAGES / 2));
+        assert!(lists.stream(now + PAGES));
+    }
 }

@@ -45,9 +45,44 @@ impl Backoff {
     }
 }
 
+/// For each node of the cluster, from the first to the last that comes back to the server.
+const EACH: Duration = Duration::from_millis(1);
+/// From the first to the last of however many.
+const ALL: Duration = Duration::from_secs(10);
+
+/// How long one of `nodes` waits besides, when all of them lost the server in the same moment: so many
+/// lists and handshakes come one after the other. `dice` is from 0 up to 1.
+pub fn turn(nodes: usize, dice: f64) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    EACH.saturating_mul(nodes).min(ALL).mul_f64(dice)
+}
+
+/// How long to wait where the server asked for so long (`Retry-After`), never less, but for a limit: it
+/// says the same to all who ask in the same moment.
+pub fn asked_for(after: Duration, dice: f64) -> Duration {
+    after.min(Backoff::LAST).mul_f64(1.0 + dice / 2.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_come_back_one_after_the_other() {
+        assert_eq!(turn(3, 0.999).as_millis(), 2, "few wait for nobody");
+        assert_eq!(turn(5000, 0.5), Duration::from_millis(2500));
+        assert_eq!(turn(usize::MAX, 0.5), ALL / 2);
+        assert_eq!(turn(0, 0.5), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_kept_to_and_spread() {
+        let asked = Duration::from_secs(4);
+        assert_eq!(asked_for(asked, 0.0), asked);
+        assert_eq!(asked_for(asked, 0.5), Duration::from_secs(5));
+        let hours = Duration::from_hours(9);
+        assert!(asked_for(hours, 0.999) < Backoff::LAST * 3 / 2);
+    }
 
     #[test]
     fn waits_grow_to_a_limit_and_begin_anew() {

@@ -7,12 +7,13 @@ use http::StatusCode;
 use tokio::sync::Notify;
 
 use super::access::Access;
-use super::backoff::Backoff;
+use super::backoff::{self, Backoff};
 use super::book::{Book, Listing};
 use super::gauges::Gauges;
 use super::kinds::Followed;
 use super::request::{self, Event, Head, Lines, Trouble};
 use super::tidings::Tidings;
+use crate::model::Kind;
 
 /// The server ends a watch after so many seconds, drawn anew each time (as client-go does), so
 /// that watches of all nodes do not end together.
@@ -70,6 +71,8 @@ pub struct Follower {
     lists: Lists,
     /// The number of the client that was used last.
     login: u64,
+    /// Whether it was listed once.
+    known: bool,
     /// Whether the last step reached the server.
     reached: bool,
     /// Steps in a row that failed.
@@ -111,6 +114,7 @@ impl Follower {
             version: None,
             lists: Lists { pages_until: None },
             login: 0,
+            known: false,
             reached: false,
             failures: 0,
             barren: 0,
@@ -171,7 +175,9 @@ impl Follower {
         shared.gauges.restarted(kind, trouble.reason());
         match trouble {
             // Known to happen when a watch was away for long: the list is made anew.
-            Trouble::Gone if self.version.take().is_some() => return wait.min(Backoff::FIRST),
+            Trouble::Gone if self.version.take().is_some() => {
+                return wait.min(Backoff::FIRST) + self.turn();
+            }
             Trouble::Refused { code, .. } if *code == StatusCode::UNAUTHORIZED => {
                 shared.access.refused(self.login).await;
             }
@@ -202,12 +208,29 @@ impl Follower {
         if !self.reached || trouble.code().is_some() || self.barren > 1 {
             shared.tidings.failed(kind, trouble);
         }
+        // What breaks, breaks for all nodes at once. Later failures wait longer than a turn.
+        let wait = if self.failures == 1 {
+            wait + self.turn()
+        } else {
+            wait
+        };
         match trouble {
             Trouble::Refused {
                 after: Some(after), ..
-            } => wait.max((*after).min(Backoff::LAST)),
+            } => wait.max(backoff::asked_for(*after, fastrand::f64())),
             _ => wait,
         }
+    }
+
+    /// This node's turn among all that lost the server or its history in the same moment. None before
+    /// the first list: nodes do not all boot at once, and this one waits for it.
+    fn turn(&self) -> Duration {
+        if !self.known {
+            return Duration::ZERO;
+        }
+        let book = self.shared.book.lock();
+        let book = book.unwrap_or_else(PoisonError::into_inner);
+        backoff::turn(book.names(Kind::Node).count(), fastrand::f64())
     }
 
     /// A list, or a watch to its end.
@@ -272,6 +295,7 @@ impl Follower {
             }
             self.shared.change(|book| book.replace(listing));
             self.version = Some(page.metadata.resource_version);
+            self.known = true;
             self.works();
             return Ok(Step::Listed);
         }
@@ -311,6 +335,7 @@ impl Follower {
                     if annotations.initial_events_end.as_deref() == Some("true") {
                         self.shared.change(|book| book.replace(listing));
                         self.version = Some(version);
+                        self.known = true;
                         self.works();
                         return self.events(lines).await;
                     }

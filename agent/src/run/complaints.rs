@@ -7,9 +7,6 @@ use super::faults::Part;
 use crate::model::{Kind, NamespacedName, ObjectKey, Warning};
 use crate::source::cluster::Complaint;
 
-/// More than a user reads.
-const MOST: usize = 200;
-
 /// What is wrong: `warnings` of objects, `faults` of parts of this node.
 pub fn complaints<'a>(
     node: &str,
@@ -56,7 +53,6 @@ pub fn complaints<'a>(
         .into_iter()
         .chain(of_node)
         .chain(of_objects)
-        .take(MOST)
         .collect()
 }
 
@@ -126,6 +122,18 @@ mod tests {
             all.iter()
                 .any(|c| c.note == "spec.ports[0]: is taken; take another")
         );
+    }
+
+    /// Whose they are to tell is decided behind this: who cuts here has all nodes tell the same.
+    #[test]
+    fn none_of_many_is_left_out() {
+        let warning = |n: u32| {
+            let object = object(&format!("Service shop/s{n}")).unwrap();
+            Warning::new(&object, Fault::new("spec", "is bad", "mend it"))
+        };
+        let warnings: Vec<Warning> = (0..1000).map(warning).collect();
+        let all = complaints("node-1", false, &warnings, [].into_iter());
+        assert_eq!(all.len(), 1000);
     }
 
     #[test]

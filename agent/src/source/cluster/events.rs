@@ -3,8 +3,8 @@
 //! Whatever the whole cluster can see is told by one node for all, chosen by the object's name,
 //! so that a thousand nodes don't say the same.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,14 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::watch;
 
 use super::follow::Shared;
-use crate::model::{Kind, NamespacedName, ObjectKey};
+use crate::model::{Kind, ObjectKey};
 
 /// Who says it.
 const REPORTER: &str = "tulle-agent";
+/// At most so many are told by one node at the same time: more than a user reads.
+const MOST: usize = 200;
+/// Points that a node has on the circle of [`Speakers`], so that all have about as much to tell.
+const POINTS: u32 = 16;
 /// Between two events, so that many faults are no flood.
 const GAP: Duration = Duration::from_millis(200);
 /// About so long after a first failure the next is tried, and so long after many.
@@ -36,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST: usize = 1000;
 
 /// Something that a user should see.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Complaint {
     /// The object that is shown with it.
     pub object: ObjectKey,
@@ -62,6 +66,8 @@ pub async fn tell(
     };
     // When they were there last.
     let mut told: BTreeMap<Complaint, Instant> = BTreeMap::new();
+    // Those that were another node's to tell when they came.
+    let mut others: HashSet<u64> = HashSet::new();
     let mut again = AGAIN;
     loop {
         let all = Arc::clone(&complaints.borrow_and_update());
@@ -73,23 +79,23 @@ pub async fn tell(
         }
         told.retain(|_, last| now.saturating_duration_since(*last) < REMEMBERED);
         let mut failures = 0;
-        for complaint in all.iter() {
-            if told.contains_key(complaint) {
-                continue;
-            }
-            let mut failed = false;
-            if complaint.own || speaks(&shared, &node, &complaint.object) {
-                let published = publish(&shared, &reporter, complaint);
-                match tokio::time::timeout(PATIENCE, published).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        tracing::debug!("no event about {}: {error:#}", complaint.object);
-                        failed = true;
-                    }
-                    Err(_) => failed = true,
+        let speakers = Speakers::of(&shared, &node);
+        others = of_others(&all, &speakers, &others);
+        let known = |complaint: &Complaint| {
+            told.contains_key(complaint) || others.contains(&rank(complaint))
+        };
+        // Whom it is for to tell is looked at first, or all nodes would tell the same few.
+        for complaint in mine(&all, &speakers, known) {
+            let published = publish(&shared, &reporter, complaint);
+            let failed = match tokio::time::timeout(PATIENCE, published).await {
+                Ok(Ok(())) => false,
+                Ok(Err(error)) => {
+                    tracing::debug!("no event about {}: {error:#}", complaint.object);
+                    true
                 }
-                tokio::time::sleep(GAP).await;
-            }
+                Err(_) => true,
+            };
+            tokio::time::sleep(GAP).await;
             if !failed {
                 told.insert(complaint.clone(), now);
                 continue;
@@ -115,21 +121,74 @@ pub async fn tell(
     }
 }
 
-/// Whether this node is the one that tells of an object: that which comes first in an order of
-/// nodes that each object has of its own.
-fn speaks(shared: &Shared, node: &str, object: &ObjectKey) -> bool {
-    let book = shared.book.lock().unwrap_or_else(PoisonError::into_inner);
-    chosen(book.names(Kind::Node), object).is_none_or(|first| first == *node)
+/// Of all complaints those that this node tells and has not `told`, as far as there is room.
+fn mine<'a>(
+    all: &'a BTreeSet<Complaint>,
+    speakers: &Speakers,
+    told: impl Fn(&Complaint) -> bool,
+) -> Vec<&'a Complaint> {
+    let (known, mut fresh): (Vec<&Complaint>, Vec<&Complaint>) = all
+        .iter()
+        .filter(|complaint| speakers.tell(complaint))
+        .partition(|complaint| told(complaint));
+    // What no other node knows goes first.
+    fresh.sort_by_key(|complaint| !complaint.own);
+    fresh.truncate(MOST.saturating_sub(known.len()));
+    fresh
 }
 
-fn chosen<'a>(
-    nodes: impl Iterator<Item = &'a NamespacedName>,
-    object: &ObjectKey,
-) -> Option<String> {
-    // The same on every node, which the standard library's own keys are not.
-    let hasher = BuildHasherDefault::<DefaultHasher>::default();
-    let rank = |node: &&NamespacedName| hasher.hash_one((&node.name, object));
-    nodes.min_by_key(rank).map(|node| node.name.to_string())
+/// Those that others tell or told: where nodes come and go, nothing is told again for it.
+fn of_others(
+    all: &BTreeSet<Complaint>,
+    speakers: &Speakers,
+    before: &HashSet<u64>,
+) -> HashSet<u64> {
+    let others = all.iter().map(|complaint| (complaint, rank(complaint)));
+    let others =
+        others.filter(|(complaint, rank)| before.contains(rank) || !speakers.tell(complaint));
+    others.map(|(_, rank)| rank).collect()
+}
+
+/// Which objects this node tells of for all: nodes have points on a circle, and an object is told of by
+/// the node whose point comes next. So a node that comes or goes changes little.
+#[derive(Debug)]
+struct Speakers {
+    /// In order; whether they are this node's.
+    points: Vec<(u64, bool)>,
+}
+
+impl Speakers {
+    fn of(shared: &Shared, node: &str) -> Self {
+        let book = shared.book.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::among(book.names(Kind::Node).map(|name| &*name.name), node)
+    }
+
+    fn among<'a>(nodes: impl Iterator<Item = &'a str>, own: &str) -> Self {
+        let points = |name: &'a str| {
+            let is_own = name == own;
+            (0..POINTS).map(move |point| (rank(&(name, point)), is_own))
+        };
+        let mut points: Vec<(u64, bool)> = nodes.flat_map(points).collect();
+        points.sort_unstable();
+        Self { points }
+    }
+
+    fn tell(&self, complaint: &Complaint) -> bool {
+        complaint.own || self.chose(&complaint.object)
+    }
+
+    /// Whether this node tells of an object; it does if there is none.
+    fn chose(&self, object: &ObjectKey) -> bool {
+        let rank = rank(object);
+        let at = self.points.partition_point(|(point, _)| *point < rank);
+        let next = self.points.get(at).or(self.points.first());
+        next.is_none_or(|(_, is_own)| *is_own)
+    }
+}
+
+/// The same on every node, which the standard library's own keys are not.
+fn rank(of: &impl Hash) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(of)
 }
 
 async fn publish(
@@ -207,30 +266,88 @@ async fn reference(client: Client, object: &ObjectKey) -> kube::Result<ObjectRef
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::NamespacedName;
+
+    fn object(n: usize) -> ObjectKey {
+        ObjectKey {
+            kind: Kind::Service,
+            name: NamespacedName::new("shop", format!("s{n}")),
+        }
+    }
+
+    const NODES: [&str; 3] = ["a", "b", "c"];
 
     #[test]
     fn each_object_has_one_node_that_speaks() {
-        let nodes: Vec<NamespacedName> = ["a", "b", "c"].map(|n| NamespacedName::new("", n)).into();
-        let of = |name: &str, nodes: &[NamespacedName]| {
-            let object = ObjectKey {
-                kind: Kind::Service,
-                name: NamespacedName::new("shop", name),
-            };
-            chosen(nodes.iter(), &object)
-        };
-        let mut speakers = BTreeSet::new();
-        for n in 0..64 {
-            let name = format!("s{n}");
-            let speaker = of(&name, &nodes).unwrap();
-            let reversed: Vec<_> = nodes.iter().rev().cloned().collect();
-            assert_eq!(
-                of(&name, &reversed).as_ref(),
-                Some(&speaker),
-                "in any order"
-            );
-            speakers.insert(speaker);
+        let speakers = NODES.map(|own| Speakers::among(NODES.into_iter(), own));
+        let reversed = NODES.map(|own| Speakers::among(NODES.into_iter().rev(), own));
+        let fewer = NODES.map(|own| Speakers::among(["a", "b"].into_iter(), own));
+        let mut spoke = [0; 3];
+        for object in (0..300).map(object) {
+            let chosen = speakers.each_ref().map(|one| one.chose(&object));
+            assert_eq!(chosen.iter().filter(|chosen| **chosen).count(), 1);
+            assert_eq!(reversed.each_ref().map(|one| one.chose(&object)), chosen);
+            for (count, chosen) in spoke.iter_mut().zip(chosen) {
+                *count += u32::from(chosen);
+            }
+            // What was not the third one's stays where it was.
+            let without = fewer.each_ref().map(|one| one.chose(&object));
+            assert!(chosen[2] || without == chosen, "{object}");
         }
-        assert_eq!(speakers.len(), 3, "all take their part");
-        assert_eq!(of("s", &[]), None);
+        assert!(spoke.iter().all(|count| *count > 30), "{spoke:?}");
+        assert!(Speakers::among([].into_iter(), "a").chose(&object(1)));
+    }
+
+    /// Thousands are told by all nodes together, not the first few by some of them.
+    #[test]
+    fn each_node_has_room_for_its_own_part() {
+        let complaint = |n: usize| Complaint {
+            object: object(n),
+            reason: "NotAsWritten",
+            note: String::new(),
+            normal: false,
+            own: false,
+        };
+        let all: BTreeSet<Complaint> = (0..500).map(complaint).collect();
+        let mut told = BTreeSet::new();
+        for own in NODES {
+            let speakers = Speakers::among(NODES.into_iter(), own);
+            let mine = mine(&all, &speakers, |_| false);
+            assert!(mine.len() <= MOST && !mine.is_empty());
+            told.extend(mine);
+        }
+        let few: BTreeSet<Complaint> = all.iter().take(200).cloned().collect();
+        assert!(told.len() > 200 && !told.iter().all(|told| few.contains(*told)));
+        // What is told makes room for nothing else while it lasts.
+        let alone = Speakers::among(["a"].into_iter(), "a");
+        let first = mine(&all, &alone, |_| false);
+        assert_eq!(first.len(), MOST);
+        let known = |complaint: &Complaint| first.contains(&complaint);
+        assert!(mine(&all, &alone, known).is_empty());
+        let left: BTreeSet<Complaint> = all.iter().skip(5).cloned().collect();
+        assert_eq!(mine(&left, &alone, known).len(), 5);
+    }
+
+    #[test]
+    fn what_another_node_told_is_not_told_again_when_that_goes() {
+        let complaint = |n: usize| Complaint {
+            object: object(n),
+            reason: "NotAsWritten",
+            note: String::new(),
+            normal: false,
+            own: n == 0,
+        };
+        let all: BTreeSet<Complaint> = (0..90).map(complaint).collect();
+        let among = Speakers::among(NODES.into_iter(), "a");
+        let others = of_others(&all, &among, &HashSet::new());
+        let own = mine(&all, &among, |_| false);
+        assert!(own.len() + others.len() == 90 && own[0].own);
+        let alone = Speakers::among(["a"].into_iter(), "a");
+        let others = of_others(&all, &alone, &others);
+        let known = |complaint: &Complaint| others.contains(&rank(complaint));
+        let now = mine(&all, &alone, known);
+        assert_eq!(now.len(), own.len());
+        // It is forgotten when it goes.
+        assert!(of_others(&BTreeSet::new(), &alone, &others).is_empty());
     }
 }

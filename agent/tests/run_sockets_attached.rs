@@ -2,6 +2,7 @@
 //! outlive the agent, and go with it. Needs root and cgroups of version 2.
 #![allow(clippy::unwrap_used, reason = "tests and their helpers may panic")]
 
+mod exposition;
 mod run_services_support;
 mod run_support;
 
@@ -9,8 +10,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use datapath_common::SocketHook;
+use exposition::Exposition;
 use run_services_support::sockets::{NODE, POD, ask_all, flow_rows, own_address, programs};
 use run_services_support::{EVERY_WAY, SECOND_NODE, SOON, Town};
+use run_support::ask::get_path;
 use run_support::{LIMIT, START};
 use testkit::echo::LongConnection;
 use testkit::manifests::Protocol;
@@ -110,6 +113,17 @@ fn programs_at_sockets_outlive_the_agent_and_go_with_it() {
         Ok((programs(&town, 0).len() == SocketHook::ALL.len()).then_some(()))
     })
     .unwrap();
+    let repairs = |part: &str| {
+        let at = SocketAddr::from(([127, 0, 0, 1], 10_249));
+        let answer = get_path(town.node(0).ns(), at, "/metrics").unwrap();
+        let seen = Exposition::parse(&answer.body, false);
+        seen.sum("tulle_drift_repairs_total", &[("part", part)])
+    };
+    testkit::wait::until("the repair to be told", LIMIT, || {
+        Ok((repairs("sockets") > 0.0).then_some(()))
+    })
+    .unwrap();
+    assert!(repairs("programs") < 1.0, "none at an interface");
     let status = town.world.agents[0].status().unwrap();
     assert_eq!(status.faults, [""; 0]);
     let listed = status.links.iter().filter(|link| link.mode == "cgroup");

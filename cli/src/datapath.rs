@@ -84,6 +84,26 @@ impl Datapath {
         self.rows(maps::SEGMENTS, |_: u32, backend: u32| backend)
     }
 
+    /// The slots of `tulle_segments` before `end`, and maybe some after: what is not in use need not
+    /// be read.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn segments_below(&self, end: u32) -> Result<Vec<u32>, DatapathError> {
+        let map = maps::SEGMENTS;
+        let data = self.map(map)?;
+        let mut reader = self.reader(map, &data)?;
+        let mut slots = Vec::new();
+        while slots.len() < end as usize
+            && let Some((_, values)) = self.chunk(map, &mut reader)?
+        {
+            let values = values.chunks_exact(size_of::<u32>());
+            slots.extend(values.map(bytemuck::pod_read_unaligned::<u32>));
+        }
+        Ok(slots)
+    }
+
     /// Rows of `tulle_back_v4` and `tulle_back_v6` that are not free.
     ///
     /// # Errors
@@ -191,6 +211,17 @@ impl Datapath {
             }
         }
         Ok(rows)
+    }
+
+    /// The kernel's id of the map that is pinned under this name. Another map has another one.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn map_id(&self, map: &'static str) -> Result<u32, DatapathError> {
+        let info = self.map(map)?.info();
+        info.map(|info| info.id())
+            .map_err(|source| DatapathError::Map { map, source })
     }
 
     /// `tulle_monitor`, to write leases.

@@ -56,37 +56,48 @@ pub const fn group_name(group: Group) -> &'static str {
     }
 }
 
+/// Whether a counter's packets got lost. A reason that we do not know may be a loss: shown rather
+/// than hidden.
+pub fn is_loss(counter: &CounterRow) -> bool {
+    counter
+        .known()
+        .is_none_or(|reason| reason.group().is_loss())
+}
+
+/// A counter's reason in words, without counts.
+pub fn explain(counter: &CounterRow) -> Row {
+    let known = counter.known();
+    Row {
+        reason: known.map_or_else(
+            || format!("reason_{}", counter.reason),
+            |r| r.label().into(),
+        ),
+        group: known
+            .map_or("unknown", |reason| group_name(reason.group()))
+            .into(),
+        packets: 0,
+        bytes: 0,
+        per_second: None,
+        hooks: BTreeMap::new(),
+        what: known
+            .map_or("a reason of a later release", |reason| reason.what())
+            .into(),
+        next_step: known
+            .map_or("Use agent and tulle of one release.", |reason| {
+                reason.next_step()
+            })
+            .into(),
+    }
+}
+
 /// Losses, or with `all` every reason, summed up by reason.
 pub fn rows(counters: &[CounterRow], all: bool) -> Report {
     let mut reasons: BTreeMap<u8, Row> = BTreeMap::new();
     let mut notes = Vec::new();
-    for counter in counters {
-        let known = counter.known();
-        // A reason that we do not know may be a loss: shown rather than hidden.
-        if !all && known.is_some_and(|reason| !reason.group().is_loss()) {
-            continue;
-        }
-        let row = reasons.entry(counter.reason).or_insert_with(|| Row {
-            reason: known.map_or_else(
-                || format!("reason_{}", counter.reason),
-                |r| r.label().into(),
-            ),
-            group: known
-                .map_or("unknown", |reason| group_name(reason.group()))
-                .into(),
-            packets: 0,
-            bytes: 0,
-            per_second: None,
-            hooks: BTreeMap::new(),
-            what: known
-                .map_or("a reason of a later release", |reason| reason.what())
-                .into(),
-            next_step: known
-                .map_or("Use agent and tulle of one release.", |reason| {
-                    reason.next_step()
-                })
-                .into(),
-        });
+    for counter in counters.iter().filter(|counter| all || is_loss(counter)) {
+        let row = reasons
+            .entry(counter.reason)
+            .or_insert_with(|| explain(counter));
         row.packets += counter.packets;
         row.bytes += counter.bytes;
         *row.hooks.entry(counter.hook.name().into()).or_default() += counter.packets;

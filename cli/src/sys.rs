@@ -120,7 +120,8 @@ pub struct BatchReader<'fd> {
 
 impl<'fd> BatchReader<'fd> {
     /// For a map whose keys and values have these sizes in bytes, as the
-    /// kernel tells them; `fd` is a hash map, an LRU hash map or an array.
+    /// kernel tells them; `fd` is a hash map, an LRU hash map, an array, or (Linux 5.13) an array for
+    /// each CPU, whose value is that of every CPU that there could be, each a multiple of 8 bytes.
     pub fn new(fd: BorrowedFd<'fd>, key_size: usize, value_size: usize) -> Self {
         Self::with_rows(fd, key_size, value_size, CHUNK)
     }

@@ -1,14 +1,21 @@
 //! Traffic of services and backends, summed over the CPUs.
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::fd::AsFd;
 
 use aya::maps::{PerCpuArray, PerCpuValues};
 use datapath_common::{Traffic, maps};
 
 use super::{Datapath, DatapathError};
+use crate::sys::BatchReader;
 
 /// Traffic by service number or backend id.
 pub type TrafficById = HashMap<u32, Traffic>;
+
+/// Rows up to which each is asked for alone.
+const FEW: usize = 64;
+/// Bytes that are asked for at once where there are more.
+const PIECE: usize = 1 << 19;
 
 impl Datapath {
     /// Rows of `tulle_svc_stats`. Numbers beyond the table are not counted and
@@ -45,6 +52,9 @@ impl Datapath {
         map: &'static str,
         ids: &BTreeSet<u32>,
     ) -> Result<TrafficById, DatapathError> {
+        if ids.len() > FEW {
+            return self.many(map, ids);
+        }
         let array: PerCpuArray<_, Traffic> = self.typed(map)?;
         let rows = ids.range(..array.len()).map(|id| {
             let values = array
@@ -54,14 +64,51 @@ impl Datapath {
         });
         rows.collect()
     }
+
+    /// The same in pieces of the map (Linux 5.13), up to the last id that is asked for.
+    fn many(&self, map: &'static str, ids: &BTreeSet<u32>) -> Result<TrafficById, DatapathError> {
+        // What the kernel gives for a row: a value for each CPU that there could be.
+        let cpus = aya::util::nr_cpus().map_err(|(what, source)| DatapathError::Io {
+            path: what.into(),
+            source,
+        })?;
+        let row = cpus * size_of::<Traffic>();
+        let data = self.map(map)?;
+        let rows = (PIECE / row).max(1);
+        let mut reader = BatchReader::with_rows(data.fd().as_fd(), size_of::<u32>(), row, rows);
+        let last = ids.last().copied().unwrap_or(0);
+        let mut found = TrafficById::with_capacity(ids.len());
+        while let Some((keys, values)) = self.chunk(map, &mut reader)? {
+            let mut after = 0;
+            let keys = keys.chunks_exact(size_of::<u32>());
+            for (key, values) in keys.zip(values.chunks_exact(row)) {
+                let id: u32 = bytemuck::pod_read_unaligned(key);
+                if ids.contains(&id) {
+                    let cpus = values.chunks_exact(size_of::<Traffic>());
+                    let cpus = cpus.map(bytemuck::pod_read_unaligned::<Traffic>);
+                    found.insert(id, cpus.fold(Traffic::default(), add));
+                }
+                after = id;
+            }
+            // The rows of an array come in the order of the index.
+            if after >= last {
+                break;
+            }
+        }
+        Ok(found)
+    }
 }
 
 fn sum(values: &PerCpuValues<Traffic>) -> Traffic {
-    values.iter().fold(Traffic::default(), |sum, cpu| Traffic {
+    values.iter().copied().fold(Traffic::default(), add)
+}
+
+const fn add(sum: Traffic, cpu: Traffic) -> Traffic {
+    Traffic {
         flows: sum.flows.wrapping_add(cpu.flows),
         packets: sum.packets.wrapping_add(cpu.packets),
         bytes: sum.bytes.wrapping_add(cpu.bytes),
         reply_packets: sum.reply_packets.wrapping_add(cpu.reply_packets),
         reply_bytes: sum.reply_bytes.wrapping_add(cpu.reply_bytes),
-    })
+    }
 }

@@ -2,10 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use datapath_common::{FlowState, proto};
 use ipnet::IpNet;
+
+use crate::top::page::{Page, Sort};
 
 /// Look into Tulle's datapath on this node.
 ///
@@ -27,6 +30,7 @@ Examples:
   tulle status                          is everything attached, how full are the maps
   tulle services web                    frontends and backends of what is called web
   tulle drops                           what was lost, why, and what to do about it
+  tulle top                             services, losses and maps, live; --once prints instead
   tulle monitor --drops                 watch losses as they happen
   tulle flows --addr 10.244.1.0/24      flows that touch a pod network
   tulle snat                            whose source is translated, and how many ports are used
@@ -98,6 +102,12 @@ pub enum Verb {
     /// Events are recorded only while somebody watches; only one can. Tracing records every packet
     /// and slows the node down while it lasts. Ends with Ctrl-C.
     Monitor(MonitorArgs),
+    /// Services, backends, losses and maps, live, with rates
+    ///
+    /// Draws on the terminal until q is pressed; ? shows the keys. With --once it prints two readings'
+    /// rates instead, as text or JSON, and needs no terminal.
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(TopArgs),
     /// Completions for a shell, to standard output
     ///
     /// For example: `tulle completions bash > /etc/bash_completion.d/tulle`
@@ -123,6 +133,12 @@ const AFFINITY_EXAMPLES: &str = "\
 Examples:
   tulle affinity --service default/web          clients that stick to backends of a service
   tulle affinity flush --client 10.244.1.5 --yes    let a pod's next connections choose anew";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  tulle top --page services --sort flows        which services open the most flows
+  tulle top --once > top.txt                    everything at this moment, for a report
+  tulle -o json top --once -i 10 | jq .all_services     over ten seconds, for a script";
 
 /// Arguments of `services`.
 #[derive(clap::Args, Debug, Default)]
@@ -333,6 +349,37 @@ pub struct MonitorArgs {
     /// End after so many events
     #[arg(short = 'n', long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// Arguments of `top`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TopArgs {
+    /// Seconds between two readings, from 0.1 to 60
+    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub interval: Duration,
+    /// The page to begin with; with --once the only one that is printed
+    #[arg(short, long, value_enum)]
+    pub page: Option<Page>,
+    /// What the rows of --page are sorted by: names upwards, numbers downwards
+    #[arg(short, long, value_enum, requires = "page")]
+    pub sort: Option<Sort>,
+    /// Print two readings' rates and end
+    #[arg(long)]
+    pub once: bool,
+    /// With --once: at most so many rows of each table; 0 for all [default: 100 in tables]
+    #[arg(short = 'n', long, value_name = "N", requires = "once")]
+    pub limit: Option<usize>,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let secs: f64 = text
+        .parse()
+        .map_err(|_| "not a number of seconds; write 1, 0.5 or 10".to_owned())?;
+    if (0.1..=60.0).contains(&secs) {
+        Ok(Duration::from_secs_f64(secs))
+    } else {
+        Err("from 0.1 to 60 seconds".into())
+    }
 }
 
 fn network(text: &str) -> Result<IpNet, String> {

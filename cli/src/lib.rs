@@ -32,6 +32,7 @@ pub mod status;
 pub mod status_text;
 mod sys;
 pub mod tables;
+pub mod top;
 pub mod traffic;
 
 use std::io;
@@ -68,6 +69,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Verb::Overlay => overlay::run(&context),
         Verb::Drops(args) => drops::run(&context, &args),
         Verb::Monitor(args) => monitor::run(&context, &args),
+        Verb::Top(args) => top::run(&context, &args),
         Verb::Completions { shell } => {
             let mut command = Args::command();
             clap_complete::generate(shell, &mut command, "tulle", &mut io::stdout());

@@ -9,6 +9,8 @@ mod affinity;
 mod fixture;
 mod outside;
 mod pins;
+mod terminal;
+mod top;
 mod tulle;
 
 use std::fs;

@@ -45,12 +45,35 @@ impl Pins {
     /// Every map, of the kind that the programs have, empty.
     pub fn new() -> Self {
         let pins = Self::empty();
-        for map in maps::ALL {
-            let (key, value) = layout(map.name).unwrap();
-            let (kind, entries, flags) = kind(map.name);
-            pins.create(map.name, kind, (key as u32, value as u32), entries, flags);
-        }
+        pins.fill();
         pins
+    }
+
+    /// Makes every map.
+    pub fn fill(&self) {
+        for map in maps::ALL {
+            let (_, entries, _) = kind(map.name);
+            self.make(map.name, entries);
+        }
+    }
+
+    /// Removes every map.
+    pub fn clear(&self) {
+        for map in maps::ALL {
+            fs::remove_file(self.dir.join(map.name)).unwrap();
+        }
+    }
+
+    /// A map of another size in place of `name`.
+    pub fn resize(&self, name: &str, entries: u32) {
+        fs::remove_file(self.dir.join(name)).unwrap();
+        self.make(name, entries);
+    }
+
+    fn make(&self, name: &str, entries: u32) {
+        let (key, value) = layout(name).unwrap();
+        let (kind, _, flags) = kind(name);
+        self.create(name, kind, (key as u32, value as u32), entries, flags);
     }
 
     /// No map.

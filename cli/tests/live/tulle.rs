@@ -93,6 +93,7 @@ fn answer(request: Request) -> Response {
         Request::Status => Response::Status(Box::new(Status {
             agent_version: "0.1.0".into(),
             node: "n1".into(),
+            started_at_secs: tulle_cli::format::unix_nanos().unwrap() / 1_000_000_000 - 7_500,
             overlay: Some(Overlay {
                 device: "flannel.1".into(),
                 mtu: 1450,

@@ -21,7 +21,7 @@ mod wire;
 pub use client::{Client, ClientError, DEFAULT_TIMEOUT};
 pub use types::{
     BackendServices, Feature, FrontendAddress, LinkAttachment, MapFault, ObjectCounts, Overlay,
-    Peer, Protocol, Service, Status, Warning,
+    Peer, Protocol, RowRound, Service, Status, Warning,
 };
 pub use wire::{
     MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Refusal, RefusalKind, Request, Response, VERSION,

@@ -44,6 +44,9 @@ pub struct Status {
     /// others and put right.
     #[serde(default)]
     pub drift_repairs: u64,
+    /// The last round over the rows of the maps; absent before the first one is over.
+    #[serde(default)]
+    pub last_round: Option<RowRound>,
     /// What is wrong with the objects at the moment.
     #[serde(default)]
     pub warnings: Arc<[Warning]>,
@@ -69,6 +72,17 @@ pub struct Status {
     /// Maps that the agent made anew when it started.
     #[serde(default)]
     pub maps_created: u32,
+}
+
+/// A round that compared every row of the maps with what the agent had written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RowRound {
+    /// When it ended, in seconds since 1970-01-01 UTC.
+    pub ended_at_secs: u64,
+    /// Rows that were missing, changed, or nobody's.
+    pub found: u64,
+    /// Rows that were found so, in this round or before, and are not put right yet.
+    pub pending: u64,
 }
 
 /// The overlay of this node.

@@ -363,6 +363,11 @@ pub struct Limits {
     #[arg(long, value_name = "DURATION", env = "TULLE_MIN_SYNC_PERIOD")]
     #[arg(default_value = "5ms", value_parser = duration)]
     pub min_sync_period: Duration,
+    /// From the beginning of one round, which compares all rows of the maps with what they should hold
+    /// and puts right what differs, to that of the next. 0 for never
+    #[arg(long, value_name = "DURATION", env = "TULLE_SYNC_PERIOD")]
+    #[arg(default_value = "30s", value_parser = duration)]
+    pub sync_period: Duration,
 }
 
 /// A limit of so many in a second as one in a tick; 0 stays 0, and nothing else becomes 0.

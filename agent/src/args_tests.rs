@@ -77,7 +77,7 @@ fn sizes_have_the_flags_that_the_maps_name() {
 
 #[test]
 fn bad_values_are_refused_by_name() {
-    let cases: [&[&str]; 18] = [
+    let cases: [&[&str]; 19] = [
         &["--snat-ports", "9-8"],
         &["--node-port-addresses", "192.0.2.1"],
         &["--masquerade-exclude", "10.0.0.0/8,all"],
@@ -96,6 +96,7 @@ fn bad_values_are_refused_by_name() {
         &["--gc-interval", "0"],
         &["--api-servers", "192.0.2.1"],
         &["--min-sync-period", "5"],
+        &["--sync-period", "often"],
     ];
     for case in cases {
         let error = run(case).unwrap_err();

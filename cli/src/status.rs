@@ -21,6 +21,9 @@ pub struct Report {
     pub agent_error: Option<String>,
     /// Seconds since the agent started.
     pub agent_age_secs: Option<u64>,
+    /// Seconds since the agent had compared all rows of the maps the last time.
+    #[serde(default)]
+    pub last_round_age_secs: Option<u64>,
     /// Pinned links.
     pub links: Vec<LinkRow>,
     /// Maps, in the order of the layouts.
@@ -88,6 +91,10 @@ pub fn run(context: &Context) -> anyhow::Result<()> {
         agent_age_secs: agent
             .as_ref()
             .map(|a| now_secs.saturating_sub(a.started_at_secs)),
+        last_round_age_secs: agent
+            .as_ref()
+            .and_then(|a| a.last_round)
+            .map(|round| now_secs.saturating_sub(round.ended_at_secs)),
         agent,
         agent_error,
         ..Report::default()

@@ -1,6 +1,6 @@
 //! The text of `tulle status`.
 
-use admin_api::{Status, Warning};
+use admin_api::{RowRound, Status, Warning};
 use datapath_common::maps;
 
 use crate::format::{age, bytes, count, counted, micros, percent};
@@ -48,6 +48,10 @@ fn agent(report: &Report, style: Style) -> String {
         objects(agent)
     ));
     out.push_str(&format!("Syncs      {}\n", syncs(agent)));
+    if let Some(round) = &agent.last_round {
+        let ago = report.last_round_age_secs.unwrap_or_default();
+        out.push_str(&format!("Rows       {}\n", rows(round, ago)));
+    }
     out.push_str(&format!("Uplink     {}\n", agent.uplink));
     out.push_str("Overlay    ");
     out.push_str(&agent.overlay.as_ref().map_or_else(
@@ -92,6 +96,21 @@ fn syncs(agent: &Status) -> String {
         counted(agent.drift_repairs, "drift repair")
     ));
     out
+}
+
+/// The last round over the rows of the maps.
+fn rows(round: &RowRound, ago_secs: u64) -> String {
+    let found = match round.found {
+        0 => "all as written".to_owned(),
+        1 => "1 was not as written".to_owned(),
+        many => format!("{} were not as written", count(many)),
+    };
+    let pending = match round.pending {
+        0 if round.found == 0 => String::new(),
+        0 => ", and put right".to_owned(),
+        left => format!("; {} to be put right", count(left)),
+    };
+    format!("compared {} ago: {found}{pending}", age(ago_secs))
 }
 
 fn features(report: &Report, style: Style) -> String {

@@ -90,6 +90,11 @@ impl Mapped {
         Window::new(self.map.as_fd(), first, entries)
     }
 
+    /// A window that is mapped already.
+    pub(super) fn mapped(&self, number: u32) -> Option<&Window> {
+        self.windows.get(number as usize)?.get()
+    }
+
     /// The 32 bits of an entry; `None` beyond the end, or without memory for it.
     pub(super) fn word32(&self, index: u32) -> Option<&AtomicU32> {
         self.at(index)?.word32(index % WINDOW)

@@ -60,6 +60,33 @@ impl Segments {
         Ok(true)
     }
 
+    /// So many slots from `first` on; fewer where the array ends. What is not in memory yet is
+    /// mapped for as long as it is read.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not map them into memory.
+    pub fn range(&self, first: u32, count: u32) -> io::Result<Vec<u32>> {
+        let end = first.saturating_add(count).min(self.len());
+        let mut slots = Vec::with_capacity(end.saturating_sub(first) as usize);
+        let mut at = first;
+        while at < end {
+            let number = at / WINDOW;
+            let here = at..end.min((number + 1).saturating_mul(WINDOW));
+            at = here.end;
+            let mapped_now;
+            let window = if let Some(window) = self.0.mapped(number) {
+                window
+            } else {
+                mapped_now = self.0.window(number)?;
+                &mapped_now
+            };
+            let words = here.map_while(|index| window.word32(index % WINDOW));
+            slots.extend(words.map(|word| word.load(Ordering::Relaxed)));
+        }
+        Ok(slots)
+    }
+
     /// Every slot up to the last that is not 0.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! How changes get into the maps: times finer than kube-proxy's, writes, and what was put right.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
@@ -8,8 +8,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::proxy::Label;
-use crate::plan::Outcome;
+use super::proxy::{Label, Seconds, unix};
+use crate::plan::{Outcome, Table};
 
 /// Whose changes the agent puts right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,10 +20,12 @@ pub enum Drift {
     Sockets,
     /// Routes, neighbours, devices.
     SlowPath,
+    /// Rows of maps.
+    Rows,
 }
 
 impl Drift {
-    const ALL: [Self; 3] = [Self::Programs, Self::Sockets, Self::SlowPath];
+    const ALL: [Self; 4] = [Self::Programs, Self::Sockets, Self::SlowPath, Self::Rows];
 
     const fn label(self) -> Label {
         [(
@@ -32,6 +34,7 @@ impl Drift {
                 Self::Programs => "programs",
                 Self::Sockets => "sockets",
                 Self::SlowPath => "slow_path",
+                Self::Rows => "rows",
             },
         )]
     }
@@ -45,6 +48,9 @@ pub struct ChangeMetrics {
     failures: Counter,
     pending: Gauge,
     repairs: Labelled<Label, Counter>,
+    drifted: Labelled<Label, Counter>,
+    compared_at: Seconds,
+    compared_in: Seconds,
 }
 
 impl Default for ChangeMetrics {
@@ -53,6 +59,10 @@ impl Default for ChangeMetrics {
         for drift in Drift::ALL {
             drop(repairs.get_or_create(&drift.label()));
         }
+        let drifted = Labelled::<Label, Counter>::default();
+        for table in Table::ALL {
+            drop(drifted.get_or_create(&[("map", table.name())]));
+        }
         Self {
             // 50 µs to 13 s.
             latency: Histogram::new(exponential_buckets(0.000_05, 2.0, 19)),
@@ -60,6 +70,9 @@ impl Default for ChangeMetrics {
             failures: Counter::default(),
             pending: Gauge::default(),
             repairs,
+            drifted,
+            compared_at: Seconds::default(),
+            compared_in: Seconds::default(),
         }
     }
 }
@@ -81,6 +94,17 @@ impl ChangeMetrics {
     /// Something was put right again.
     pub fn repaired(&self, drift: Drift, count: u64) {
         self.repairs.get_or_create(&drift.label()).inc_by(count);
+    }
+
+    /// A row of this map was not as it had been written.
+    pub fn drifted(&self, map: &'static str) {
+        self.drifted.get_or_create(&[("map", map)]).inc();
+    }
+
+    /// Every row of the maps was compared.
+    pub fn compared(&self, at: SystemTime, took: Duration) {
+        self.compared_at.set(unix(Some(at)));
+        self.compared_in.set(took.as_secs_f64());
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
@@ -109,6 +133,21 @@ impl ChangeMetrics {
             "What somebody else changed and the agent put right",
             self.repairs.clone(),
         );
+        registry.register(
+            "tulle_map_rows_drifted",
+            "Rows of maps that were not as the agent had written them",
+            self.drifted.clone(),
+        );
+        registry.register(
+            "tulle_map_rows_compared_last_timestamp_seconds",
+            "When all rows of the maps had been compared the last time",
+            self.compared_at.clone(),
+        );
+        registry.register(
+            "tulle_map_rows_compared_duration_seconds",
+            "How long the last round over the rows took, with its pauses",
+            self.compared_in.clone(),
+        );
     }
 }
 
@@ -132,9 +171,9 @@ mod tests {
             all.sort();
             all
         };
-        assert_eq!(repairs(), ["programs 0", "slow_path 0", "sockets 0"]);
+        assert_eq!(repairs(), ["programs 0", "rows 0", "slow_path 0", "sockets 0"]);
         metrics.repaired(Drift::Sockets, 2);
         metrics.repaired(Drift::Programs, 1);
-        assert_eq!(repairs(), ["programs 1", "slow_path 0", "sockets 2"]);
+        assert_eq!(repairs(), ["programs 1", "rows 0", "slow_path 0", "sockets 2"]);
     }
 }

@@ -86,7 +86,7 @@ impl Applied {
     }
 
     /// Takes the slots out of the free ones if all of both lists is sound.
-    fn own_segment(&mut self, key: &FrontKey, row: &Frontend) -> bool {
+    pub(super) fn own_segment(&mut self, key: &FrontKey, row: &Frontend) -> bool {
         let Some((start, len)) = layout(row) else {
             return false;
         };
@@ -104,7 +104,8 @@ impl Applied {
         sound && self.segments.take_at(region)
     }
 
-    fn adopt_damaged(&mut self, key: FrontKey, row: Frontend, now: Instant) {
+    /// Takes in a row whose slots cannot be trusted, until it is rewritten.
+    pub(super) fn adopt_damaged(&mut self, key: FrontKey, row: Frontend, now: Instant) {
         // No slots while it is put, so that they are not counted twice.
         self.put_front(
             key,
@@ -120,6 +121,13 @@ impl Applied {
             now,
         );
         self.fronts.insert(key, row);
+        let named = self.hold_slots(Family::of(key.addr), &row);
+        self.damaged.insert(key, named);
+    }
+
+    /// Keeps the free slots that a row names from being given out until it is rewritten, and
+    /// counts the backends in all of its slots as used. Gives these.
+    pub(super) fn hold_slots(&mut self, family: Family, row: &Frontend) -> Vec<u32> {
         let inside = row.len.saturating_add(row.table.into());
         let outside = row.out_len.saturating_add(row.out_table.into());
         let lists = [(row.start, inside), (row.out_start, outside)];
@@ -133,15 +141,12 @@ impl Applied {
             let end = slots.end.min(self.slots.len());
             named.extend_from_slice(self.slots.get(slots.start..end).unwrap_or_default());
         }
-        let backends = self.backends_mut(Family::of(key.addr));
-        let named: Vec<u32> = named
-            .into_iter()
-            .filter(|id| backends.row(*id).is_some())
-            .collect();
+        let backends = self.backends_mut(family);
+        named.retain(|id| backends.row(*id).is_some());
         for id in &named {
             backends.use_id(*id);
         }
-        self.damaged.insert(key, named);
+        named
     }
 }
 

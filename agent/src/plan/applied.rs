@@ -311,7 +311,7 @@ impl Applied {
         }
     }
 
-    fn delete_front(&mut self, key: FrontKey, now: Instant) {
+    pub(super) fn delete_front(&mut self, key: FrontKey, now: Instant) {
         let Some(old) = self.fronts.remove(&key) else {
             return;
         };
@@ -378,7 +378,7 @@ impl Applied {
     }
 }
 
-fn has_ranges(row: &Frontend) -> bool {
+pub(super) fn has_ranges(row: &Frontend) -> bool {
     row.flags & FrontendFlags::SOURCE_RANGES != 0
 }
 
@@ -468,4 +468,49 @@ pub struct Rows {
     pub direct_v4: Vec<(PeerKey<Ip4>, u32)>,
     /// `tulle_direct_v6`.
     pub direct_v6: Vec<(PeerKey<Ip6>, u32)>,
+}
+
+impl Rows {
+    /// How many rows these are.
+    pub(super) fn count(&self) -> u32 {
+        let Self {
+            front_v4,
+            front_v6,
+            segments,
+            back_v4,
+            back_v6,
+            pods_v4,
+            pods_v6,
+            peers_v4,
+            peers_v6,
+            nodes_v4,
+            srcs_v4,
+            srcs_v6,
+            direct_v4,
+            direct_v6,
+        } = self;
+        let services = front_v4.len() + front_v6.len() + srcs_v4.len() + srcs_v6.len();
+        let backends = segments.len() + back_v4.len() + back_v6.len();
+        let ways = pods_v4.len() + pods_v6.len() + peers_v4.len() + peers_v6.len();
+        let networks = nodes_v4.len() + direct_v4.len() + direct_v6.len();
+        u32::try_from(services + backends + ways + networks).unwrap_or(u32::MAX)
+    }
+
+    /// Adds the rows of another piece.
+    pub(super) fn append(&mut self, mut more: Self) {
+        self.front_v4.append(&mut more.front_v4);
+        self.front_v6.append(&mut more.front_v6);
+        self.segments.append(&mut more.segments);
+        self.back_v4.append(&mut more.back_v4);
+        self.back_v6.append(&mut more.back_v6);
+        self.pods_v4.append(&mut more.pods_v4);
+        self.pods_v6.append(&mut more.pods_v6);
+        self.peers_v4.append(&mut more.peers_v4);
+        self.peers_v6.append(&mut more.peers_v6);
+        self.nodes_v4.append(&mut more.nodes_v4);
+        self.srcs_v4.append(&mut more.srcs_v4);
+        self.srcs_v6.append(&mut more.srcs_v6);
+        self.direct_v4.append(&mut more.direct_v4);
+        self.direct_v6.append(&mut more.direct_v6);
+    }
 }

@@ -68,6 +68,9 @@ pub struct Backends {
     next: u32,
     /// Ids whose number of users fell to 0 and that may have to drain.
     idle: BTreeSet<u32>,
+    /// Ids whose rows in the kernel are otherwise than they were written, with the generation of
+    /// those that are free.
+    doubted: BTreeMap<u32, u32>,
 }
 
 impl Backends {
@@ -84,6 +87,7 @@ impl Backends {
             free: VecDeque::new(),
             next: 1,
             idle: BTreeSet::new(),
+            doubted: BTreeMap::new(),
         }
     }
 
@@ -198,6 +202,7 @@ impl Backends {
     /// Takes note of a written row.
     pub fn put(&mut self, id: u32, row: BackendRow, now: Instant) {
         let old = self.held(id).copied();
+        let doubted = self.doubted.remove(&id).is_some();
         if let Some(old) = old.filter(|old| row.state == BackendState::Free || old.key != row.key) {
             self.forget_key(id, &old.key);
         }
@@ -212,7 +217,10 @@ impl Backends {
                 self.held[id as usize] = None;
             }
             self.idle.remove(&id);
-            self.free.push_back((id, row.generation));
+            // One that was free before and only put right is in the queue, or was never given out.
+            if old.is_some() || !doubted {
+                self.free.push_back((id, row.generation));
+            }
             return;
         }
         let held = Held {
@@ -297,6 +305,35 @@ impl Backends {
     /// Active rows that no slot names; each is told once.
     pub fn take_idle(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.idle)
+    }
+
+    /// First id that was never given out.
+    pub(super) const fn end(&self) -> u32 {
+        self.next
+    }
+
+    /// Generations that free ids from `first` to `last` have in the kernel, without those
+    /// that were never written: theirs is 0.
+    pub(super) fn left_generations(&self, first: u32, last: u32) -> BTreeMap<u32, u32> {
+        let within = |(id, _): &&(u32, u32)| (first..=last).contains(id);
+        self.free.iter().filter(within).copied().collect()
+    }
+
+    /// Takes note that the kernel's row of an id, with `generation` if it is free, is otherwise
+    /// than it was written. Says whether that is news.
+    pub(super) fn doubt(&mut self, id: u32, generation: u32) -> bool {
+        self.doubted.insert(id, generation).is_none()
+    }
+
+    /// Whether the kernel's row of an id has to be written whatever it was written as.
+    pub(super) fn is_doubted(&self, id: u32) -> bool {
+        self.doubted.contains_key(&id)
+    }
+
+    /// The row that a free id should have, if the kernel has another.
+    pub(super) fn doubted_free(&self, id: u32) -> Option<BackendRow> {
+        let generation = self.doubted.get(&id)?;
+        self.held(id).is_none().then(|| self.free_row(*generation))
     }
 
     /// Free row of an id that has `generation`.

@@ -76,7 +76,8 @@ pub(super) fn frontend(
                 flags,
                 ..segment.row()
             };
-            if old != Some(row) {
+            // Slots that are held for a row which cannot be trusted are given back with its put.
+            if old != Some(row) || applied.damaged.contains_key(&key) {
                 draft.ops.push(MapOp::put_front(key, row));
             }
             Ok(draft)
@@ -314,7 +315,11 @@ fn backend_id(
         .id(&key)
         .and_then(|id| Some((id, backends.row(id)?)));
     let (id, generation) = match known {
-        Some((id, row)) if row.state == BackendState::Active && row.via == via => return Ok(id),
+        Some((id, row))
+            if row.state == BackendState::Active && row.via == via && !backends.is_doubted(id) =>
+        {
+            return Ok(id);
+        }
         Some((id, row)) => (id, row.generation),
         None => {
             let (id, generation) = backends.take()?;
@@ -395,7 +400,7 @@ pub(super) fn address(
     Ok(ops.into())
 }
 
-/// Writes that drain, free or redirect a backend.
+/// Writes that drain, free or redirect a backend, or put its row right.
 pub(super) fn backend(
     applied: &Applied,
     ways: &Ways,
@@ -405,7 +410,9 @@ pub(super) fn backend(
 ) -> Draft {
     let backends = applied.backends(family);
     let Some(row) = backends.row(id) else {
-        return Draft::default();
+        let free = backends.doubted_free(id);
+        let ops = free.map(|row| MapOp::put_backend(id, &row));
+        return ops.into_iter().collect::<Vec<_>>().into();
     };
     let unused = backends.users(id) == 0;
     let new = if unused && release && row.state == BackendState::Draining {
@@ -422,7 +429,7 @@ pub(super) fn backend(
             ..row
         }
     };
-    let ops = if new == row {
+    let ops = if new == row && !backends.is_doubted(id) {
         Vec::new()
     } else {
         vec![MapOp::put_backend(id, &new)]

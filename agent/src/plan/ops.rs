@@ -39,7 +39,8 @@ impl FrontKey {
         self.port == 0 && self.proto == 0
     }
 
-    const fn row<A>(self, addr: A) -> FrontendKey<A> {
+    /// The row's key, at this address.
+    pub(crate) const fn row<A>(self, addr: A) -> FrontendKey<A> {
         FrontendKey {
             addr,
             port: self.port,

@@ -1,6 +1,7 @@
 //! The planner: takes changes in, carries out what they mean, retries what failed.
 
 mod carry;
+mod compare;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::desired::{Desired, PortKey};
 use super::facts::NodeFacts;
 use super::networks;
 use super::numbers::Numbers;
-use super::ops::{FrontKey, MapWriter};
+use super::ops::{FrontKey, MapOp, MapWriter};
 use super::outcome::{Counts, Outcome, Unit};
 use super::peers::{Peer, Ways, differing, peers};
 use crate::model::{Dirty, Family, Model, NamespacedName, Warning};
@@ -57,6 +58,8 @@ pub struct Planner {
     leaving: BTreeMap<PortKey, BTreeSet<FrontKey>>,
     pending: BTreeMap<Unit, Retry>,
     releasing: BTreeSet<(Family, u32)>,
+    /// Takes rows away that no agent writes, and that the plan has no word for.
+    strays: Vec<MapOp>,
     /// Whether numbers of a former agent were looked for.
     numbers_known: bool,
 }
@@ -88,6 +91,7 @@ impl Planner {
             leaving: BTreeMap::new(),
             pending: BTreeMap::new(),
             releasing: BTreeSet::new(),
+            strays: Vec::new(),
             numbers_known: false,
         }
     }
@@ -145,6 +149,10 @@ impl Planner {
         self.applied.segments.reclaim(clock());
         self.compile();
         self.gather_warnings();
+        for stray in std::mem::take(&mut self.strays) {
+            // One that stays is found again by the next round.
+            outcome.written += usize::from(writer.write(&stray).is_ok());
+        }
         self.run_units(writer, clock, &mut outcome, |unit| {
             !matches!(unit, Unit::Sources(_) | Unit::Backend(..))
         });

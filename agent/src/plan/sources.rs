@@ -114,6 +114,14 @@ impl Sources {
         })
     }
 
+    /// Rows of a family.
+    pub(super) const fn count(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.rows_v4 as usize,
+            Family::V6 => self.rows_v6 as usize,
+        }
+    }
+
     /// Takes note of a written row.
     pub(super) fn put(&mut self, service: u32, range: SourceRange) {
         if self.held.entry(service).or_default().insert(range) {

@@ -385,6 +385,7 @@ impl Agent {
             shared.paces.spare.done(now, Instant::now());
         }
         serving.walk(shared);
+        serving.compare(shared);
         if serving.attached {
             let attached = serving.serves_uplink(shared);
             shared.syncs.set_programs(attached, Instant::now());
@@ -501,6 +502,7 @@ impl Agent {
                 status.warnings = self.warnings.told(serving.planner.warnings());
                 status.links.clone_from(&serving.links);
                 status.map_errors = serving.map_errors();
+                status.last_round = serving.last_round();
                 status.maps_adopted = adopted as u32;
                 status.maps_created = (opened.maps.len() - adopted) as u32;
             }

@@ -30,6 +30,8 @@ pub enum Part {
     SlowPath,
     /// Rows of the maps.
     Maps,
+    /// Rounds over the maps' rows.
+    Rows,
     /// Walks over the flow tables.
     Flows,
     /// Ports where load balancers ask for ready endpoints.
@@ -42,7 +44,7 @@ pub enum Part {
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Source,
         Self::Node,
         Self::Uplink,
@@ -55,6 +57,7 @@ impl Part {
         Self::PodMtu,
         Self::SlowPath,
         Self::Maps,
+        Self::Rows,
         Self::Flows,
         Self::HealthPorts,
         Self::Http,
@@ -76,6 +79,7 @@ impl Part {
             Self::PodMtu => "pod_mtu",
             Self::SlowPath => "slow_path",
             Self::Maps => "maps",
+            Self::Rows => "rows",
             Self::Flows => "flows",
             Self::HealthPorts => "health_ports",
             Self::Http => "http",
@@ -104,6 +108,7 @@ impl fmt::Display for Part {
             Self::PodMtu => "MTU of pods",
             Self::SlowPath => "slow path",
             Self::Maps => "maps",
+            Self::Rows => "comparison of maps",
             Self::Flows => "flow tables",
             Self::HealthPorts => "health check ports",
             Self::Http => "health and metrics",

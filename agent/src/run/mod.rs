@@ -20,6 +20,7 @@ pub mod logging;
 pub mod node;
 pub mod pace;
 pub mod prospects;
+pub mod rounds;
 pub mod serving;
 pub mod shared;
 pub mod slow;

@@ -14,6 +14,7 @@ use super::flows::{FlowWalk, lost_at_start};
 use super::found::Found;
 use super::here::here;
 use super::node::NodeView;
+use super::rounds::Rounds;
 use super::shared::Shared;
 use super::status;
 use crate::health;
@@ -48,6 +49,7 @@ pub struct Serving {
     /// Model and plan.
     pub planner: Planner,
     walk: FlowWalk,
+    rounds: Rounds,
     departed: departed::Watch,
     found: Found,
     /// What became of XDP, and why.
@@ -116,6 +118,7 @@ impl Serving {
             planner,
             departed,
             walk: FlowWalk::new(interval, Instant::now()),
+            rounds: Rounds::new(args.limits.sync_period, Instant::now()),
             found,
             xdp: None,
             xdp_fault: None,
@@ -439,6 +442,48 @@ impl Serving {
         }
     }
 
+    /// Compares the next rows of the maps if it is time, and writes what differs.
+    pub fn compare(&mut self, shared: &mut Shared) {
+        if !self.attached {
+            return;
+        }
+        let maps = &self.datapath.maps;
+        let changes = &shared.metrics.changes;
+        let fault = match self.rounds.step(maps, &mut self.planner, changes) {
+            Ok(None) => None,
+            Ok(Some(found)) => {
+                if found {
+                    self.plan(shared);
+                }
+                Some(Vec::new())
+            }
+            Err(error) => {
+                // What was found before is written all the same.
+                self.plan(shared);
+                Some(vec![error.to_string()])
+            }
+        };
+        if let Some(fault) = fault {
+            shared.faults.set(Part::Rows, fault);
+        }
+        if self.rounds.open() > 0 {
+            let mended = self.rounds.settle(&self.planner);
+            shared.counted.repairs += mended;
+            shared.metrics.changes.repaired(Drift::Rows, mended);
+        }
+    }
+
+    /// What `tulle status` says of the last round over the maps' rows.
+    pub fn last_round(&self) -> Option<admin_api::RowRound> {
+        let last = self.rounds.last()?;
+        let at = last.at.duration_since(std::time::UNIX_EPOCH);
+        Some(admin_api::RowRound {
+            ended_at_secs: at.map_or(0, |at| at.as_secs()),
+            found: last.found,
+            pending: self.rounds.open() as u64,
+        })
+    }
+
     /// Whether the uplink has the programs that it should have.
     pub fn serves_uplink(&self, shared: &Shared) -> bool {
         let outdated = shared.faults.has(Part::Programs) && !self.is_configured(shared);
@@ -460,7 +505,9 @@ impl Serving {
     /// When there is something to do without an event.
     pub fn next(&self) -> Option<Instant> {
         let walk = self.attached.then(|| self.walk.due());
-        self.planner.next_run().into_iter().chain(walk).min()
+        let round = self.rounds.due().filter(|_| self.attached);
+        let due = self.planner.next_run().into_iter().chain(walk);
+        due.chain(round).min()
     }
 
     /// The slow path that the kernel should hold.

@@ -1,5 +1,9 @@
 //! Random objects out of small pools, so that they meet.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+pub mod history;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

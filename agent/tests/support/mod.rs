@@ -5,6 +5,7 @@
 pub mod balanced;
 pub mod meaning;
 pub mod numbered;
+pub mod reader;
 pub mod rows;
 pub mod sim;
 pub mod unchecked;

@@ -10,6 +10,7 @@ use tulle_agent::plan::{GRACE, MapOp, MapWriter, WriteError};
 
 use super::CAPACITIES;
 use super::rows::{BackRow, Key, back_row, key, net, source};
+use super::unchecked::Unchecked;
 
 /// The maps.
 #[derive(Clone, Default)]
@@ -34,6 +35,11 @@ pub struct Sim {
     pub failures: Vec<bool>,
     /// Writes until every further one fails.
     pub dies_after: Option<usize>,
+    /// What the kernel holds, where somebody else writes too; what is checked is then
+    /// what it would hold if nobody did.
+    pub real: Option<Box<Unchecked>>,
+    /// Whether what the kernel holds must be sound for each frontend that is put.
+    pub strict: bool,
 }
 
 impl Sim {
@@ -41,6 +47,45 @@ impl Sim {
     pub fn begin(&mut self, now: Instant) {
         self.now = Some(now);
         self.restricted.clear();
+    }
+
+    /// What somebody else may change, and what is read back.
+    pub fn kernel(&self) -> &Self {
+        self.real.as_ref().map_or(self, |real| &real.sim)
+    }
+
+    /// From now on others write too.
+    pub fn share(&mut self) -> &mut Self {
+        let rows = self.rows();
+        let real = self.real.insert(Box::new(Unchecked::from_rows(&rows)));
+        &mut real.sim
+    }
+
+    /// A frontend that was just put names, in the kernel, the slots and backends that it should.
+    fn check_put(&self, op: &MapOp) {
+        let (key, row) = match op {
+            MapOp::PutFront4 { key: k, row } => (key(k), row),
+            MapOp::PutFront6 { key: k, row } => (key(k), row),
+            _ => return,
+        };
+        let real = self.kernel();
+        assert_eq!(real.inside(row), self.inside(row), "{key:?}");
+        assert_eq!(real.outside(row), self.outside(row), "{key:?}");
+        assert_eq!(real.table(row), self.table(row), "{key:?}");
+        assert_eq!(real.out_table(row), self.out_table(row), "{key:?}");
+        for id in self.inside(row).into_iter().chain(self.outside(row)) {
+            let at = (key.0.is_ipv4(), id);
+            assert_eq!(real.backs.get(&at), self.backs.get(&at), "{key:?}");
+        }
+        if has_ranges(row) {
+            let networks = real.sources_of(row.service);
+            assert_eq!(networks, self.sources_of(row.service), "{key:?}");
+        }
+    }
+
+    /// The planner believes that a frontend is not there.
+    pub fn miss(&mut self, key: &Key) {
+        self.put_front(*key, None);
     }
 
     fn failing(&mut self) -> bool {
@@ -258,6 +303,12 @@ impl MapWriter for Sim {
             }
         }
         self.check();
+        if let Some(real) = &mut self.real {
+            real.write(op)?;
+        }
+        if self.strict {
+            self.check_put(op);
+        }
         self.log.push(op.clone());
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::rows::{back_row, key, net, source};
 use super::sim::Sim;
 
 /// A kernel that starts with any rows and checks nothing by itself.
+#[derive(Clone)]
 pub struct Unchecked {
     pub sim: Sim,
 }
@@ -89,7 +90,24 @@ impl MapWriter for Unchecked {
             MapOp::DeleteDirect6 { key } => {
                 sim.networks.remove(&net(key.addr, key.prefix_len));
             }
-            _ => {}
+            MapOp::PutPod4 { addr, via } => drop(sim.pods.insert(addr.to_ip(), *via)),
+            MapOp::PutPod6 { addr, via } => drop(sim.pods.insert(addr.to_ip(), *via)),
+            MapOp::DeletePod4 { addr } => drop(sim.pods.remove(&addr.to_ip())),
+            MapOp::DeletePod6 { addr } => drop(sim.pods.remove(&addr.to_ip())),
+            MapOp::PutPeer4 { key, via } => {
+                sim.peers.insert(net(key.addr, key.prefix_len), *via);
+            }
+            MapOp::PutPeer6 { key, via } => {
+                sim.peers.insert(net(key.addr, key.prefix_len), *via);
+            }
+            MapOp::DeletePeer4 { key } => {
+                sim.peers.remove(&net(key.addr, key.prefix_len));
+            }
+            MapOp::DeletePeer6 { key } => {
+                sim.peers.remove(&net(key.addr, key.prefix_len));
+            }
+            MapOp::PutNode { addr, node } => drop(sim.nodes.insert(addr.to_ip(), *node)),
+            MapOp::DeleteNode { addr } => drop(sim.nodes.remove(&addr.to_ip())),
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-use admin_api::{Feature, MapFault, Overlay, Status, Warning};
+use admin_api::{Feature, MapFault, Overlay, RowRound, Status, Warning};
 use datapath_common::Reason;
 
 use super::*;
@@ -32,6 +32,7 @@ fn report() -> Report {
         agent: None,
         agent_error: Some("no agent listens at /run/tulle/agent.sock".into()),
         agent_age_secs: None,
+        last_round_age_secs: None,
         links: vec![LinkRow {
             pin: "pod_from-7".into(),
             program: Some("tulle_pod_from".into()),
@@ -105,6 +106,11 @@ fn the_agent_tells_choices_and_warnings() {
         }],
         last_sync_micros: Some(2_345),
         syncs: 12,
+        last_round: Some(RowRound {
+            ended_at_secs: 1_000,
+            found: 0,
+            pending: 0,
+        }),
         warnings: [Warning {
             file: String::new(),
             object: "Service default/web".into(),
@@ -121,6 +127,7 @@ fn the_agent_tells_choices_and_warnings() {
     let report = Report {
         agent: Some(agent),
         agent_age_secs: Some(3_700),
+        last_round_age_secs: Some(12),
         faults: vec!["map x is odd".into()],
         ..Report::default()
     };
@@ -130,6 +137,7 @@ fn the_agent_tells_choices_and_warnings() {
 Agent      running on n1, version 0.1.0, pid 42, up 1h01m
 Objects    directory /etc/tulle/state: 0 services, 0 endpoint slices, 0 nodes, 0 local pods
 Syncs      12 (0 failed), the last one 2.3 ms from change to map; 0 drift repairs
+Rows       compared 12s ago: all as written
 Uplink     eth0
 Overlay    flannel.1, VNI 1, UDP port 8472, MTU 1,450
 
@@ -147,6 +155,36 @@ warning  Service default/web: spec.ports[0].port
     );
     let text = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+}
+
+#[test]
+fn rows_that_differed_are_told_until_the_next_round() {
+    let told = |found, pending| {
+        let last_round = Some(RowRound {
+            ended_at_secs: 1_000,
+            found,
+            pending,
+        });
+        let report = Report {
+            agent: Some(Status {
+                last_round,
+                ..Status::default()
+            }),
+            last_round_age_secs: Some(3),
+            ..Report::default()
+        };
+        let text = render(&report, STYLE);
+        let line = text.lines().find(|line| line.starts_with("Rows"));
+        line.unwrap().to_owned()
+    };
+    assert_eq!(
+        told(1, 0),
+        "Rows       compared 3s ago: 1 was not as written, and put right"
+    );
+    assert_eq!(
+        told(1_200, 3),
+        "Rows       compared 3s ago: 1,200 were not as written; 3 to be put right"
+    );
 }
 
 #[test]

@@ -132,7 +132,6 @@ const RULES: &str = "there are no rules of iptables, nftables or IPVS: the datap
 const LOCAL: &str = "which traffic is of this node's pods is told by the Node's podCIDRs";
 const FLOWS: &str = "flows have a table of their own with times of their own, not the kernel's \
                      conntrack; --max-flows is its size";
-const SYNCS: &str = "each change is written at once, and what fails is tried again";
 const CLIENT: &str = "calls are few, and paced after errors; there is nothing to limit";
 const LOGS: &str = "the log is text; --log says what is in it";
 const WINDOWS: &str = "Tulle serves Linux";
@@ -183,10 +182,10 @@ pub const FIELDS: &[Field] = &[
     option("nftables.minSyncPeriod", "", "min-sync-period", values::plain).of(NFTABLES),
     option("ipvs.minSyncPeriod", "ipvs-min-sync-period", "min-sync-period", values::plain).of(IPVS),
     option("", "iptables-min-sync-period", "min-sync-period", values::plain).of(RULES_OF_NETFILTER),
-    instead("iptables.syncPeriod", "", SYNCS).of(IPTABLES),
-    instead("nftables.syncPeriod", "", SYNCS).of(NFTABLES),
-    instead("ipvs.syncPeriod", "ipvs-sync-period", SYNCS).of(IPVS),
-    instead("", "iptables-sync-period", SYNCS).of(RULES_OF_NETFILTER),
+    option("iptables.syncPeriod", "", "sync-period", values::plain).of(IPTABLES),
+    option("nftables.syncPeriod", "", "sync-period", values::plain).of(NFTABLES),
+    option("ipvs.syncPeriod", "ipvs-sync-period", "sync-period", values::plain).of(IPVS),
+    option("", "iptables-sync-period", "sync-period", values::plain).of(RULES_OF_NETFILTER),
     instead("iptables.localhostNodePorts", "iptables-localhost-nodeports", "node ports answer at the node's addresses that --node-port-addresses names, and at no others").switch().of(IPTABLES),
     option("ipvs.scheduler", "ipvs-scheduler", "scheduler", values::scheduler).of(IPVS),
     instead("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", RULES).of(IPVS),

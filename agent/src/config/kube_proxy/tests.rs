@@ -210,8 +210,9 @@ fn flags_are_taken() {
         ]
     );
     assert_eq!(reading.notes.len(), 4, "{:?}", reading.notes);
-    let rules = read_flags(&["--proxy-mode=nftables", "--iptables-min-sync-period=5s"]);
-    assert_eq!(said_of(&rules), ["min-sync-period=5s"]);
+    let periods = ["--iptables-min-sync-period=5s", "--iptables-sync-period=1m"];
+    let rules = read_flags(&[&["--proxy-mode=nftables"][..], &periods].concat());
+    assert_eq!(said_of(&rules), ["min-sync-period=5s", "sync-period=1m"]);
     let empty = ["--hostname-override=", "--master=", "--nodeport-addresses="];
     let empty = read_flags(&[&empty[..], &["--ipvs-strict-arp=f", "--profiling=0"]].concat());
     assert_eq!(empty, Reading::default());

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "tests and their helpers may panic")]
 #![allow(clippy::float_cmp, reason = "counts are whole numbers")]
 
-#[allow(dead_code, reason = "of a scrape, sums are all that is asked")]
 mod exposition;
 mod run_services_support;
 mod run_support;

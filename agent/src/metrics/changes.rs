@@ -171,9 +171,15 @@ mod tests {
             all.sort();
             all
         };
-        assert_eq!(repairs(), ["programs 0", "rows 0", "slow_path 0", "sockets 0"]);
+        assert_eq!(
+            repairs(),
+            ["programs 0", "rows 0", "slow_path 0", "sockets 0"]
+        );
         metrics.repaired(Drift::Sockets, 2);
         metrics.repaired(Drift::Programs, 1);
-        assert_eq!(repairs(), ["programs 1", "rows 0", "slow_path 0", "sockets 2"]);
+        assert_eq!(
+            repairs(),
+            ["programs 1", "rows 0", "slow_path 0", "sockets 2"]
+        );
     }
 }

@@ -391,7 +391,7 @@ pub(super) fn address(
     };
     let ops = if !wanted {
         old.map(|_| MapOp::delete_front(key)).into_iter().collect()
-    } else if old == Some(&row) {
+    } else if old == Some(&row) && !applied.damaged.contains_key(&key) {
         Vec::new()
     } else {
         applied.room_for(&key)?;

@@ -45,6 +45,15 @@ pub struct Rounds {
     last: Option<LastRound>,
 }
 
+/// What a step came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Some rows differ.
+    pub found: bool,
+    /// All rows have been compared.
+    pub ended: bool,
+}
+
 impl Rounds {
     /// Rounds that begin so far apart, the first after that time; none if it is 0.
     pub fn new(period: Duration, now: Instant) -> Self {
@@ -71,8 +80,7 @@ impl Rounds {
         self.last
     }
 
-    /// Compares the next rows if it is time, and says whether some of them differ: the planner
-    /// has to run then, and [`Self::settle`] after it.
+    /// Compares the next rows if it is time. If some of them differ, the planner has to run, and [`Self::settle`] after it.
     ///
     /// # Errors
     ///
@@ -82,7 +90,7 @@ impl Rounds {
         maps: &Maps,
         planner: &mut Planner,
         metrics: &ChangeMetrics,
-    ) -> Result<Option<bool>, TableError> {
+    ) -> Result<Option<Step>, TableError> {
         let now = Instant::now();
         let Some(period) = self.period.filter(|_| now >= self.due) else {
             return Ok(None);
@@ -103,10 +111,14 @@ impl Rounds {
             self.began = None;
             self.due = self.due.max(began + period);
         }
-        if step? {
+        let ended = step?;
+        if ended {
             self.end(after - began, metrics);
         }
-        Ok(Some(!found.is_empty()))
+        Ok(Some(Step {
+            found: !found.is_empty(),
+            ended,
+        }))
     }
 
     fn note(&mut self, difference: &Difference) {

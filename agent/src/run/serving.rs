@@ -189,11 +189,17 @@ impl Serving {
 
     /// Writes what is due, and takes note of what failed.
     pub fn plan(&mut self, shared: &mut Shared) -> Outcome {
-        let began = Instant::now();
-        let outcome = self.planner.run(&mut self.datapath.maps, Instant::now);
+        let outcome = self.write(shared);
         if outcome.written > 0 {
             self.departed.look();
         }
+        outcome
+    }
+
+    /// The same without a look at whom changes left behind.
+    fn write(&mut self, shared: &mut Shared) -> Outcome {
+        let began = Instant::now();
+        let outcome = self.planner.run(&mut self.datapath.maps, Instant::now);
         let now = Instant::now();
         self.tell_run(shared, &outcome, now - began);
         for failure in &outcome.errors {
@@ -449,17 +455,19 @@ impl Serving {
         }
         let maps = &self.datapath.maps;
         let changes = &shared.metrics.changes;
+        // Sockets of rows that are still missing have not lost their backends.
         let fault = match self.rounds.step(maps, &mut self.planner, changes) {
             Ok(None) => None,
-            Ok(Some(found)) => {
-                if found {
-                    self.plan(shared);
+            Ok(Some(step)) => {
+                if step.found {
+                    self.write(shared);
                 }
-                Some(Vec::new())
+                // One table that cannot be read is at fault until a whole round went well.
+                step.ended.then(Vec::new)
             }
             Err(error) => {
                 // What was found before is written all the same.
-                self.plan(shared);
+                self.write(shared);
                 Some(vec![error.to_string()])
             }
         };

@@ -127,7 +127,8 @@ fn link_flags(musl: &str) -> Vec<String> {
         format!("-Clink-arg={musl}/rcrt1.o"),
         format!("-Clink-arg={musl}/crti.o"),
         format!("-Clink-arg={musl}/crtn.o"),
-        "-Clink-arg=-lc".to_owned(),
+        // By name: behind rustc's own libraries `-lc` is the shared one.
+        format!("-Clink-arg={musl}/libc.a"),
         "-Clink-arg=-Wl,--defsym=__fprintf_chk=abort".to_owned(),
     ]
 }
@@ -159,6 +160,9 @@ mod tests {
         let musl = flags.iter().position(|f| f == "-Lnative=/m").unwrap();
         let llvm = flags.iter().position(|f| f.contains("llvm")).unwrap();
         assert!(musl < llvm);
-        assert!(flags.iter().any(|f| f.ends_with("/m/rcrt1.o")));
+        assert!(
+            flags.iter().any(|f| f.ends_with("/m/rcrt1.o"))
+                && flags.iter().any(|f| f.ends_with("/m/libc.a"))
+        );
     }
 }

@@ -10,7 +10,7 @@ use datapath_common::{
     Address, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, PeerKey, Scope, SourceKey,
 };
 
-use super::Planner;
+use super::{Planner, Retry};
 use crate::model::Family;
 use crate::plan::applied::{Rows, backend_row, net};
 use crate::plan::difference::{Difference, How, Table};
@@ -70,7 +70,8 @@ impl Planner {
 
     /// Asks for what puts a row right, and tells of it.
     fn doubt(&mut self, table: Table, unit: Unit, how: How, found: &mut Vec<Difference>) {
-        self.pending.entry(unit).or_default();
+        // Written at once, however long a former failure would have it wait.
+        self.pending.insert(unit, Retry::default());
         found.push(Difference { table, unit, how });
     }
 
@@ -293,7 +294,16 @@ impl Planner {
         let ours = fronts.map(|(key, _)| *key);
         let ours = ours.skip_while(|key| Family::of(key.addr) != family);
         let ours = ours.take_while(|key| Family::of(key.addr) == family);
-        ours.take(count).collect()
+        // An address and its ports together: a mark that is written before the ports are known to
+        // be missing would have their packets refused.
+        let mut taken: Vec<FrontKey> = Vec::new();
+        for key in ours {
+            if taken.len() >= count && taken.last().is_none_or(|last| last.addr != key.addr) {
+                break;
+            }
+            taken.push(key);
+        }
+        taken
     }
 
     /// A frontend that was written is not there.

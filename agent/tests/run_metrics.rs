@@ -185,7 +185,8 @@ fn kp160_changes_of_endpoints_are_timed_until_they_are_written() {
     let queued = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
     assert!(seen.sum(last, &v4) >= seen.sum(queued, &v4));
     assert!(seen.sum(last, &v4) > start.sum(last, &v4));
-    // Three seconds ago a pod became ready.
+    // Three seconds ago a pod became ready, and the agent ran.
+    std::thread::sleep(Duration::from_secs(4));
     let gone = world.cluster.pods().next().unwrap().1.name().to_owned();
     service.remove_endpoint(&gone).unwrap();
     let text = triggered(&service, SystemTime::now() - Duration::from_secs(3));

@@ -84,6 +84,38 @@ fn what_cannot_be_used_is_named() {
     assert!(said().contains("users[].user.exec.command"));
 }
 
+/// A server that is in trouble is no reason to ask for other credentials.
+#[test]
+fn a_program_is_not_run_again_while_the_server_fails() {
+    let site = Site::start();
+    site.apply(service("web", 80));
+    let options = site.options();
+    let runs = site.files.path().join("runs");
+    let script = format!(
+        "echo run >>{}; echo '{{\"status\": {{\"token\": \"{TOKEN}\"}}}}'",
+        runs.display()
+    );
+    edit(options.kubeconfig.as_ref().unwrap(), |config| {
+        config["users"][0]["user"] = json!({"exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "interactiveMode": "Never",
+            "command": "/bin/sh",
+            "args": ["-c", script],
+        }});
+    });
+    let mut told = site.follow_by(options);
+    told.until_services(&["web"]);
+    let failing = site.server.fault(Fault::answer(503));
+    site.server.listener().reset_connections();
+    let often = || Ok((failing.used() > 20).then_some(()));
+    testkit::wait::until("many failures", LIMIT * 2, often).unwrap();
+    failing.lift();
+    site.apply(service("late", 80));
+    told.until_services(&["late", "web"]);
+    let runs = std::fs::read_to_string(runs).unwrap();
+    assert_eq!(runs.lines().count(), 1);
+}
+
 /// A program that gives credentials runs beside the watches, which go on.
 #[test]
 fn a_program_that_hangs_holds_up_no_watch() {

@@ -42,7 +42,7 @@ fn keys_lead_to_pages_and_out() {
         "only the help goes"
     );
     assert!(!app.help);
-    assert_eq!(press(&mut app, KeyCode::Esc), Action::Quit);
+    assert_eq!(press(&mut app, KeyCode::Esc), Action::None);
     assert_eq!(press(&mut app, KeyCode::Char('q')), Action::Quit);
     let control = |char| KeyEvent::new(KeyCode::Char(char), KeyModifiers::CONTROL);
     press(&mut app, KeyCode::Char('/'));
@@ -105,6 +105,10 @@ fn a_filter_is_typed_kept_and_taken_away() {
     assert_eq!(services(&app), [8], "by address");
     press(&mut app, KeyCode::Esc);
     assert_eq!((app.typing, services(&app).len()), (false, 3));
+    type_text(&mut app, "/we");
+    press(&mut app, KeyCode::Tab);
+    assert!(!app.typing, "another page has a filter of its own");
+    assert_eq!(press(&mut app, KeyCode::Char('q')), Action::Quit);
     press(&mut app, KeyCode::Char('1'));
     press(&mut app, KeyCode::Char('/'));
     assert!(!app.typing, "nothing to filter");
@@ -132,7 +136,7 @@ fn enter_shows_the_backends_of_a_service() {
     press(&mut app, KeyCode::Backspace);
     press(&mut app, KeyCode::Char('3'));
     assert_eq!(app.counts(), Some((3, 3)));
-    assert_eq!(press(&mut app, KeyCode::Esc), Action::Quit);
+    assert_eq!(press(&mut app, KeyCode::Esc), Action::None);
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl App {
         }
         match key.code {
             KeyCode::Char('q') => return Action::Quit,
-            KeyCode::Esc => return self.escape(),
+            KeyCode::Esc => self.escape(),
             KeyCode::Backspace => self.leave_service(),
             KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.help = true,
             KeyCode::Tab | KeyCode::Right => self.page = self.page.next(),
@@ -189,6 +189,10 @@ impl App {
             KeyCode::Char(char) if !char.is_control() => {
                 self.set_filter(|filter| filter.push(char));
             }
+            KeyCode::Tab | KeyCode::BackTab | KeyCode::Left | KeyCode::Right => {
+                self.typing = false;
+                return false;
+            }
             _ => return false,
         }
         true
@@ -224,16 +228,14 @@ impl App {
         }
     }
 
-    /// Takes the last thing back that was asked for; quits if nothing was.
-    fn escape(&mut self) -> Action {
+    /// Takes the last thing back that was asked for. It does not quit: of an arrow key that comes
+    /// in two pieces the first is this one.
+    fn escape(&mut self) {
         if self.filter().is_some_and(|filter| !filter.is_empty()) {
             self.set_filter(String::clear);
         } else if self.page == Page::Backends && self.of_service.is_some() {
             self.leave_service();
-        } else {
-            return Action::Quit;
         }
-        Action::None
     }
 
     fn enter_service(&mut self) {

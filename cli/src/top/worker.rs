@@ -64,11 +64,13 @@ fn work(
             Some(Duration::ZERO) => {
                 let began = Instant::now();
                 let sample = reader.read_or_tell();
+                // Before it is sent: a terminal that stood still for an hour says nothing of how
+                // long a reading takes.
+                pace.done(began, Instant::now());
                 if views.send(View::new(Some(&before), &sample)).is_err() {
                     return;
                 }
                 before = sample;
-                pace.done(began, Instant::now());
             }
             wait => {
                 // Paused: only an order, or the end, changes that.

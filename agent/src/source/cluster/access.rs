@@ -92,30 +92,31 @@ struct Logins {
 
 struct Current {
     login: Login,
-    files: Vec<(PathBuf, Stamp)>,
-    /// When the credentials that a program gave end.
-    expires: Option<Timestamp>,
+    loaded: Loaded,
 }
 
 impl Current {
     fn is_fresh(&self) -> bool {
         let same = |(path, seen): &(PathBuf, Stamp)| stamp(path) == *seen;
         let valid = |end: Timestamp| Timestamp::now() + BEFORE < end;
-        self.files.iter().all(same) && self.expires.is_none_or(valid)
+        let Loaded { files, expires, .. } = &self.loaded;
+        files.iter().all(same) && expires.is_none_or(valid)
     }
 }
 
 /// A configuration, with what it is good for.
+#[derive(Clone)]
 struct Loaded {
     config: Config,
     files: Vec<(PathBuf, Stamp)>,
+    /// When the credentials that a program gave end.
     expires: Option<Timestamp>,
 }
 
 impl std::fmt::Debug for Current {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Current")
-            .field("files", &self.files)
+            .field("files", &self.loaded.files)
             .finish_non_exhaustive()
     }
 }
@@ -179,12 +180,7 @@ impl Access {
     }
 
     fn begin(&self, logins: &mut Logins, loaded: Loaded) -> Result<Login, AccessError> {
-        let Loaded {
-            config,
-            files,
-            expires,
-        } = loaded;
-        let client = self.make(config)?;
+        let client = self.make(loaded.config.clone())?;
         logins.made += 1;
         let login = Login {
             client,
@@ -192,30 +188,33 @@ impl Access {
         };
         logins.current = Some(Current {
             login: login.clone(),
-            files,
-            expires,
+            loaded,
         });
         Ok(login)
     }
 
     /// What this client holds is not accepted any more: the next one reads all files again, unless
-    /// there is a later one already. Says whether there was none.
-    pub async fn refused(&self, number: u64) -> bool {
+    /// there is a later one already.
+    pub async fn refused(&self, number: u64) {
         let mut logins = self.current.lock().await;
-        let current = logins.current.as_ref();
-        let is_it = current.is_some_and(|current| current.login.number == number);
-        if is_it {
-            logins.current = None;
-        }
-        is_it
+        logins
+            .current
+            .take_if(|current| current.login.number == number);
     }
 
     /// The server that answered this client last serves nothing: the next client has no connection to
-    /// it, and tries others first.
+    /// it, and tries others first. Its credentials are as good as they were.
     pub async fn pass_over(&self, number: u64) {
-        if self.refused(number).await {
-            self.known.pass_over(Instant::now());
-        }
+        let mut logins = self.current.lock().await;
+        let Some(current) = logins
+            .current
+            .take_if(|current| current.login.number == number)
+        else {
+            return;
+        };
+        self.known.pass_over(Instant::now());
+        // Without a client of it the next one reads all files again, and says what is wrong.
+        let _ = self.begin(&mut logins, current.loaded);
     }
 
     fn make(&self, mut config: Config) -> Result<Client, AccessError> {
@@ -415,11 +414,11 @@ mod tests {
         with_access(async |access, _| {
             let first = access.client().await.unwrap().number;
             assert_eq!(access.client().await.unwrap().number, first);
-            assert!(access.refused(first).await);
+            access.refused(first).await;
             let second = access.client().await.unwrap().number;
             assert_ne!(second, first);
             // The other watches had asked with the first one, too.
-            assert!(!access.refused(first).await);
+            access.refused(first).await;
             access.pass_over(first).await;
             assert_eq!(access.client().await.unwrap().number, second);
         });

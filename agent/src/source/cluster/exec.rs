@@ -103,11 +103,15 @@ async fn run(exec: &ExecConfig, patience: Duration) -> Result<Status, String> {
         return Err(format!("failed ({}): {said}", output.status));
     }
     // Some programs write YAML, of which JSON is a part.
-    let credential: Credential = serde_norway::from_slice(&output.stdout)
-        .map_err(|error| format!("gave no ExecCredential: {error}"))?;
+    let credential: Credential = serde_norway::from_slice(&output.stdout).map_err(|error| {
+        // It may have printed a secret: nothing of it is repeated.
+        let at = error.location();
+        let at = at.map(|at| format!(" (line {}, column {})", at.line(), at.column()));
+        format!("printed no ExecCredential{}", at.unwrap_or_default())
+    })?;
     let status = credential.status.ok_or("gave no status")?;
     let has_pair = status.client_certificate_data.is_some() && status.client_key_data.is_some();
-    if status.token.is_none() && !has_pair {
+    if status.token.as_deref().is_none_or(str::is_empty) && !has_pair {
         return Err("gave neither a token nor a certificate with its key".into());
     }
     Ok(status)
@@ -235,6 +239,8 @@ mod tests {
         let mut asks = script("");
         asks.interactive_mode = Some(ExecInteractiveMode::Always);
         for (exec, words) in [
+            (script("echo a-secret-token"), "printed no ExecCredential"),
+            (script("echo 'status: {token: \"\"}'"), "neither a token"),
             (missing, "get it from somewhere"),
             (asks, "interactiveMode"),
             (script("echo no key >&2; exit 3"), "no key"),
@@ -243,6 +249,7 @@ mod tests {
         ] {
             let said = ran(&exec, PATIENCE).unwrap_err();
             assert!(said.contains(words), "{said}");
+            assert!(!said.contains("secret"), "{said}");
         }
     }
 

@@ -14,7 +14,7 @@ const KEYS: [(&str, &str); 13] = [
     ),
     ("p Space", "pause and go on"),
     ("+ -", "read less or more often"),
-    ("q Esc Ctrl-C", "quit"),
+    ("q Ctrl-C", "quit"),
     ("", ""),
     ("RE", "replies: what goes from backends to clients"),
     ("-", "no rate: not counted, new, or its counters began anew"),

@@ -73,9 +73,12 @@ impl Item for MapUsage {
 
     fn compare(&self, other: &Self, by: Sort) -> Ordering {
         match by {
-            Sort::Full => {
-                downwards(fullness(self), fullness(other)).then_with(|| other.used.cmp(&self.used))
-            }
+            // Of those that were not counted to the end nobody knows: they come first.
+            Sort::Full => other
+                .at_least
+                .cmp(&self.at_least)
+                .then_with(|| downwards(fullness(self), fullness(other)))
+                .then_with(|| other.used.cmp(&self.used)),
             Sort::Total => other.used.cmp(&self.used),
             Sort::Memory => other.memory_bytes.cmp(&self.memory_bytes),
             _ => self.name.cmp(&other.name),
@@ -84,25 +87,23 @@ impl Item for MapUsage {
 
     fn cells(&self, columns: &[Column], widths: &[usize]) -> Vec<Piece> {
         let part = fullness(self);
-        let tone = tone(part);
+        let tone = match tone(part) {
+            Tone::Good | Tone::Dim if self.at_least => Tone::Warn,
+            tone => tone,
+        };
+        let least = if self.at_least { "≥" } else { "" };
         let columns = columns.iter().zip(widths);
         let room = columns.filter(|(column, _)| column.title == BAR);
         let room = room.map(|(_, width)| *width).next().unwrap_or(0);
         let ring = self.name == maps::EVENTS;
         let used = self.used.map_or_else(
             || "-".into(),
-            |used| {
-                format!(
-                    "{}{}",
-                    if self.at_least { "≥" } else { "" },
-                    format::count(used)
-                )
-            },
+            |used| format!("{least}{}", format::count(used)),
         );
         let (bar, full) = match (part, self.used) {
             (Some(_), Some(used)) => (
                 bar(used, self.limit, room),
-                format::percent(used, self.limit),
+                format!("{least}{}", format::percent(used, self.limit)),
             ),
             _ => (String::new(), "-".into()),
         };

@@ -41,6 +41,27 @@ fn traffic(town: &Town) -> [u64; 2] {
     })
 }
 
+/// What XDP and the stack have sent, and the counters for services, between two packets: the last
+/// of a connection may come late.
+fn at_rest(town: &Town) -> ([u64; 2], [u64; 2], [u64; 2]) {
+    let read = || {
+        (
+            sent(town, Hook::Xdp),
+            sent(town, Hook::NicIn),
+            traffic(town),
+        )
+    };
+    let mut last = read();
+    let poll = || {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = read();
+        let rests = now == last;
+        last = now;
+        Ok(rests.then_some(now))
+    };
+    wait::until("no packet to come", LIMIT, poll).unwrap()
+}
+
 fn is_served_by_xdp(mode: &str) {
     let town = Town::with_xdp(mode, mode, "on");
     if mode == "native" {
@@ -60,15 +81,10 @@ fn is_served_by_xdp(mode: &str) {
     }
     for at in EXTERNAL {
         for by in EVERY_WAY {
-            let (xdp, stack, counts) = (
-                sent(&town, Hook::Xdp),
-                sent(&town, Hook::NicIn),
-                traffic(&town),
-            );
+            let (xdp, stack, counts) = at_rest(&town);
             town.spread(OUTSIDE, &service, at, by, pods_of(1), Source::NodeSide(0))
                 .unwrap();
-            let (now, after) = (sent(&town, Hook::Xdp), traffic(&town));
-            let left = sent(&town, Hook::NicIn);
+            let (now, left, after) = at_rest(&town);
             for way in [0, 1] {
                 let (by_xdp, left) = (now[way] - xdp[way], left[way] - stack[way]);
                 // Once a second for each next hop, so that the kernel knows it still.

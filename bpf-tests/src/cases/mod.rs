@@ -186,7 +186,7 @@ impl Case {
     pub fn run(&self, engine: &mut dyn Engine) -> anyhow::Result<Vec<String>> {
         let mut observed = self.observe(engine)?;
         // The clock stepped after the tables were written: ages are off by one.
-        for _ in 0..10 {
+        for _ in 0..50 {
             if observed.ticks == (NOW, NOW) {
                 break;
             }

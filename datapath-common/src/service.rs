@@ -212,6 +212,26 @@ pub struct Traffic {
     pub reply_bytes: u64,
 }
 
+impl Traffic {
+    /// What `by` makes of the two, field by field.
+    #[must_use]
+    pub fn combined(&self, other: &Self, by: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            flows: by(self.flows, other.flows),
+            packets: by(self.packets, other.packets),
+            bytes: by(self.bytes, other.bytes),
+            reply_packets: by(self.reply_packets, other.reply_packets),
+            reply_bytes: by(self.reply_bytes, other.reply_bytes),
+        }
+    }
+
+    /// Both together; counters wrap.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.combined(other, u64::wrapping_add)
+    }
+}
+
 impl Frontend {
     /// Row of `tulle_turns` by which new flows of clients inside or outside take turns.
     /// All frontends of a service port share it as far as they have the same list.

@@ -153,7 +153,7 @@ impl Maps {
             let zeros = vec![Traffic::default(); rows.len()];
             let mut gone = self.traffic_of(GONE)?;
             for (sum, row) in gone.iter_mut().zip(&rows) {
-                add(sum, row);
+                *sum = sum.plus(row);
             }
             // First there, then away here: an agent that is killed between has them twice, once.
             self.set_traffic(GONE, gone)?;
@@ -186,18 +186,6 @@ impl Maps {
 
 /// Row of `tulle_svc_stats` for what service ports counted that are gone: no port has this number.
 const GONE: u32 = 0;
-
-fn add(sum: &mut Traffic, more: &Traffic) {
-    for (sum, more) in [
-        (&mut sum.flows, more.flows),
-        (&mut sum.packets, more.packets),
-        (&mut sum.bytes, more.bytes),
-        (&mut sum.reply_packets, more.reply_packets),
-        (&mut sum.reply_bytes, more.reply_bytes),
-    ] {
-        *sum = sum.wrapping_add(more);
-    }
-}
 
 #[cfg(test)]
 mod tests {

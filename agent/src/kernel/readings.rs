@@ -163,16 +163,9 @@ fn room(table: &RawMap<'_>) -> u32 {
 }
 
 fn add_up(values: &[u8], cpus: usize) -> Traffic {
-    let mut sum = Traffic::default();
-    for cpu in values.chunks_exact(size_of::<Traffic>()).take(cpus) {
-        let one: Traffic = bytemuck::pod_read_unaligned(cpu);
-        sum.flows = sum.flows.wrapping_add(one.flows);
-        sum.packets = sum.packets.wrapping_add(one.packets);
-        sum.bytes = sum.bytes.wrapping_add(one.bytes);
-        sum.reply_packets = sum.reply_packets.wrapping_add(one.reply_packets);
-        sum.reply_bytes = sum.reply_bytes.wrapping_add(one.reply_bytes);
-    }
-    sum
+    let cpus = values.chunks_exact(size_of::<Traffic>()).take(cpus);
+    let rows = cpus.map(bytemuck::pod_read_unaligned::<Traffic>);
+    rows.fold(Traffic::default(), |sum, row| sum.plus(&row))
 }
 
 fn failed(map: &'static str, what: &str, source: io::Error) -> TableError {

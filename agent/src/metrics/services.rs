@@ -102,7 +102,7 @@ impl Services {
         self.rename(renamed, Instant::now());
         let (mut sum, mut rows) = (Traffic::default(), Vec::new());
         readings.traffic(last.unwrap_or(0), |number, traffic| {
-            sum = combined(&sum, &traffic, u64::wrapping_add);
+            sum = sum.plus(&traffic);
             if each && self.owners.contains_key(&number) {
                 rows.push((number, traffic));
             }
@@ -123,13 +123,13 @@ impl Services {
     /// What was read, but of those whose number `changed` hands meanwhile.
     fn take_in(&mut self, sum: &Traffic, rows: Vec<(u32, Traffic)>, changed: &BTreeSet<u32>) {
         // A row that is moved while the table is read may be missed once.
-        self.total = combined(&self.total, sum, u64::max);
+        self.total = self.total.combined(sum, u64::max);
         for (number, row) in rows {
             if let Some(owner) = self.owners.get_mut(&number)
                 && !changed.contains(&number)
             {
-                let now = combined(&owner.before, &row, u64::wrapping_add);
-                owner.told = combined(&owner.told, &now, u64::max);
+                let now = owner.before.plus(&row);
+                owner.told = owner.told.combined(&now, u64::max);
                 owner.counted = true;
             }
         }
@@ -254,17 +254,6 @@ fn all_services(total: &Traffic, to: &mut DescriptorEncoder<'_>) -> fmt::Result 
         "Bytes of services, from the Ethernet header on.",
         both([total.bytes, total.reply_bytes]),
     )
-}
-
-/// Field by field.
-fn combined(one: &Traffic, other: &Traffic, by: impl Fn(u64, u64) -> u64) -> Traffic {
-    Traffic {
-        flows: by(one.flows, other.flows),
-        packets: by(one.packets, other.packets),
-        bytes: by(one.bytes, other.bytes),
-        reply_packets: by(one.reply_packets, other.reply_packets),
-        reply_bytes: by(one.reply_bytes, other.reply_bytes),
-    }
 }
 
 #[cfg(test)]

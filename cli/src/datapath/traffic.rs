@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 
-use aya::maps::{PerCpuArray, PerCpuValues};
+use aya::maps::PerCpuArray;
 use datapath_common::{Traffic, maps};
 
 use super::{Datapath, DatapathError};
@@ -60,7 +60,7 @@ impl Datapath {
             let values = array
                 .get(id, 0)
                 .map_err(|source| DatapathError::Map { map, source })?;
-            Ok((*id, sum(&values)))
+            Ok((*id, sum(values.iter().copied())))
         });
         rows.collect()
     }
@@ -86,7 +86,7 @@ impl Datapath {
                 if ids.contains(&id) {
                     let cpus = values.chunks_exact(size_of::<Traffic>());
                     let cpus = cpus.map(bytemuck::pod_read_unaligned::<Traffic>);
-                    found.insert(id, cpus.fold(Traffic::default(), add));
+                    found.insert(id, sum(cpus));
                 }
                 after = id;
             }
@@ -99,16 +99,6 @@ impl Datapath {
     }
 }
 
-fn sum(values: &PerCpuValues<Traffic>) -> Traffic {
-    values.iter().copied().fold(Traffic::default(), add)
-}
-
-const fn add(sum: Traffic, cpu: Traffic) -> Traffic {
-    Traffic {
-        flows: sum.flows.wrapping_add(cpu.flows),
-        packets: sum.packets.wrapping_add(cpu.packets),
-        bytes: sum.bytes.wrapping_add(cpu.bytes),
-        reply_packets: sum.reply_packets.wrapping_add(cpu.reply_packets),
-        reply_bytes: sum.reply_bytes.wrapping_add(cpu.reply_bytes),
-    }
+fn sum(cpus: impl Iterator<Item = Traffic>) -> Traffic {
+    cpus.fold(Traffic::default(), |sum, cpu| sum.plus(&cpu))
 }

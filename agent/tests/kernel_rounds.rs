@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use datapath_common::Config;
 use kernel_support::{on_node, options};
-use support::numbered::{name, service};
+use support::numbered::{service, slice};
 use support::{apply, batch, facts};
 use tulle_agent::kernel::{AttachKind, Capacities, Datapath, Reading};
-use tulle_agent::model::{Endpoint, EndpointSlice, Family, Object, Protocol, SlicePort};
+use tulle_agent::model::Object;
 use tulle_agent::plan::{self, Applied, Difference, Planner, Round, Table};
 use tulle_agent::source::Change;
 
@@ -27,24 +27,11 @@ const ENDPOINTS: u32 = 10;
 const STEP_ROWS: u32 = 1024;
 
 fn endpoints(i: u32) -> Object {
-    let endpoint = |n: u32| {
+    let address = |n: u32| {
         let [_, b, c, d] = (i * ENDPOINTS + n).to_be_bytes();
-        Endpoint::new(IpAddr::from([10, 128 | b, c, d]))
+        IpAddr::from([10, 128 | b, c, d])
     };
-    Object::Slice(
-        EndpointSlice {
-            name: name(i),
-            service: Some(name(i).name),
-            family: Some(Family::V4),
-            ports: vec![SlicePort {
-                name: "http".to_owned(),
-                port: 8080,
-                protocol: Protocol::Tcp,
-            }],
-            endpoints: (0..ENDPOINTS).map(endpoint).collect(),
-        }
-        .into(),
-    )
+    slice(i, (0..ENDPOINTS).map(address))
 }
 
 /// Steps of a round, each with its time, and all that they found.

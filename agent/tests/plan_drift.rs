@@ -6,29 +6,15 @@ mod support;
 
 use datapath_common::{BackendState, Frontend, FrontendFlags};
 use support::Sim;
-use support::numbered::{front, name, service};
+use support::numbered::{self, front, service};
 use support::reader::{Cursor, SimReader};
 use support::rows::Key;
 use support::world::{World, outline};
-use tulle_agent::model::{Endpoint, EndpointSlice, Family, Object, Protocol, SlicePort};
+use tulle_agent::model::{Family, Object};
 use tulle_agent::plan::{Difference, GRACE, How, Round, Table, Unit};
 
 fn slice(i: u32, hosts: &[u8]) -> Object {
-    let endpoint = |host: &u8| Endpoint::new([10, 244, 0, *host].into());
-    Object::Slice(
-        EndpointSlice {
-            name: name(i),
-            service: Some(name(i).name),
-            family: Some(Family::V4),
-            ports: vec![SlicePort {
-                name: "http".to_owned(),
-                port: 8080,
-                protocol: Protocol::Tcp,
-            }],
-            endpoints: hosts.iter().map(endpoint).collect(),
-        }
-        .into(),
-    )
+    numbered::slice(i, hosts.iter().map(|host| [10, 244, 0, *host].into()))
 }
 
 fn key(i: u32) -> Key {

@@ -7,10 +7,10 @@ mod support;
 use std::time::{Duration, Instant};
 
 use datapath_common::{BackendState, FrontendFlags, ViaKind};
-use support::numbered::{front, name, service};
+use support::numbered::{self, front, service};
 use support::world::{World, outline};
 use support::{CAPACITIES, Clock, Sim, apply, batch, facts, run};
-use tulle_agent::model::{Endpoint, EndpointSlice, Family, Object, Protocol, SlicePort};
+use tulle_agent::model::{Family, Object};
 use tulle_agent::plan::{Applied, Capacities, GRACE, MapOp, Planner};
 use tulle_agent::source::Change;
 
@@ -18,21 +18,7 @@ const DECIDE: u16 = FrontendFlags::FLOWS_DECIDE;
 const LOST: u16 = FrontendFlags::FLOWS_MAY_BE_LOST;
 
 fn slice(i: u32, hosts: &[u8]) -> Object {
-    let endpoint = |host: &u8| Endpoint::new([10, 244, 0, *host].into());
-    Object::Slice(
-        EndpointSlice {
-            name: name(i),
-            service: Some(name(i).name),
-            family: Some(Family::V4),
-            ports: vec![SlicePort {
-                name: "http".to_owned(),
-                port: 8080,
-                protocol: Protocol::Tcp,
-            }],
-            endpoints: hosts.iter().map(endpoint).collect(),
-        }
-        .into(),
-    )
+    numbered::slice(i, hosts.iter().map(|host| [10, 244, 0, *host].into()))
 }
 
 impl World {

@@ -1,6 +1,11 @@
 //! As many Services as a test wants, by number.
 
-use tulle_agent::model::{Exposure, NamespacedName, Object, Protocol, Service, ServicePort};
+use std::net::IpAddr;
+
+use tulle_agent::model::{
+    Endpoint, EndpointSlice, Exposure, Family, NamespacedName, Object, Protocol, Service,
+    ServicePort, SlicePort,
+};
 use tulle_agent::plan::FrontKey;
 
 pub fn name(i: u32) -> NamespacedName {
@@ -21,6 +26,24 @@ pub fn service(i: u32) -> Object {
             cluster_ips,
             ports,
             ..Service::new(name(i), Exposure::Served)
+        }
+        .into(),
+    )
+}
+
+/// Endpoints of service `i`.
+pub fn slice(i: u32, endpoints: impl IntoIterator<Item = IpAddr>) -> Object {
+    Object::Slice(
+        EndpointSlice {
+            name: name(i),
+            service: Some(name(i).name),
+            family: Some(Family::V4),
+            ports: vec![SlicePort {
+                name: "http".to_owned(),
+                port: 8080,
+                protocol: Protocol::Tcp,
+            }],
+            endpoints: endpoints.into_iter().map(Endpoint::new).collect(),
         }
         .into(),
     )

@@ -10,6 +10,9 @@ use super::said::{Place, Reading};
 use super::tree::{self, Node};
 use super::{kube_proxy, own};
 
+/// Fields of a document that say which it is, and no option.
+pub const HEAD: [&str; 2] = ["apiVersion", "kind"];
+
 /// Larger files are refused: they are a mistake.
 const MOST_BYTES: u64 = 1 << 20;
 

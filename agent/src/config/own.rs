@@ -2,6 +2,7 @@
 
 use clap::Command;
 
+use super::file;
 use super::options::{self, Form};
 use super::said::{Place, Reading, Said};
 use super::tree::{Node, Value};
@@ -10,9 +11,6 @@ use super::tree::{Node, Value};
 pub const API_VERSION: &str = "tulle.io/v1alpha1";
 /// Its `kind`.
 pub const KIND: &str = "AgentConfiguration";
-
-/// Fields that are no options.
-const HEAD: [&str; 2] = ["apiVersion", "kind"];
 
 /// What a document says. `whole` is the command whose options are its fields, `place` names a
 /// line and field in the file.
@@ -23,7 +21,7 @@ pub fn read(document: &Node, whole: &Command, place: impl Fn(u64, &str) -> Place
     };
     for (name, node) in entries
         .iter()
-        .filter(|(name, _)| !HEAD.contains(&name.as_str()))
+        .filter(|(name, _)| !file::HEAD.contains(&name.as_str()))
     {
         let place = place(node.line, name);
         let Some(arg) = options::of(whole).find(|arg| {
@@ -76,11 +74,7 @@ fn values(value: &Value, form: &Form) -> Result<Option<Vec<String>>, String> {
         }
         (Value::Float(_), _) => Err(options::QUOTES.to_owned()),
         (Value::List(nodes), Form::List) => {
-            let texts = nodes
-                .iter()
-                .map(|node| node.value.text().map(str::to_owned));
-            let texts: Option<Vec<String>> = texts.collect();
-            let texts = texts.ok_or("the list is to hold texts only")?;
+            let texts = Value::texts(nodes)?;
             Ok((!texts.is_empty()).then_some(texts))
         }
         (Value::List(_), _) => Err("there is a list in the place of one value".to_owned()),

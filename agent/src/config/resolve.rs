@@ -2,7 +2,7 @@
 //! flags say.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory};
@@ -48,13 +48,10 @@ pub enum Problem {
 
 /// The agent's command, which takes kube-proxy's flags too.
 pub fn command() -> Command {
-    let with_flags = |command: Command| {
-        let shown = |command: Command| command.mut_subcommand("show", kube_proxy::add_flags);
-        command
-            .mut_subcommand(RUN, kube_proxy::add_flags)
-            .mut_subcommand("config", shown)
-    };
-    with_flags(Args::command())
+    let shown = |config: Command| config.mut_subcommand("show", kube_proxy::add_flags);
+    Args::command()
+        .mut_subcommand(RUN, kube_proxy::add_flags)
+        .mut_subcommand("config", shown)
 }
 
 /// Reads a whole command line, the program's name before it, and the file that it names.
@@ -67,7 +64,7 @@ pub fn resolve(words: &[OsString]) -> Result<Resolved, Problem> {
         return Ok(Resolved::of(matches));
     };
     let file = match config(verb_matches) {
-        Some(path) => file::open(&path).map_err(|problem| Problem::Said(vec![problem]))?,
+        Some(path) => file::open(path).map_err(|problem| Problem::Said(vec![problem]))?,
         None => file::File::default(),
     };
     let mode = kube_proxy::mode_of_flags(verb_matches).or_else(|| file.mode());
@@ -98,12 +95,8 @@ pub fn resolve(words: &[OsString]) -> Result<Resolved, Problem> {
 }
 
 /// The file that a verb was given.
-pub fn config(matches: &ArgMatches) -> Option<PathBuf> {
-    matches
-        .try_get_one::<PathBuf>("config")
-        .ok()
-        .flatten()
-        .map(|path: &PathBuf| Path::to_owned(path))
+fn config(matches: &ArgMatches) -> Option<&PathBuf> {
+    matches.try_get_one("config").ok().flatten()
 }
 
 /// The verb that was chosen, down to the last.

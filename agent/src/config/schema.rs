@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use serde_json::{Map, Value, json};
-use serde_norway::{Mapping, Value as Yaml};
+use serde_norway::Mapping;
 
 use super::options::{self, Form};
 use super::own;
@@ -75,18 +75,29 @@ fn default(arg: &Arg) -> Option<Value> {
     let [text] = arg.get_default_values() else {
         return None;
     };
-    let text = text.to_str()?;
-    Some(match options::form(arg) {
-        Form::Boolean => Value::from(text == "true"),
-        Form::Number(_) => text.parse::<u64>().map_or(Value::Null, Value::from),
-        Form::List => text.split(',').collect::<Vec<&str>>().into(),
-        Form::Word(_) | Form::Text => Value::from(text),
-    })
+    Some(value(arg, &[text.to_str()?.to_owned()]))
+}
+
+/// Values of an option, as the command line takes them, as the file has them.
+fn value(arg: &Arg, values: &[String]) -> Value {
+    let first = values.first().map(String::as_str).unwrap_or_default();
+    match options::form(arg) {
+        Form::Boolean => Value::from(first == "true"),
+        Form::Number(_) => first.parse::<u64>().map_or(Value::Null, Value::from),
+        Form::Word(_) | Form::Text => Value::from(first),
+        Form::List => {
+            let all = values.iter().flat_map(|value| value.split(','));
+            all.collect::<Vec<&str>>().into()
+        }
+    }
 }
 
 /// The options of a verb as a document of Tulle's own file, in their order, without those for
 /// which `shown` has nothing.
-pub fn document(run: &Command, shown: impl Fn(&Arg) -> Option<Vec<String>>) -> Mapping {
+pub fn document(
+    run: &Command,
+    shown: impl Fn(&Arg) -> Option<Vec<String>>,
+) -> serde_norway::Result<Mapping> {
     let mut document = Mapping::from_iter([
         ("apiVersion".into(), own::API_VERSION.into()),
         ("kind".into(), own::KIND.into()),
@@ -95,18 +106,9 @@ pub fn document(run: &Command, shown: impl Fn(&Arg) -> Option<Vec<String>>) -> M
         let Some(values) = shown(arg) else {
             continue;
         };
-        let first = || values.first().map(String::as_str).unwrap_or_default();
-        let value: Yaml = match options::form(arg) {
-            Form::Boolean => (first() == "true").into(),
-            Form::Number(_) => first().parse::<u64>().map_or(Yaml::Null, Yaml::from),
-            Form::Word(_) | Form::Text => first().into(),
-            Form::List => {
-                let all = values.iter().flat_map(|value| value.split(','));
-                Yaml::Sequence(all.map(Yaml::from).collect())
-            }
-        };
+        let value = serde_norway::to_value(value(arg, &values))?;
         let long = arg.get_long().unwrap_or_default();
         document.insert(options::field(long).into(), value);
     }
-    document
+    Ok(document)
 }

@@ -24,7 +24,8 @@ pub fn show(args: &ShowArgs) -> anyhow::Result<()> {
         let is_shown = (args.all || !default) && !setting.values.is_empty();
         is_shown.then(|| setting.values.clone())
     });
-    let text = serde_norway::to_string(&document).context("cannot write YAML")?;
+    let text = document.and_then(|document| serde_norway::to_string(&document));
+    let text = text.context("cannot write YAML")?;
     print(&text)
 }
 

@@ -219,7 +219,8 @@ fn the_schema_has_every_option_and_its_default() {
     let document = schema::document(run, |arg| {
         let values = none.settings[arg.get_long().unwrap()].values.clone();
         (!values.is_empty()).then_some(values)
-    });
+    })
+    .unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let value = serde_json::to_value(&document).unwrap();
     let errors: Vec<String> = validator

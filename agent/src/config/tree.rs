@@ -39,6 +39,15 @@ impl Value {
         }
     }
 
+    /// The texts of a sequence's nodes, which must be texts all.
+    pub fn texts(nodes: &[Node]) -> Result<Vec<String>, String> {
+        let texts = nodes
+            .iter()
+            .map(|node| node.value.text().map(str::to_owned));
+        let texts: Option<Vec<String>> = texts.collect();
+        texts.ok_or_else(|| "the list is to hold texts only".to_owned())
+    }
+
     /// Whether the text of a number is lost.
     pub const fn is_float(&self) -> bool {
         matches!(self, Self::Float(_))

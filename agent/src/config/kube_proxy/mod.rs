@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::file;
 use super::options::{self, Form};
 use super::said::{Place, Reading, Said};
 use super::tree::{Node, Value};
@@ -23,9 +24,6 @@ pub const KIND: &str = "KubeProxyConfiguration";
 const NODE_PORTS: &str = "nodePortAddresses";
 /// Flags for which an empty text says something: nowhere.
 const LISTEN: [&str; 2] = ["healthz-bind-address", "metrics-bind-address"];
-
-/// Fields that are no options.
-const HEAD: [&str; 2] = ["apiVersion", "kind"];
 
 /// Adds kube-proxy's flags to a command, out of sight.
 pub fn add_flags(mut command: Command) -> Command {
@@ -117,7 +115,7 @@ pub fn read(
     for (path, node) in leaves(document) {
         let place = place(node.line, &path);
         let Some(field) = FIELDS.iter().find(|field| field.path == path) else {
-            if !HEAD.contains(&path.as_str()) && said(&node.value).is_some() {
+            if !file::HEAD.contains(&path.as_str()) && said(&node.value).is_some() {
                 let note = format!("{place}: kube-proxy has no such field; nothing comes of it");
                 taker.reading.notes.push(note);
             }
@@ -282,15 +280,8 @@ fn said(value: &Value) -> Option<Result<Vec<String>, String>> {
         Value::Text(text) => Some(Ok(vec![text.clone()])),
         Value::Float(number) => Some(Ok(vec![number.to_string()])),
         Value::List(nodes) => {
-            let texts = nodes
-                .iter()
-                .map(|node| node.value.text().map(str::to_owned));
-            let texts: Option<Vec<String>> = texts.collect();
-            match texts {
-                Some(texts) if texts.is_empty() => None,
-                Some(texts) => Some(Ok(texts)),
-                None => Some(Err("the list is to hold texts only".to_owned())),
-            }
+            let texts = Value::texts(nodes);
+            (texts.as_deref() != Ok(&[])).then_some(texts)
         }
         // Only options of a logger and the like are mappings to the last.
         Value::Map(entries) => {

@@ -234,7 +234,7 @@ fn colours_can_be_switched_off() {
         let mut terminal = Terminal::run(command);
         terminal.wait_for(&["agent not running", "nothing lost"]);
         assert_eq!(colored(&terminal), 0);
-        terminal.press(ESCAPE);
+        terminal.press("q");
         assert!(terminal.wait().success());
     }
 }

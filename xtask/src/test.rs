@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that has to hold, in one run.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
@@ -15,21 +16,15 @@ use crate::setup;
 use crate::summary::{Counts, Summary};
 use crate::workspace::{Package, Workspace};
 
-/// The programs themselves: no test runs inside them.
-const PROGRAMS: &str = "datapath-ebpf";
-/// All its tests load programs or make namespaces.
-const ROOT_TESTS: &str = "bpf-tests";
+/// Every call names the same packages, all but the programs, inside which no test runs: for other
+/// packages cargo chooses other features, and compiles half of the dependencies anew.
+const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "datapath-ebpf"];
+/// Crates whose tests in `tests/` need root, while those beside the code do not.
+const ROOT_TESTS: [&str; 5] = ["tulle-agent", "tulle", "testkit", "demo", "bpf-tests"];
 /// Tests of Services on clusters of namespaces.
-const SERVICE_TESTS: [&str; 6] = [
-    "--package",
-    "tulle-agent",
-    "--test",
-    "run_services*",
-    "--test",
-    "run_choice",
-];
+const SERVICE_TESTS: [&str; 2] = ["run_services*", "run_choice"];
 /// Those of them that ask every client at every frontend: run with each way alone, too.
-const CORE_TESTS: [&str; 4] = ["--package", "tulle-agent", "--test", "run_services"];
+const CORE_TESTS: [&str; 1] = ["run_services"];
 /// The variables by which services are served at sockets and by XDP there, too: nothing may be
 /// different but the way. The ones are for clients inside, the others for those outside, so that
 /// each is tested though both are on.
@@ -59,9 +54,6 @@ const OTHERWISE: [(&str, &[&str], Variables); 4] = [
         &[API],
     ),
 ];
-/// Crates whose tests in `tests/` need root, while those beside the code do not.
-const PARTLY_ROOT: [&str; 4] = ["tulle-agent", "tulle", "testkit", "demo"];
-
 /// Run all tests: set up, build, verify, lint, host tests, tests that need root
 #[derive(clap::Args)]
 pub struct Args {
@@ -108,43 +100,35 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(String::new())
     });
 
+    let groups = Groups::of(workspace.packages())?;
+    // The programs too: root tests run the agent and the CLI as an operator does.
+    if !args.quick
+        && !summary.stage("build", || {
+            process::run(workspace.cargo().args(["test", "--no-run"]).args(PACKAGES))?;
+            Ok(String::new())
+        })
+    {
+        return summary.finish();
+    }
     let filter = args.filter.as_deref();
     let mut ran = 0;
     summary.stage("host tests", || {
-        let counts = cargo_tests(
-            &workspace,
-            &host_runs(workspace.packages()),
-            filter,
-            None,
-            &[],
-        )?;
+        let counts = cargo_tests(&workspace, &groups.host_runs(), filter, None, &[])?;
         ran += counts.passed;
         Ok(counts.to_string())
     });
     if !args.quick {
-        // Root tests run the agent and the CLI as an operator does: as programs.
-        let binaries = summary.stage("build", || {
-            process::run(
-                workspace
-                    .cargo()
-                    .args(["build", "--workspace", "--exclude", PROGRAMS]),
-            )?;
-            Ok(String::new())
-        });
-        if !binaries {
-            return summary.finish();
-        }
         let threads = available_parallelism().map_or(2, |cores| cores.get().clamp(1, 4));
         summary.stage("root tests", || {
-            let runs = root_runs(workspace.packages());
+            let runs = [tests(&groups.root)];
             let counts = cargo_tests(&workspace, &runs, filter, Some(threads), &[])?;
             ran += counts.passed;
             Ok(counts.to_string())
         });
         if filter.is_none() {
-            for (stage, tests, variables) in OTHERWISE {
+            for (stage, names, variables) in OTHERWISE {
                 summary.stage(stage, || {
-                    let runs = [tests.iter().map(|&word| word.to_owned()).collect()];
+                    let runs = [tests(names)];
                     let counts = cargo_tests(&workspace, &runs, None, Some(threads), variables)?;
                     Ok(counts.to_string())
                 });
@@ -180,57 +164,44 @@ fn set_up(choice: Choice) -> Result<String> {
     .into())
 }
 
-/// Arguments of the `cargo test` calls for what needs no root: all targets and documentation of
-/// most crates; of the partly rooted ones all but `tests/`.
-fn host_runs(packages: &[Package]) -> Vec<Vec<String>> {
-    let (mut whole, mut beside_code, mut documentation) = (Vec::new(), Vec::new(), Vec::new());
-    for package in packages {
-        let name = package.name.as_str();
-        if name == PROGRAMS || name == ROOT_TESTS {
-            continue;
-        }
-        let words = ["--package", name].map(str::to_owned);
-        if !PARTLY_ROOT.contains(&name) {
-            whole.extend(words);
-            continue;
-        }
-        // Cargo refuses `--doc` for a crate without a library.
-        if package.has("lib") {
-            documentation.extend(words.clone());
-        }
-        beside_code.extend(words);
-    }
-    [
-        (whole, &[][..]),
-        (beside_code, &["--lib", "--bins"]),
-        (documentation, &["--doc"]),
-    ]
-    .into_iter()
-    .filter(|(packages, _)| !packages.is_empty())
-    .map(|(mut run, targets)| {
-        run.extend(targets.iter().map(|target| (*target).to_owned()));
-        run
-    })
-    .collect()
+/// Names of the tests in `tests/` directories.
+#[derive(Debug, PartialEq, Eq)]
+struct Groups<'a> {
+    host: BTreeSet<&'a str>,
+    root: BTreeSet<&'a str>,
 }
 
-/// Arguments of the `cargo test` calls for what needs root.
-fn root_runs(packages: &[Package]) -> Vec<Vec<String>> {
-    let mut runs = Vec::new();
-    for package in packages {
-        let name = package.name.as_str();
-        let run = ["--package", name].map(str::to_owned);
-        if name == ROOT_TESTS {
-            runs.push(run.into());
-        } else if PARTLY_ROOT.contains(&name) && package.has("test") {
-            runs.push(
-                run.into_iter()
-                    .chain(["--test", "*"].map(str::to_owned))
-                    .collect(),
-            );
+impl<'a> Groups<'a> {
+    /// # Errors
+    ///
+    /// If a name is in both groups: cargo takes the name for both.
+    fn of(packages: &'a [Package]) -> Result<Self> {
+        let names = |root| {
+            packages
+                .iter()
+                .filter(move |package| ROOT_TESTS.contains(&package.name.as_str()) == root)
+                .flat_map(|package| package.names("test"))
+                .collect::<BTreeSet<_>>()
+        };
+        let (host, root) = (names(false), names(true));
+        if let Some(name) = host.intersection(&root).next() {
+            bail!("the test {name} is in two crates, of which one needs root: rename one");
         }
+        Ok(Self { host, root })
     }
-    runs
+
+    /// Arguments of the `cargo test` calls for what needs no root.
+    fn host_runs(&self) -> [Vec<String>; 2] {
+        let mut run = vec!["--lib".to_owned(), "--bins".to_owned()];
+        run.extend(tests(&self.host));
+        [run, vec!["--doc".to_owned()]]
+    }
+}
+
+/// Arguments of `cargo test` for these of the tests in `tests/` directories.
+fn tests<'a>(names: impl IntoIterator<Item = &'a &'a str>) -> Vec<String> {
+    let words = names.into_iter().flat_map(|&name| ["--test", name]);
+    words.map(str::to_owned).collect()
 }
 
 /// Runs `cargo test` for each list of arguments, all of them even if one fails, with
@@ -247,7 +218,8 @@ fn cargo_tests(
     for run in runs {
         let mut command = workspace.cargo();
         command.envs(variables.iter().copied());
-        command.args(["test", "--no-fail-fast"]).args(run).arg("--");
+        command.args(["test", "--no-fail-fast"]).args(PACKAGES);
+        command.args(run).arg("--");
         command.args(filter);
         if let Some(threads) = threads {
             command.arg(format!("--test-threads={threads}"));
@@ -310,35 +282,33 @@ mod tests {
     fn packages() -> Workspace {
         serde_json::from_str(
             r#"{"workspace_root":"/w","target_directory":"/t","packages":[
-              {"name":"datapath-core","targets":[{"kind":["lib"]},{"kind":["test"]}]},
-              {"name":"datapath-ebpf","targets":[{"kind":["bin"]}]},
-              {"name":"tulle-agent","targets":[{"kind":["lib"]},{"kind":["test"]}]},
-              {"name":"tulle","targets":[{"kind":["bin"]}]},
-              {"name":"admin-api","targets":[{"kind":["lib"]}]},
-              {"name":"bpf-tests","targets":[{"kind":["lib"]}]}]}"#,
+              {"name":"datapath-core","targets":[
+                {"kind":["lib"],"name":"datapath_core"},{"kind":["test"],"name":"driver"}]},
+              {"name":"tulle-agent","targets":[
+                {"kind":["test"],"name":"run"},{"kind":["test"],"name":"packets"}]},
+              {"name":"tulle","targets":[{"kind":["bin"],"name":"tulle"}]},
+              {"name":"bpf-tests","targets":[{"kind":["test"],"name":"packets"}]}]}"#,
         )
         .unwrap()
-    }
-
-    fn lines(runs: &[Vec<String>]) -> Vec<String> {
-        runs.iter().map(|run| run.join(" ")).collect()
     }
 
     #[test]
     fn each_test_is_in_one_of_the_two_groups() {
         let workspace = packages();
+        let groups = Groups::of(workspace.packages()).unwrap();
         assert_eq!(
-            lines(&host_runs(workspace.packages())),
-            [
-                "--package datapath-core --package admin-api",
-                "--package tulle-agent --package tulle --lib --bins",
-                "--package tulle-agent --doc",
-            ]
+            groups.host_runs().map(|run| run.join(" ")),
+            ["--lib --bins --test driver", "--doc"]
         );
-        assert_eq!(
-            lines(&root_runs(workspace.packages())),
-            ["--package tulle-agent --test *", "--package bpf-tests"]
-        );
+        assert_eq!(tests(&groups.root).join(" "), "--test packets --test run");
+        let workspace: Workspace = serde_json::from_str(
+            r#"{"workspace_root":"/w","target_directory":"/t","packages":[
+              {"name":"xtask","targets":[{"kind":["test"],"name":"run"}]},
+              {"name":"demo","targets":[{"kind":["test"],"name":"run"}]}]}"#,
+        )
+        .unwrap();
+        let error = Groups::of(workspace.packages()).unwrap_err().to_string();
+        assert!(error.contains("the test run"), "{error}");
     }
 
     #[test]

@@ -29,15 +29,18 @@ pub struct Package {
 
 #[derive(Debug, Deserialize)]
 struct Target {
+    name: String,
     kind: Vec<String>,
 }
 
 impl Package {
-    /// Whether it has a target of this kind: `lib`, `bin`, `test`.
-    pub fn has(&self, kind: &str) -> bool {
+    /// Names of its targets of this kind: `lib`, `bin`, `test`.
+    pub fn names(&self, kind: &str) -> impl Iterator<Item = &str> {
+        let of_kind = move |target: &&Target| target.kind.iter().any(|k| k == kind);
         self.targets
             .iter()
-            .any(|target| target.kind.iter().any(|k| k == kind))
+            .filter(of_kind)
+            .map(|target| target.name.as_str())
     }
 }
 
@@ -137,7 +140,8 @@ mod tests {
         assert_eq!(workspace.root, Path::new("/src"));
         assert_eq!(workspace.bpf_object(), Path::new("/build/bpf/tulle.bpf.o"));
         let package = &workspace.packages()[0];
-        assert!(package.has("lib") && package.has("test") && !package.has("bin"));
+        assert_eq!(package.names("test").collect::<Vec<_>>(), ["t"]);
+        assert_eq!(package.names("bin").count(), 0);
         assert!(Workspace::parse("{}").is_err());
     }
 
